@@ -1,0 +1,28 @@
+"""Gradient dot product and gradient cosine: first-order influence of one step on a document."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tda.attribution.gradients import CHUNK, blocks, dot_products, matrix
+from tda.attribution.registry import method
+from tda.task import Examples, Task
+
+
+@method("gradient_dot", family="gradient", paper="Pruthi et al. 2020", needs=("params",), signed=True)
+def attribute(task: Task, train: Examples, queries: Examples, *, seed: int = 0, chunk: int = CHUNK) -> np.ndarray:
+    """``scores[q, i] = <grad l_q(theta), grad l_i(theta)>`` at the trained parameters, [Q, N].
+
+    One gradient step of size eta on document i lowers the loss of q by eta * scores[q, i], to first order.
+    Memory: (Q + chunk) x P x 4 bytes. No randomness.
+    """
+    return dot_products(task, train, queries, chunk).numpy()
+
+
+@method("gradient_cosine", family="gradient", paper="Pruthi et al. 2020", needs=("params",), signed=True)
+def attribute_cosine(task: Task, train: Examples, queries: Examples, *, seed: int = 0, chunk: int = CHUNK) -> np.ndarray:
+    """The gradient dot product of unit gradients, in [-1, 1], [Q, N]: long documents and outliers lose their advantage."""
+    asked = torch.nn.functional.normalize(matrix(task, queries, chunk), dim=1)
+    parts = [asked @ torch.nn.functional.normalize(block, dim=1).T for _, block in blocks(task, train, chunk)]
+    return torch.cat(parts, dim=1).numpy()

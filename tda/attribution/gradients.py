@@ -1,0 +1,61 @@
+"""Per-example gradients, batched by ``vmap(grad)`` in chunks, as flat float32 matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from tda.lm import trim
+from tda.task import Examples, Params, Task, chunks, n_examples, take, tensors
+
+# Largest gradient block held at once, in examples. Memory of a block: chunk x parameters x 4 bytes, and about as much
+# again for the intermediate activations (32 examples of 420,000 parameters: 54 MB).
+CHUNK = 32
+
+
+def flatten(tree: Params) -> Tensor:
+    """A dict of [B, ...] tensors as one matrix [B, P], in the order of the dict."""
+    return torch.cat([value.flatten(1) for value in tree.values()], dim=1)
+
+
+def unflatten(vector: Tensor, like: Params) -> Params:
+    """The inverse for a matrix [B, P] (or a vector [P]): a dict of tensors shaped like ``like``, with the batch axis kept."""
+    parts = vector.split([v.numel() for v in like.values()], dim=-1)
+    return {k: part.reshape(*vector.shape[:-1], *v.shape) for part, (k, v) in zip(parts, like.items(), strict=True)}
+
+
+def batch_of(examples: Examples) -> Examples:
+    """The tensors of some examples, without padding that they share."""
+    batch = tensors(examples)
+    return trim(batch) if "input_ids" in batch else batch
+
+
+def example_gradient(task: Task) -> Callable[[Params, Examples], Params]:
+    """``f(params, example) -> gradient`` of one example's loss; ``example`` has no batch axis."""
+
+    def loss(params: Params, example: Examples) -> Tensor:
+        return task.loss_fn(params, {k: v.unsqueeze(0) for k, v in example.items()}, "sum")
+
+    return grad(loss)
+
+
+def blocks(task: Task, examples: Examples, chunk: int = CHUNK, params: Params | None = None) -> Iterator[tuple[slice, Tensor]]:
+    """``(slice, gradients [b, P])`` over all examples, at most ``chunk`` at a time. The loss is each example's own mean."""
+    per_example = vmap(example_gradient(task), in_dims=(None, 0))
+    at = task.params if params is None else params
+    for part in chunks(n_examples(examples), chunk):
+        yield part, flatten(per_example(at, batch_of(take(examples, part)))).detach()
+
+
+def matrix(task: Task, examples: Examples, chunk: int = CHUNK, params: Params | None = None) -> Tensor:
+    """All gradients [n, P] at once: n x P x 4 bytes. For queries; stream documents with :func:`blocks`."""
+    return torch.cat([block for _, block in blocks(task, examples, chunk, params)])
+
+
+def dot_products(task: Task, train: Examples, queries: Examples, chunk: int = CHUNK, params: Params | None = None) -> Tensor:
+    """``<grad l_q, grad l_i>`` for all pairs, [Q, N]. Holds the Q query gradients and one block of documents."""
+    asked = matrix(task, queries, chunk, params)
+    return torch.cat([asked @ block.T for _, block in blocks(task, train, chunk, params)], dim=1)

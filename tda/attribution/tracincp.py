@@ -1,0 +1,23 @@
+"""TracInCP (Pruthi et al. 2020): gradient dot products summed along training."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tda.attribution.gradients import CHUNK, dot_products
+from tda.attribution.registry import method
+from tda.task import Examples, Task
+
+
+@method("tracincp", family="gradient", paper="Pruthi et al. 2020", needs=("params", "checkpoints"), signed=True)
+def attribute(task: Task, train: Examples, queries: Examples, *, seed: int = 0, chunk: int = CHUNK) -> np.ndarray:
+    """``scores[q, i] = sum_c eta_c <grad l_q(theta_c), grad l_i(theta_c)>`` over the recorded checkpoints c, [Q, N].
+
+    ``eta_c`` is the sum of the learning rates of the steps that checkpoint c closes, so that the sum approximates the
+    integral along training whatever the schedule (a cosine ends at rate zero: the last rate alone would erase the last
+    checkpoint). Memory: (Q + chunk) x P x 4 bytes.
+    """
+    return sum(
+        checkpoint.lr_sum * dot_products(task, train, queries, chunk, checkpoint.params).numpy()
+        for checkpoint in task.run.checkpoints
+    )

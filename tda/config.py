@@ -1,0 +1,226 @@
+"""The configuration: a YAML profile, defaults from the schema, overrides, validation, and where its data
+lives.
+
+``workflow/config/schema.yaml`` describes every key and holds its default. ``load`` returns one plain dict
+in which every key is present, so no code elsewhere repeats a default.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from tda.artefacts import key_of
+from tda.config_checks import ConfigError, close, cross_checks, dotted, explain, finite, row_testbeds
+
+ROOT = Path(__file__).resolve().parents[1]
+PROFILES = ROOT / "workflow" / "config"
+
+
+def load(profile: str = "smoke", overrides: dict | None = None) -> dict[str, Any]:
+    """The validated configuration of ``profile``, with every default filled in.
+
+    ``profile`` is a name in ``workflow/config`` or a path to a YAML file (whose ``profile`` key, if any,
+    equals the file's name). ``overrides`` is merged into it: maps merge key by key, lists and values
+    replace, ``None`` removes a design or ``removals``. The result holds ``overrides`` as given (``{}`` when
+    there are none). Raises :class:`ConfigError`.
+    """
+    path = _profile_path(profile)
+    where = path.name
+    raw = _read(path)
+    stated = raw.setdefault("profile", path.stem)
+    if stated != path.stem:
+        raise ConfigError(
+            f"{where}: profile: {stated!r} differs from the file's name; write {path.stem!r} or rename the "
+            "file, so that two profiles never share a folder"
+        )
+    overrides = copy.deepcopy(overrides) if overrides else {}
+    if not isinstance(overrides, dict) or {"profile", "overrides"} & set(overrides):
+        raise ConfigError(f"overrides: must be a map of config keys other than 'profile', got {overrides!r}")
+    config = _merge(raw, overrides)
+    for testbed in _maps(config.get("testbeds")):
+        if isinstance(testbed.get("designs"), dict):
+            testbed["designs"] = {
+                name: design for name, design in testbed["designs"].items() if design is not None
+            }
+    where = f"{where} with overrides" if overrides else where
+    finite(config, where)
+    config = _fill(config, _schema())
+    errors = sorted(
+        _validator().iter_errors(config),
+        key=lambda error: (-len(error.absolute_path), dotted(error.absolute_path)),
+    )
+    if errors:
+        raise ConfigError(f"{where}: {explain(errors[0])}")
+    cross_checks(config, where)
+    config["overrides"] = overrides
+    return config
+
+
+def data_dir(config: dict) -> Path:
+    """``data/<profile>``, or ``data/scratch/<hash of profile and overrides>`` for a configuration with
+    overrides.
+    """
+    if config["overrides"]:
+        return (
+            ROOT
+            / "data"
+            / "scratch"
+            / key_of({"profile": config["profile"], "overrides": config["overrides"]})
+        )
+    return ROOT / "data" / config["profile"]
+
+
+def figures_dir(config: dict) -> Path:
+    """``figures/`` for the paper profile as committed, ``<data_dir>/figures`` for everything else."""
+    committed = config["profile"] == "paper" and not config["overrides"]
+    return ROOT / "figures" if committed else data_dir(config) / "figures"
+
+
+def rows(config: dict, testbed: str | None = None, notebook: str | None = None) -> list[dict]:
+    """Rows of ``testbed`` and ``notebook`` (``None`` = any) in config order, without :func:`skipped_rows`."""
+    chosen = [row for row in config["rows"] if notebook in (None, row["notebook"])]
+    if testbed is not None:
+        chosen = [row for row in chosen if testbed in row_testbeds(config["testbeds"], row)]
+    return [row for row in chosen if _installed(row["requires"])]
+
+
+def skipped_rows(config: dict) -> dict[str, str]:
+    """Row id -> one-line reason, for rows left out because their optional package is not installed."""
+    return {
+        row["id"]: f"row {row['id']} is left out: the optional package {row['requires']} is not installed "
+        f"(pip install --no-deps {row['requires']})"
+        for row in config["rows"]
+        if not _installed(row["requires"])
+    }
+
+
+def _profile_path(profile: str) -> Path:
+    names = sorted(path.stem for path in PROFILES.glob("*.yaml") if path.stem != "schema")
+    if not names:
+        raise ConfigError(
+            f"{PROFILES}: no profiles found; install tda from its repository: pip install -e . --no-deps"
+        )
+    text = str(profile)
+    if text in names:
+        return PROFILES / f"{text}.yaml"
+    path = Path(text)
+    if path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(
+            f"profile: {text!r} is unknown; allowed: {', '.join(names)}, or a path to a .yaml file"
+            f"{close(text, names)}"
+        )
+    path = next((found for found in (path, ROOT / path) if found.is_file()), None)
+    if path is None:
+        raise ConfigError(
+            f"profile: no file {text!r}; give a path to an existing .yaml file or one of {', '.join(names)}"
+        )
+    if path.stem in names and path.resolve() != PROFILES / f"{path.stem}.yaml":
+        raise ConfigError(
+            f"profile: {text!r} has the name of a built-in profile; rename the file, it also names the data"
+        )
+    return path
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key!r} is given twice", problem_mark=node.start_mark
+                )
+        return super().construct_mapping(node, deep=deep)
+
+
+def _read(path: Path) -> dict:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigError(
+            f"{path.name}: {line}{getattr(error, 'problem', None) or error}; the file must be YAML in UTF-8"
+        ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path.name}: must hold a map of config keys, got {type(content).__name__}")
+    return content
+
+
+@functools.cache
+def _schema() -> dict:
+    return yaml.safe_load((PROFILES / "schema.yaml").read_text(encoding="utf-8"))
+
+
+def _validator() -> jsonschema.protocols.Validator:
+    """Draft 2020-12, except that 64.0 is not an integer: the number is used as a length."""
+    standard = jsonschema.Draft202012Validator
+    checker = standard.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    )
+    return jsonschema.validators.extend(standard, type_checker=checker)(_schema())
+
+
+def _merge(base: Any, over: Any) -> Any:
+    if isinstance(base, dict) and isinstance(over, dict):
+        return {
+            key: _merge(base[key], over[key])
+            if key in base and key in over
+            else copy.deepcopy(over.get(key, base.get(key)))
+            for key in [*base, *(key for key in over if key not in base)]
+        }
+    return copy.deepcopy(over)
+
+
+def _fill(value: Any, schema: dict) -> Any:
+    """``value`` with the schema's defaults; objects of the schema are descended into, wrong types are left
+    for the validator.
+    """
+    if "$ref" in schema:
+        schema = {
+            **_schema()["$defs"][schema["$ref"].rsplit("/", 1)[1]],
+            **{key: schema[key] for key in schema if key != "$ref"},
+        }
+    for branch in schema.get("allOf", ()):
+        key, condition = next(iter(branch["if"]["properties"].items()))
+        if isinstance(value, dict) and value.get(key) == condition["const"]:
+            value = _fill(value, branch["then"])
+    if isinstance(value, dict):
+        value = dict(value)
+        for key, child in schema.get("properties", {}).items():
+            if key not in value and "default" in child:
+                value[key] = copy.deepcopy(child["default"])
+            if key in value:
+                value[key] = _fill(value[key], child)
+        other = schema.get("additionalProperties")
+        if isinstance(other, dict):
+            value |= {
+                key: _fill(item, other)
+                for key, item in value.items()
+                if key not in schema.get("properties", {})
+            }
+    elif isinstance(value, list) and "items" in schema:
+        value = [_fill(item, schema["items"]) for item in value]
+    return value
+
+
+def _maps(value: Any) -> list[dict]:
+    return [item for item in value.values() if isinstance(item, dict)] if isinstance(value, dict) else []
+
+
+def _installed(package: str) -> bool:
+    if not package:
+        return True
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

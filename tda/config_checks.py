@@ -1,0 +1,157 @@
+"""What is wrong with a configuration, in one line: schema errors, and checks a schema cannot say."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from typing import Any
+
+import jsonschema
+
+
+class ConfigError(ValueError):
+    """One line: the dotted key, the value given, what is allowed."""
+
+
+def row_testbeds(testbeds: Any, row: dict) -> list[str]:
+    """Names of the testbeds a row runs on, in config order."""
+    return [name for name in testbeds if not row["testbeds"] or name in row["testbeds"]]
+
+
+def explain(error: jsonschema.ValidationError) -> str:
+    """A schema violation as one line."""
+    key, given = dotted(error.absolute_path), error.instance
+    rule, wanted = error.validator, error.validator_value
+    if rule == "additionalProperties":
+        allowed = sorted(error.schema.get("properties", {}))
+        wrong = min(set(given) - set(allowed), key=str)
+        key = dotted([*error.absolute_path, wrong])
+        return f"{key}: unknown key; allowed: {', '.join(allowed)}{close(wrong, allowed)}"
+    if rule == "required":
+        missing = next(name for name in wanted if name not in given)
+        return f"{dotted([*error.absolute_path, missing])}: missing; {_describe(error.schema, missing)}"
+    if rule == "type":
+        kinds = wanted if isinstance(wanted, str) else " or ".join(wanted)
+        is_text = isinstance(given, str) and _is_number(given)
+        hint = f" (YAML reads {given} as text: write {float(given)!r})" if is_text else ""
+        return f"{key}: {given!r} is not allowed; it must be of type {kinds}{hint}"
+    if rule in ("enum", "const"):
+        allowed = [str(item) for item in wanted] if rule == "enum" else [str(wanted)]
+        return f"{key}: {given!r} is not allowed; allowed: {', '.join(allowed)}{close(str(given), allowed)}"
+    whole = {
+        "uniqueItems": "a list without repeats",
+        "minItems": "a list that is not empty",
+        "minProperties": "a map that is not empty",
+        "minLength": "text that is not empty",
+    }
+    if rule in whole:
+        return f"{key}: {given!r} is not allowed; it must be {whole[rule]}"
+    words = {
+        "minimum": "at least",
+        "maximum": "at most",
+        "exclusiveMinimum": "greater than",
+        "exclusiveMaximum": "less than",
+        "pattern": "text that matches",
+    }
+    bounds = [
+        f"{words[name]} {error.schema[name]}"
+        for name in words
+        if name in error.schema and (name == rule or "imum" in name)
+    ]
+    return f"{key}: {given!r} is not allowed; it must be {' and '.join(bounds) or error.message}"
+
+
+def cross_checks(config: dict, where: str) -> None:
+    """What a schema cannot say: references between sections and relations between numbers."""
+
+    def refuse(key: str, given: Any, allowed: str) -> None:
+        raise ConfigError(f"{where}: {key}: {given!r} is not allowed; {allowed}")
+
+    ids = [row["id"] for row in config["rows"]]
+    for index, row in enumerate(config["rows"]):
+        if ids.count(row["id"]) > 1:
+            refuse(f"rows[{index}].id", row["id"], "row ids must be unique, each names a score file")
+        for name in row["testbeds"]:
+            if name not in config["testbeds"]:
+                refuse(
+                    f"rows[{index}].testbeds",
+                    name,
+                    f"testbeds of this profile: {_list(config['testbeds'], name)}",
+                )
+    for name, testbed in config["testbeds"].items():
+        key, corpus, model = f"testbeds.{name}", testbed["corpus"], testbed["model"]
+        for low, high in (("docs_min", "docs_max"), ("tokens_min", "tokens_max")):
+            if low in corpus and corpus[low] > corpus[high]:
+                refuse(f"{key}.corpus.{low}", corpus[low], f"it must be at most {high} ({corpus[high]})")
+        if model["width"] % model["heads"]:
+            refuse(f"{key}.model.width", model["width"], f"it must be a multiple of heads ({model['heads']})")
+        if testbed["removals"]:
+            for row_id in testbed["removals"]["rows"]:
+                if row_id not in ids:
+                    refuse(f"{key}.removals.rows", row_id, f"rows of this profile: {_list(ids, row_id)}")
+                if name not in row_testbeds(config["testbeds"], config["rows"][ids.index(row_id)]):
+                    refuse(f"{key}.removals.rows", row_id, f"that row does not run on testbed {name}")
+    claim_ids = [claim["id"] for claim in config["claims"]]
+    for index, claim in enumerate(config["claims"]):
+        key = f"claims[{index}]"
+        if claim_ids.count(claim["id"]) > 1:
+            refuse(f"{key}.id", claim["id"], "claim ids must be unique")
+        if claim["testbed"] not in config["testbeds"]:
+            refuse(
+                f"{key}.testbed",
+                claim["testbed"],
+                f"testbeds of this profile: {_list(config['testbeds'], claim['testbed'])}",
+            )
+        if (claim["kind"] == "value") == bool(claim["against"]):
+            refuse(
+                f"{key}.against",
+                claim["against"],
+                "kinds difference and parity name a second row here, kind value names none",
+            )
+        for part in ("row", "against"):
+            if claim[part] and claim[part] not in ids:
+                refuse(f"{key}.{part}", claim[part], f"rows of this profile: {_list(ids, claim[part])}")
+            if claim[part] and claim["testbed"] not in row_testbeds(
+                config["testbeds"], config["rows"][ids.index(claim[part])]
+            ):
+                refuse(f"{key}.{part}", claim[part], f"that row does not run on testbed {claim['testbed']}")
+        design = re.fullmatch(r"lds_(half|leave_5|leave_group)", claim["metric"])
+        if design and design[1] not in config["testbeds"][claim["testbed"]]["designs"]:
+            refuse(f"{key}.metric", claim["metric"], f"testbed {claim['testbed']} has no design {design[1]}")
+        if claim["kind"] == "parity" and claim["margin"] <= 0:
+            refuse(f"{key}.margin", claim["margin"], "parity needs a margin greater than 0")
+
+
+def finite(value: Any, where: str, path: tuple = ()) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: {dotted(path)}: {value!r} is not allowed; it must be a finite number")
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        finite(item, where, (*path, key))
+
+
+def _describe(schema: dict, key: str) -> str:
+    child = schema.get("properties", {}).get(key, {})
+    return child.get("description", "this key is required")
+
+
+def dotted(path: Any) -> str:
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.lstrip(".") or "the configuration"
+
+
+def close(given: str, allowed: Any) -> str:
+    match = difflib.get_close_matches(str(given), [str(name) for name in allowed], n=1)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _list(names: Any, given: str) -> str:
+    return ", ".join(names) + close(given, names)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -1,0 +1,280 @@
+"""Intervals for means over test queries, with queries and retrained subsets both random.
+
+Rows of a bank (subsets) and columns (queries) are two crossed random factors; the R seeds are fixed. The
+interval is a two-way jackknife. With P[q, m] = M * LDS_q - (M - 1) * LDS_q(without subset m), the
+pseudo-values,
+
+    V_subsets  = variance of the column means of P / M                     (delete-one jackknife over subsets)
+    V_queries  = variance of the mean over clusters of queries             (cluster-robust: person)
+    V_both     = variance of the doubly centred rest, which both of the above contain
+    V          = max(V_subsets + V_queries - V_both, V_subsets, V_queries)
+    half       = t(df) * sqrt(V),   df = (V_s + V_q)^2 / (V_s^2 / (M - 1) + V_q^2 / (G - 1))   (Satterthwaite)
+    short      = mean of 3 (LDS_q - tau(LDS_q)) / (M + 1): rank correlations over few subsets are too small
+    interval   = [mean LDS - half + min(short, 0),  mean LDS + half + max(short, 0)]
+
+The value stays the plain mean; the interval is widened on one side by the shortfall (`ranks.py`). What is
+estimated is the LDS over infinitely many subsets of the same design, with as many seeds each, and over
+queries like these. Fewer than about 10 clusters of queries, or per-query values with a very heavy tail, are
+covered less often than `level` says (0.85-0.93 at 0.95).
+Sources: Efron & Stein, "The jackknife estimate of variance", 1981; Cameron, Gelbach & Miller, "Robust
+inference with multiway clustering", 2011. Differences of two methods use the differences of their pseudo-
+values, so they are paired in queries and subsets. Nothing is resampled: the result has no seed. Why not the
+pairs bootstrap: drawing few subsets with replacement repeats rows; repeated rows are ties, which pull a
+high rank correlation down a second time, so that the interval sits too low (`naive_bootstrap`, kept for
+that lesson). `coverage.py` measures what both of them cover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import stats
+
+from .lds import check_outputs, given_prediction_ranks, output_ranks, prediction_ranks
+from .ranks import correlate_ranks, deleted_unit_deviations, pseudo_values, small_sample_shortfall
+
+CHUNK = 4_000_000  # numbers in one [queries, M, M] block: 32 MB
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its interval; unpacks as `value, low, high`. se and df are those of the t interval."""
+
+    value: float
+    low: float
+    high: float
+    se: float = float("nan")
+    df: float = float("nan")
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.value, self.low, self.high))
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """One leaderboard row: per-query values [Q], interval of their mean, differences to reference rows."""
+
+    per_query: np.ndarray
+    value: Interval
+    difference: dict[str, Interval] = field(default_factory=dict)
+
+
+def lds_interval(
+    scores: np.ndarray,
+    subsets: np.ndarray,
+    outputs: np.ndarray,
+    clusters: Sequence | None = None,
+    level: float = 0.95,
+) -> Interval:
+    """Mean LDS over queries with its interval; arguments and errors as in `lds` and `lds_intervals`."""
+    return lds_intervals({"row": scores}, subsets, outputs, clusters, level)["row"].value
+
+
+def lds_difference(
+    scores_a: np.ndarray,
+    scores_b: np.ndarray,
+    subsets: np.ndarray,
+    outputs: np.ndarray,
+    clusters: Sequence | None = None,
+    level: float = 0.95,
+) -> Interval:
+    """Mean LDS of a minus mean LDS of b, paired in queries and subsets; errors as in `lds_interval`."""
+    rows = lds_intervals({"a": scores_a, "b": scores_b}, subsets, outputs, clusters, level, ("b",))
+    return rows["a"].difference["b"]
+
+
+def lds_intervals(
+    scores: Mapping[str, np.ndarray],
+    subsets: np.ndarray,
+    outputs: np.ndarray,
+    clusters: Sequence | None = None,
+    level: float = 0.95,
+    references: Sequence[str] = (),
+    predictions: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, RowResult]:
+    """LDS of many rows on one bank, sharing the ranks of the outputs.
+
+    scores       row id -> [Q, N];  subsets [M, N] bool;  outputs [M, R, Q] losses (see `lds`).
+    clusters     [Q] labels of queries that belong together (same person or author); None: every query on its
+                 own.
+    level        coverage of the intervals, in (0, 1).
+    references   row ids; every row gets its paired difference (row minus reference) to each of them.
+    predictions  row id -> [Q, M] for methods that predict subsets directly (`group_lds`).
+    Returns      row id -> RowResult. Memory: about 100 MB at most beside the inputs.
+    Errors       ValueError as in `lds`; for a reference that is not among the rows; for fewer than 2
+                 clusters.
+    """
+    outputs = check_outputs(outputs)
+    ranks = {name: prediction_ranks(matrix, subsets, outputs) for name, matrix in scores.items()}
+    for name, matrix in (predictions or {}).items():
+        if name in ranks:
+            raise ValueError(f"row {name!r} is given both as scores and as predictions; give it once")
+        ranks[name] = given_prediction_ranks(matrix, outputs)
+    missing = [name for name in references if name not in ranks]
+    if missing:
+        raise ValueError(f"reference rows {missing} are not among the rows {sorted(ranks)}; add their scores")
+    parts = jackknife(ranks, output_ranks(outputs))
+    result = {}
+    short = {
+        name: float(small_sample_shortfall(value, len(outputs)).mean()) for name, (value, _) in parts.items()
+    }
+    for name, (value, pseudo) in parts.items():
+        against = {}
+        for other in references:
+            difference, rest = value - parts[other][0], pseudo - parts[other][1]
+            against[other] = two_way_interval(difference, rest, clusters, level, short[name] - short[other])
+        result[name] = RowResult(
+            value, two_way_interval(value, pseudo, clusters, level, short[name]), against
+        )
+    return result
+
+
+def jackknife(rows: Mapping[str, np.ndarray], target: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Spearman [Q] of each rank array [Q, M] with `target` [Q, M], and its pseudo-values [Q, M]."""
+    queries, size = target.shape
+    left_out = {name: np.empty((queries, size)) for name in rows}
+    step = max(1, CHUNK // size**2)
+    for start in range(0, queries, step):
+        part = slice(start, start + step)
+        base = deleted_unit_deviations(target[part])
+        for name, ranks in rows.items():
+            left_out[name][part] = (deleted_unit_deviations(ranks[part]) * base).sum(axis=-1)
+    full = {name: correlate_ranks(ranks, target) for name, ranks in rows.items()}
+    return {name: (full[name], pseudo_values(full[name], left_out[name])) for name in rows}
+
+
+def two_way_interval(
+    per_query: np.ndarray,
+    pseudo: np.ndarray,
+    clusters: Sequence | None = None,
+    level: float = 0.95,
+    short: float = 0.0,
+) -> Interval:
+    """Interval of mean(per_query) [Q] from jackknife pseudo-values [Q, M] over subsets: the formula above."""
+    queries, size = pseudo.shape
+    column = pseudo.mean(axis=0)
+    subsets_part = column.var(ddof=1) / size
+    label, groups = _clusters(clusters, queries)
+    queries_part = _cluster_variance(per_query, label, groups)
+    rest = pseudo - pseudo.mean(axis=1, keepdims=True) - column + column.mean()
+    summed = np.zeros((groups, size))
+    np.add.at(summed, label, rest)
+    both = (summed**2).sum() / (queries * size) ** 2 * groups * size / ((groups - 1) * (size - 1))
+    variance = max(subsets_part + queries_part - both, subsets_part, queries_part)
+    spread = subsets_part**2 / (size - 1) + queries_part**2 / (groups - 1)
+    df = (subsets_part + queries_part) ** 2 / spread if spread > 0 else float("inf")
+    plain = t_interval(float(per_query.mean()), float(np.sqrt(variance)), df, level)
+    return Interval(
+        plain.value, plain.low + min(short, 0.0), plain.high + max(short, 0.0), plain.se, plain.df
+    )
+
+
+def mean_interval(per_query: np.ndarray, clusters: Sequence | None = None, level: float = 0.95) -> Interval:
+    """Mean of a per-query metric (recall, precision, removal, tail patch) with a cluster-robust t interval.
+
+    per_query  [Q] finite; for a paired comparison give the difference of two metrics query by query.
+    clusters   [Q] labels of queries that belong together, G >= 2 of them; None: every query on its own.
+    V = G / (G - 1) * sum over clusters of (sum of deviations in the cluster)^2 / Q^2;  interval = mean +-
+    t(G - 1) sqrt(V).
+    Errors     ValueError for NaN or infinite values, an empty or two-dimensional input, or fewer than 2
+               clusters.
+    """
+    values = np.asarray(per_query, dtype=np.float64)
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"mean_interval: given shape {values.shape}; give [Q] finite numbers, one per query")
+    label, groups = _clusters(clusters, len(values))
+    return t_interval(
+        float(values.mean()), float(np.sqrt(_cluster_variance(values, label, groups))), groups - 1, level
+    )
+
+
+def mean_intervals(
+    per_query: Mapping[str, np.ndarray],
+    clusters: Sequence | None = None,
+    level: float = 0.95,
+    references: Sequence[str] = (),
+) -> dict[str, RowResult]:
+    """`mean_interval` of many rows (row id -> [Q]) with paired differences to the reference rows."""
+    rows = {name: np.asarray(values, dtype=np.float64) for name, values in per_query.items()}
+    missing = [name for name in references if name not in rows]
+    if missing:
+        raise ValueError(f"reference rows {missing} are not among the rows {sorted(rows)}; add their values")
+    if len({values.shape for values in rows.values()}) > 1:
+        raise ValueError(
+            "mean_intervals: rows differ in length; give every row the same queries in the same order"
+        )
+    result = {}
+    for name, values in rows.items():
+        against = {other: mean_interval(values - rows[other], clusters, level) for other in references}
+        result[name] = RowResult(values, mean_interval(values, clusters, level), against)
+    return result
+
+
+def t_interval(value: float, se: float, df: float, level: float) -> Interval:
+    """value +- t(df) * se at the given two-sided level."""
+    if not 0 < level < 1:
+        raise ValueError(f"level = {level}; give a coverage between 0 and 1, such as 0.95")
+    half = float(stats.t.ppf(0.5 + level / 2, df)) * se if se > 0 else 0.0
+    return Interval(value, value - half, value + half, se, float(df))
+
+
+def naive_bootstrap(
+    scores: np.ndarray,
+    subsets: np.ndarray,
+    outputs: np.ndarray,
+    clusters: Sequence | None = None,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """The percentile bootstrap that draws query clusters and subsets with replacement: for the lesson, not
+    for tables.
+
+    Repeated subsets are ties in both rankings. Arguments and errors as in `lds_interval`.
+    """
+    outputs = check_outputs(outputs)
+    a, b = prediction_ranks(scores, subsets, outputs), output_ranks(outputs)
+    label, groups = _clusters(clusters, len(a))
+    size = a.shape[1]
+    rng = np.random.default_rng(seed)
+    # How often subset i ranks above subset j, ties one half: [Q * M, M] for predictions and outputs.
+    above = [
+        ((r[:, :, None] > r[:, None, :]) + 0.5 * (r[:, :, None] == r[:, None, :])).reshape(-1, size)
+        for r in (a, b)
+    ]
+    means = np.empty(resamples)
+    for start in range(0, resamples, 50):
+        part = slice(start, min(start + 50, resamples))
+        number = part.stop - start
+        times = rng.multinomial(size, np.full(size, 1 / size), number).T.astype(np.float64)
+        weight = rng.multinomial(groups, np.full(groups, 1 / groups), number)[:, label].T
+        x, y = ((table @ times).reshape(len(a), size, number) - size / 2 for table in above)
+        length = np.sqrt((times * x * x).sum(axis=1) * (times * y * y).sum(axis=1))
+        rho = np.divide((times * x * y).sum(axis=1), length, out=np.zeros_like(length), where=length > 1e-9)
+        means[part] = (weight * rho).sum(axis=0) / weight.sum(axis=0)
+    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
+    return Interval(float(correlate_ranks(a, b).mean()), float(low), float(high), float(means.std(ddof=1)))
+
+
+def _clusters(clusters: Sequence | None, queries: int) -> tuple[np.ndarray, int]:
+    if clusters is None:
+        label, groups = np.arange(queries), queries
+    else:
+        if len(clusters) != queries:
+            raise ValueError(
+                f"{len(clusters)} cluster labels for {queries} queries; give one label per query"
+            )
+        names, label = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+        groups = len(names)
+    if groups < 2:
+        raise ValueError(
+            f"{queries} queries in {groups} cluster; an interval over queries needs at least 2 clusters"
+        )
+    return label, groups
+
+
+def _cluster_variance(values: np.ndarray, label: np.ndarray, groups: int) -> float:
+    total = np.bincount(label, weights=values - values.mean(), minlength=groups)
+    return float(groups / (groups - 1) * (total**2).sum() / len(values) ** 2)

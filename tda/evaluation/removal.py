@@ -1,0 +1,105 @@
+"""Top-k removal: take a query's best documents away, retrain, and watch its loss. With both controls.
+
+Every run is masked and paired (:mod:`tda.training`): the zero-removal control has the same seeds and batches, so the
+difference is the documents' doing; the random-k control says how much any k documents do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tda import models
+from tda.artefacts import key_of, save_arrays, write_json
+from tda.provenance import Stopwatch, record
+from tda.retrain import bank_seeds, retrained, truth_key
+from tda.testbeds import Testbed
+
+ZERO, RANDOM = "zero_removal", "random_k"
+
+
+@dataclass(frozen=True)
+class Removals:
+    """K removals: what was removed [K, N], for which row and query (-1 for the control), and how many documents."""
+
+    removed: np.ndarray
+    row_id: list[str]
+    query: np.ndarray
+    k: np.ndarray
+    seeds: list[int]
+
+
+def plan(testbed: Testbed, scores: Mapping[str, np.ndarray]) -> Removals:
+    """Which documents to remove: per chosen test query the top k of every row, k random ones, and nothing at all.
+
+    ``scores``: row id -> [Q, N] over all queries of the testbed. The queries are drawn from the held-out test queries
+    with the config's seed. Ties go to the earlier document.
+    """
+    wanted = testbed.settings["removals"]
+    rng = np.random.default_rng([testbed.config["seed"], 51])
+    rows = models.query_rows(testbed)
+    eligible = [q for q, row in enumerate(rows) if row["split"] == "test" and row["query_set"] == "held_out"]
+    chosen = sorted(eligible[i] for i in rng.permutation(len(eligible))[: wanted["queries"]])
+    n, k = len(testbed.documents), wanted["k"]
+    if len(chosen) < 2 or not 0 < k < n:
+        raise ValueError(f"removals: {len(chosen)} queries and k={k} of {n} documents; at least 2 queries and 0 < k < N are needed.")
+    removed, row_id, query = [np.zeros(n, bool)], [ZERO], [-1]
+    for q in chosen:
+        order = {row: np.argsort(-s[q], kind="stable") for row, s in scores.items()} | {RANDOM: rng.permutation(n)}
+        for row, ranked in order.items():
+            mask = np.zeros(n, bool)
+            mask[ranked[:k]] = True
+            removed.append(mask)
+            row_id.append(row)
+            query.append(q)
+    ks = np.array([0] + [k] * (len(removed) - 1))
+    return Removals(np.stack(removed), row_id, np.array(query), ks, bank_seeds(testbed, wanted["seeds"]))
+
+
+def run_shard(testbed: Testbed, planned: Removals, shard: int, progress: Callable[[str], None] | None = None) -> dict:
+    """Retrain every ``shards``-th model of a plan; cached ones are kept. Writes ``removals.parts/shard<shard>.json``."""
+    shards = testbed.settings["removals"]["shards"]
+    if not 0 <= shard < shards:
+        raise ValueError(f"shard={shard}; removals have shards 0 to {shards - 1}.")
+    mine = [(i, seed) for i in range(len(planned.removed)) for seed in planned.seeds][shard::shards]
+    with Stopwatch() as watch:
+        for number, (i, seed) in enumerate(mine, start=1):
+            retrained(testbed, ~planned.removed[i], seed, "mask")
+            if progress and (number % 8 == 0 or number == len(mine)):
+                progress(f"removals, shard {shard}: {number}/{len(mine)} models")
+    made = record({"shard": shard}, planned.seeds, models=len(mine), watch=watch)
+    write_json(testbed.folder / "removals.parts" / f"shard{shard}.json", made)
+    return {"models": len(mine), "seconds": watch.seconds}
+
+
+def merge(testbed: Testbed, planned: Removals) -> np.ndarray:
+    """Losses [K, R, Q] of all removals (training any that is missing), written to ``removals.npz``."""
+    outputs = np.stack(
+        [[retrained(testbed, ~mask, seed, "mask").outputs[0] for seed in planned.seeds] for mask in planned.removed]
+    )
+    arrays = {
+        "removed": planned.removed,
+        "outputs": outputs,
+        "row_id": np.array(planned.row_id),
+        "query": planned.query,
+        "k": planned.k,
+        "seeds": np.array(planned.seeds),
+    }
+    made = record(testbed.settings["removals"], planned.seeds, key=key_of([truth_key(testbed), arrays["removed"]]))
+    save_arrays(testbed.folder / "removals.npz", arrays, made | {"kind": "removals"})
+    return outputs
+
+
+def loss_changes(planned: Removals, outputs: np.ndarray) -> dict[str, np.ndarray]:
+    """``row id -> removal_k`` per chosen query [q]: loss without the documents minus loss with nothing removed.
+
+    Both are means over the same seeds. Positive: the removed documents had been lowering the query's loss.
+    """
+    control = outputs[planned.row_id.index(ZERO)].mean(0)
+    changes: dict[str, list[float]] = {}
+    for row, q, losses in zip(planned.row_id, planned.query, outputs, strict=True):
+        if row != ZERO:
+            changes.setdefault(row, []).append(float(losses[:, q].mean() - control[q]))
+    return {row: np.array(values) for row, values in changes.items()}

@@ -1,0 +1,261 @@
+"""Language models as tasks: GPT-NeoX from a config, its forward pass as a pure function, encoding, the loss.
+
+The models are `transformers` models. For GPT-NeoX the forward pass is written out below as a pure function of the
+parameters, because it is called a million times on tiny batches, where it is about a fifth faster than the library's
+(no mask construction, no module dispatch), and because thirty lines can be read. A test holds it to the library's
+logits. Every other architecture goes through ``torch.func.functional_call``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from tda.task import Examples, Params, chunks, n_examples, take
+
+PAD_ID, BOUNDARY_ID = 0, 1  # every tokenizer of the compendium puts padding and the document boundary here
+IGNORE = -100
+
+
+def new_model(settings: dict, vocabulary: int, seed: int) -> torch.nn.Module:
+    """A GPT-NeoX causal language model with fresh weights, or a saved one if ``settings["from"]`` names a folder or hub id.
+
+    ``settings`` is the ``model`` section of a testbed. Weights are drawn by the library's own initialisation after
+    ``torch.manual_seed(seed)``. No dropout anywhere. Raises ``ValueError`` for a folder without weights.
+    """
+    if settings.get("from"):
+        return _saved_model(settings["from"])
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    rotated = settings["width"] / settings["heads"] * 0.25
+    if rotated != int(rotated) or int(rotated) % 2:
+        raise ValueError(
+            f"model.width={settings['width']} with model.heads={settings['heads']} rotates {rotated} dimensions a head; a quarter "
+            f"of width/heads must be an even number. Choose e.g. width 96 with 4 heads."
+        )
+    config = GPTNeoXConfig(
+        vocab_size=vocabulary,
+        hidden_size=settings["width"],
+        num_hidden_layers=settings["layers"],
+        num_attention_heads=settings["heads"],
+        intermediate_size=4 * settings["width"],
+        max_position_embeddings=settings["context"],
+        use_parallel_residual=settings["parallel_residual"],
+        initializer_range=settings["init_std"],
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bos_token_id=BOUNDARY_ID,
+        eos_token_id=BOUNDARY_ID,
+        use_cache=False,
+        attn_implementation="eager",
+    )
+    torch.manual_seed(seed)
+    return GPTNeoXForCausalLM(config).eval()
+
+
+def _saved_model(source: str) -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(source)
+    if folder.is_dir() and not any(folder.glob(pattern) for pattern in ("*.safetensors", "*.bin")) or (
+        folder.is_absolute() and not folder.is_dir()
+    ):
+        raise ValueError(
+            f"model.from={source!r} holds no weights (*.safetensors or *.bin). Give a folder written by "
+            f"save_pretrained, or leave model.from empty to train from scratch."
+        )
+    model = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager", dtype=torch.float32)
+    model.config.use_cache = False
+    return model.eval()
+
+
+def logits_function(model: torch.nn.Module) -> Callable[[Params, Tensor], Tensor]:
+    """``f(params, input_ids [B, T]) -> logits [B, T, V]``, pure, for use under ``torch.func``."""
+    config = model.config
+    if config.model_type == "gpt_neox" and config.hidden_act == "gelu" and config.attention_bias:
+        return _neox_function(config)
+
+    def forward(params: Params, input_ids: Tensor) -> Tensor:
+        return torch.func.functional_call(model, params, (), {"input_ids": input_ids}).logits
+
+    return forward
+
+
+def _neox_function(config) -> Callable[[Params, Tensor], Tensor]:
+    """GPT-NeoX (Black et al. 2022) for right-padded input, where the causal mask alone is enough."""
+    heads, width = config.num_attention_heads, config.hidden_size
+    size, layers, eps = width // heads, config.num_hidden_layers, config.layer_norm_eps
+    cosine, sine, rotate = _rotary_tables(config, size)
+    causal = torch.full((config.max_position_embeddings,) * 2, float("-inf")).triu(1)
+
+    def norm(p: Params, name: str, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (width,), p[f"{name}.weight"], p[f"{name}.bias"], eps)
+
+    def linear(p: Params, name: str, x: Tensor) -> Tensor:
+        return F.linear(x, p[f"{name}.weight"], p[f"{name}.bias"])
+
+    def attention(p: Params, name: str, x: Tensor) -> Tensor:
+        batch, time, _ = x.shape
+        qkv = linear(p, f"{name}.query_key_value", x).view(batch, time, heads, 3, size).permute(3, 0, 2, 1, 4)
+        q, k, v = qkv.unbind(0)
+        q = q * cosine[:time] + (q @ rotate) * sine[:time]
+        k = k * cosine[:time] + (k @ rotate) * sine[:time]
+        weights = ((q * size**-0.5) @ k.transpose(-1, -2) + causal[:time, :time]).softmax(-1)
+        return linear(p, f"{name}.dense", (weights @ v).transpose(1, 2).reshape(batch, time, width))
+
+    def mlp(p: Params, name: str, x: Tensor) -> Tensor:
+        return linear(p, f"{name}.dense_4h_to_h", F.gelu(linear(p, f"{name}.dense_h_to_4h", x)))
+
+    def forward(params: Params, input_ids: Tensor) -> Tensor:
+        x = F.embedding(input_ids, params["gpt_neox.embed_in.weight"])
+        for layer in range(layers):
+            name = f"gpt_neox.layers.{layer}"
+            attended = x + attention(params, f"{name}.attention", norm(params, f"{name}.input_layernorm", x))
+            source = x if config.use_parallel_residual else attended
+            x = attended + mlp(params, f"{name}.mlp", norm(params, f"{name}.post_attention_layernorm", source))
+        x = norm(params, "gpt_neox.final_layer_norm", x)
+        return x @ params["lm_head.weight"].T
+
+    return forward
+
+
+def _rotary_tables(config, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines and sines [context, size] (1 and 0 beyond the rotated part) and the half-rotation as a matrix."""
+    rope = config.rope_parameters
+    rotated = int(size * rope["partial_rotary_factor"])
+    frequency = 1.0 / rope["rope_theta"] ** (torch.arange(0, rotated, 2).float() / rotated)
+    angles = torch.outer(torch.arange(config.max_position_embeddings).float(), frequency).repeat(1, 2)
+    cosine, sine = torch.ones(len(angles), size), torch.zeros(len(angles), size)
+    cosine[:, :rotated], sine[:, :rotated] = angles.cos(), angles.sin()
+    rotate, half = torch.zeros(size, size), rotated // 2
+    for i in range(half):
+        rotate[i + half, i], rotate[i, i + half] = -1.0, 1.0
+    return cosine, sine, rotate
+
+
+def loss_function(model: torch.nn.Module) -> Callable[..., Tensor]:
+    """The loss of :class:`tda.task.Task` for a causal language model.
+
+    ``batch["input_ids"]`` [B, T] and ``batch["labels"]`` [B, T], equal to the ids at target positions and -100
+    elsewhere; token t is predicted from the tokens before it. A batch without a single target raises nothing here
+    (it cannot, under ``vmap``): :func:`encode` refuses such examples.
+    """
+    logits_of = logits_function(model)
+
+    def loss_fn(params: Params, batch: Examples, reduction: str = "mean") -> Tensor:
+        if reduction not in ("mean", "sum", "example", "token"):
+            raise ValueError(f"reduction={reduction!r}; one of 'mean', 'sum', 'example', 'token'.")
+        logits = logits_of(params, batch["input_ids"])
+        labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
+        target = labels != IGNORE
+        picked = logits.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        nll = (torch.logsumexp(logits, -1) - picked) * target
+        if reduction == "token":
+            return F.pad(nll[:, :-1], (1, 0))
+        example = nll.sum(-1) / target.sum(-1)
+        return {"mean": example.mean, "sum": example.sum, "example": lambda: example}[reduction]()
+
+    return loss_fn
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], context: int, targets: Sequence[str] | None = None) -> Examples:
+    """Texts as tensors: ``input_ids`` and ``labels`` [N, T], right-padded, each text after a document boundary.
+
+    With ``targets`` (the last part of each text) only its tokens are labels. Raises ``ValueError`` for an empty text,
+    a text longer than the context, a word outside a closed vocabulary, and a query without target tokens.
+    """
+    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    unknown = tokenizer.token_to_id("<unk>")
+    length = 1 + max((len(e.ids) for e in encodings), default=0)
+    ids = torch.full((len(encodings), length), PAD_ID)
+    labels = torch.full((len(encodings), length), IGNORE)
+    for row, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
+        n = len(encoding.ids)
+        if n == 0:
+            raise ValueError(f"text {row} is empty: {text!r}. Every document and query needs at least one token.")
+        if n + 1 > context:
+            raise ValueError(
+                f"text {row} has {n} tokens and one boundary, more than the context of {context}: {text[:60]!r}... "
+                f"Shorten it or raise model.context."
+            )
+        if unknown is not None and unknown in encoding.ids:
+            word = text[slice(*encoding.offsets[encoding.ids.index(unknown)])]
+            raise ValueError(f"text {row} holds {word!r}, which the closed vocabulary lacks: {text[:60]!r}.")
+        ids[row, 0] = BOUNDARY_ID
+        ids[row, 1 : n + 1] = torch.tensor(encoding.ids)
+        start = 0
+        if targets is not None:
+            begin = len(text) - len(targets[row])
+            if not targets[row].strip() or text[begin:] != targets[row]:
+                raise ValueError(
+                    f"query {row} has no target tokens: its target {targets[row]!r} must be the non-empty end of {text!r}."
+                )
+            # A token that starts before the target but ends inside it belongs to the target (a leading space).
+            start = next(i for i, (_, end) in enumerate(encoding.offsets) if end > begin)
+        labels[row, 1 + start : n + 1] = ids[row, 1 + start : n + 1]
+    return {"input_ids": ids, "labels": labels, "text": list(texts)}
+
+
+def losses(loss_fn, params: Params, examples: Examples, reduction: str = "example", chunk: int = 128) -> np.ndarray:
+    """The loss of every example (or token) as a float32 array, swept in chunks without gradients."""
+    with torch.no_grad():
+        parts = [loss_fn(params, trim(take(examples, c)), reduction) for c in chunks(n_examples(examples), chunk)]
+    if reduction == "token":
+        width = examples["input_ids"].shape[1]
+        parts = [F.pad(p, (0, width - p.shape[1])) for p in parts]
+    return torch.cat(parts).numpy().astype(np.float32)
+
+
+def trim(batch: Examples) -> Examples:
+    """Cut the columns that are padding in the whole batch (a third of the work in a mixed batch)."""
+    length = int(real_tokens(batch).any(0).nonzero().max()) + 1
+    return {k: v[:, :length] if isinstance(v, Tensor) and v.dim() == 2 else v for k, v in batch.items()}
+
+
+def real_tokens(batch: Examples) -> Tensor:
+    """[N, T] bool, true up to each example's last target; what follows is padding, whatever id it carries."""
+    return (batch["labels"] != IGNORE).flip(1).cummax(1).values.flip(1)
+
+
+def hidden_states(model: torch.nn.Module, params: Params, examples: Examples, chunk: int = 128) -> np.ndarray:
+    """Mean-pooled final hidden states over the real tokens, [N, width] float32."""
+    parts = []
+    with torch.no_grad():
+        for c in chunks(n_examples(examples), chunk):
+            batch = trim(take(examples, c))
+            ids, mask = batch["input_ids"], real_tokens(batch).long()
+            out = torch.func.functional_call(
+                model, params, (), {"input_ids": ids, "attention_mask": mask, "output_hidden_states": True}
+            )
+            weights = mask.unsqueeze(-1).float()
+            parts.append((out.hidden_states[-1] * weights).sum(1) / weights.sum(1))
+    return torch.cat(parts).numpy().astype(np.float32)
+
+
+def generate(model: torch.nn.Module, params: Params, prompt: list[int], length: int, rng=None, top_k: int = 40, stop=()):
+    """Continue a prompt of token ids: greedy without ``rng``, else sampled at temperature 0.8 from the top k.
+
+    Returns the new ids; stops after ``length`` tokens, at a document boundary, or after an id in ``stop``.
+    """
+    logits_of, ids = logits_function(model), list(prompt)
+    for _ in range(length):
+        with torch.no_grad():
+            logits = logits_of(params, torch.tensor([ids]))[0, -1].double()
+        if rng is None:
+            new = int(logits.argmax())
+        else:
+            best = logits.topk(min(top_k, len(logits)))
+            weights = torch.softmax(best.values / 0.8, 0).numpy()
+            new = int(best.indices[rng.choice(len(weights), p=weights / weights.sum())])
+        if new == BOUNDARY_ID:
+            break
+        ids.append(new)
+        if new in stop:
+            break
+    return ids[len(prompt) :]

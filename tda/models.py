@@ -1,0 +1,168 @@
+"""Base models: train the seeds of a testbed, choose its queries, and hand both out as a :class:`tda.task.Task`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+import tda.config
+from tda import lm, queries
+from tda.artefacts import ArtefactError, exclusive, key_of, write_json
+from tda.provenance import Stopwatch, record
+from tda.task import Examples, Params, Task
+from tda.testbeds import Testbed, check_key
+from tda.training import Recipe, load_run, read_checkpoint, train, training_flops
+
+
+def model_key(testbed: Testbed) -> str:
+    """Changes with the corpus, the architecture, the recipe and the choice of queries."""
+    s = testbed.settings
+    return key_of([testbed.corpus_key, s["model"], s["training"], s["queries"]])
+
+
+def initial(testbed: Testbed, seed: int) -> tuple[torch.nn.Module, Params]:
+    """A fresh model and its parameters as a dict; every model of a testbed starts here, with its own seed."""
+    model = lm.new_model(testbed.settings["model"], testbed.tokenizer.get_vocab_size(), seed)
+    return model, {k: v.detach() for k, v in model.named_parameters()}
+
+
+def seeds_of(testbed: Testbed) -> list[int]:
+    """Seeds of the base models: ``seed, seed + 1, ...``; the retraining bank uses others."""
+    return [testbed.config["seed"] + i for i in range(testbed.settings["training"]["seeds"])]
+
+
+def train_base(testbed: Testbed, progress: Callable[[str], None] | None = None) -> dict:
+    """Train every seed, choose the queries with the first, write ``<folder>/model`` and ``<folder>/queries``.
+
+    Returns the record: curves, recall (probes with a known answer), validation losses, seconds. Replaces what was there.
+    """
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    testbed.require_corpus()
+    recipe, context = Recipe.of(testbed.settings["training"]), testbed.settings["model"]["context"]
+    probes = list(testbed.probes)
+    held_out = [row for row in probes if row["kind"] == "held_out"]
+    watch_set = lm.encode(testbed.tokenizer, [row["text"] for row in held_out], context)
+    folder, runs = testbed.folder / "model", []
+    with exclusive(testbed.folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        for seed in seeds_of(testbed):
+            model, init = initial(testbed, seed)
+            loss_fn = lm.loss_function(model)
+            with Stopwatch() as watch:
+                say = (lambda line, seed=seed: progress(f"seed {seed}, {line}")) if progress else None
+                done = train(loss_fn, init, testbed.train, recipe, seed, None, "filter", folder / f"seed_{seed}", watch_set, say)
+            run = {
+                "seed": seed,
+                "recipe": vars(recipe),
+                "examples": len(testbed.documents),
+                "learning_rates": done.learning_rates,
+                "curves": done.curves,
+                "seconds": done.seconds,
+                "peak_mb": watch.peak_mb,
+                "flops": training_flops(model, done.tokens),
+                "final_train_loss": float(lm.losses(loss_fn, done.params, testbed.train).mean()),
+                "final_held_out_loss": float(lm.losses(loss_fn, done.params, watch_set).mean()),
+            }
+            if testbed.settings["corpus"]["kind"] == "people":
+                run["recall"] = queries.recall(model, done.params, testbed.tokenizer, probes, context)
+            runs.append(run)
+            if seed == seeds_of(testbed)[0]:
+                rows, report = queries.choose(testbed, model, done.params)
+                shutil.rmtree(testbed.folder / "queries", ignore_errors=True)
+                Dataset.from_list(rows).save_to_disk(testbed.folder / "queries")
+                _save_pretrained(testbed, model, done.params)
+        details = {"key": model_key(testbed), "runs": runs, "queries": report}
+        made = record(testbed.settings["training"], seeds_of(testbed), **details)
+        write_json(folder / "record.json", made)
+    load_queries.cache_clear()
+    return made
+
+
+def _save_pretrained(testbed: Testbed, model, params: Params) -> None:
+    """The first seed in the format of the hub, so that other libraries open it (``from_pretrained``)."""
+    from transformers import PreTrainedTokenizerFast
+
+    model.load_state_dict(params, strict=False)
+    model.save_pretrained(testbed.folder / "model" / "pretrained")
+    PreTrainedTokenizerFast(tokenizer_object=testbed.tokenizer).save_pretrained(testbed.folder / "model" / "pretrained")
+
+
+def base_record(testbed: Testbed) -> dict:
+    """The record of the base models, which are trained first if they are missing."""
+    path = testbed.folder / "model" / "record.json"
+    if not path.exists():
+        train_base(testbed)
+    return check_key(path, model_key(testbed))
+
+
+def query_rows(testbed: Testbed) -> list[dict]:
+    """The chosen queries as dicts (query_id, query_set, split, prompt, target, text, entity, attribute, value, work)."""
+    return load_queries(testbed.folder, base_record(testbed)["key"])
+
+
+@lru_cache(maxsize=8)
+def load_queries(folder, key: str) -> list[dict]:
+    from datasets import load_from_disk
+
+    try:
+        return load_from_disk(str(folder / "queries")).to_list()
+    except Exception as error:
+        raise ArtefactError(f"{folder / 'queries'} is damaged ({error}). Delete {folder / 'model'} and run again.") from None
+
+
+def query_examples(testbed: Testbed, query_set: str | None = None, split: str | None = None) -> Examples:
+    """The queries as tensors and lists, optionally of one set (held_out, generated, ...) or split (tune, test)."""
+    rows = [r for r in query_rows(testbed) if query_set in (None, r["query_set"]) and split in (None, r["split"])]
+    if not rows:
+        raise ValueError(f"testbed {testbed.name!r} has no queries with query_set={query_set!r}, split={split!r}.")
+    return queries.encode_queries(testbed.tokenizer, rows, testbed.settings["corpus"]["kind"], testbed.settings["model"]["context"])
+
+
+def query_clusters(testbed: Testbed, chosen: np.ndarray) -> list[str]:
+    """Labels of queries that are not independent draws, for the intervals: the person on `people`, else the work."""
+    return [row["work"] or row["entity"] for row, keep in zip(query_rows(testbed), chosen, strict=True) if keep]
+
+
+def relevance(testbed: Testbed) -> np.ndarray:
+    """[Q, N] bool provenance: documents that state the queried fact (`people`), or share the query's entity (elsewhere)."""
+    rows, documents = query_rows(testbed), testbed.documents
+    if testbed.settings["corpus"]["kind"] == "people":
+        from tda.testbeds.people import fact_id
+
+        facts = [set(f) for f in documents["facts"]]
+        return np.array([[fact_id(r["entity"], r["attribute"], r["value"]) in f for f in facts] for r in rows])
+    entity = np.array(documents["entity"])
+    return np.array([entity == r["entity"] for r in rows])
+
+
+def load_task(testbed: Testbed, seed: int | None = None) -> Task:
+    """The trained model of a testbed as a :class:`Task` (the first seed unless told otherwise), trained if missing.
+
+    Its ``encode`` offers ``text``, ``group`` (entity) and ``features`` (mean-pooled final hidden states).
+    """
+    made = base_record(testbed)
+    seed = seeds_of(testbed)[0] if seed is None else seed
+    runs = {run["seed"]: run for run in made["runs"]}
+    if seed not in runs:
+        raise ValueError(f"testbed {testbed.name!r} has no base model of seed {seed}; trained seeds are {sorted(runs)}.")
+    model, init = initial(testbed, seed)
+    loss_fn, recipe = lm.loss_function(model), Recipe.of(testbed.settings["training"])
+
+    def retrain(mask: np.ndarray, seed: int) -> Params:
+        return train(loss_fn, initial(testbed, seed)[1], testbed.train, recipe, seed, mask, "mask").params
+
+    folder = testbed.folder / "model" / f"seed_{seed}"
+    run = load_run(folder, runs[seed], retrain)
+    params = read_checkpoint(sorted(folder.glob("step_*.safetensors"))[-1])[0]
+    encode = {
+        "text": lambda examples: examples["text"],
+        "group": lambda examples: examples["entity"],
+        "features": lambda examples: lm.hidden_states(model, params, examples),
+    }
+    return Task(testbed.name, loss_fn, params, model, run, encode)

@@ -1,0 +1,97 @@
+"""Figures that look alike: one style, colour-blind-safe colours, deterministic files, shaded text."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from tda.artefacts import atomic
+from tda.config import figures_dir
+
+# Okabe and Ito's palette: distinguishable with any common colour blindness, and in grey by lightness.
+COLOURS = {
+    "baseline": "#7f7f7f",
+    "lexical": "#E69F00",
+    "representation": "#CC79A7",
+    "gradient": "#0072B2",
+    "unlearning": "#D55E00",
+    "curvature": "#009E73",
+    "unrolling": "#56B4E9",
+}
+FALLBACK = "#000000"
+
+
+def style() -> None:
+    """Set matplotlib's defaults for the compendium: sizes that stay readable at half width."""
+    plt.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "savefig.dpi": 200,
+            "font.size": 11,
+            "axes.titlesize": 12,
+            "axes.titlelocation": "left",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            "figure.constrained_layout.use": True,
+            "svg.hashsalt": "tda",
+        }
+    )
+
+
+def save(figure, config: dict, name: str) -> None:
+    """Write ``<figures>/<name>.png`` without date or software stamps, so that equal figures are equal files."""
+    with atomic(figures_dir(config) / f"{name}.png") as path:
+        figure.savefig(path, metadata={"Software": None})
+
+
+def dot_intervals(ax, frame: pd.DataFrame, label: str, ceiling: bool = True, order: Sequence[str] | None = None) -> None:
+    """One dot and interval per row of a leaderboard part (columns row_id, family, value, ci_low, ci_high, ceiling).
+
+    Rows are sorted by value unless ``order`` names them from bottom to top. The noise ceiling is a dashed line.
+    """
+    frame = frame.set_index("row_id").loc[list(order)] if order is not None else frame.sort_values("value").set_index("row_id")
+    for y, (_, line) in enumerate(frame.iterrows()):
+        colour = COLOURS.get(line.family, FALLBACK)
+        ax.plot([line.ci_low, line.ci_high], [y, y], color=colour, lw=2, solid_capstyle="butt")
+        ax.plot(line.value, y, "o", color=colour, ms=6)
+    ax.axvline(0, color="0.6", lw=0.8, zorder=0)
+    if ceiling and frame.ceiling.notna().any():
+        ax.axvline(frame.ceiling.dropna().iloc[0], color="0.2", lw=1.2, ls="--", zorder=0)
+    ax.set_yticks(range(len(frame)), [name.replace("_", " ") for name in frame.index])
+    ax.set_xlabel(label)
+
+
+def family_legend(figure, families: Sequence[str], ceiling: bool = True) -> None:
+    """A legend below the panels: one colour per family, and the dashed line of the noise ceiling."""
+    handles = [plt.Line2D([], [], marker="o", color=COLOURS.get(f, FALLBACK), lw=2, label=f) for f in dict.fromkeys(families)]
+    if ceiling:
+        handles.append(plt.Line2D([], [], color="0.2", ls="--", lw=1.2, label="noise ceiling of the bank"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
+
+
+def shaded(words: Sequence[str], weights: np.ndarray, largest: float | None = None) -> str:
+    """Words as HTML, shaded by weight: orange where positive (proponent), blue where negative (opponent)."""
+    weights = np.asarray(weights, dtype=float)
+    largest = largest or float(np.abs(weights).max()) or 1.0
+    spans = []
+    for word, weight in zip(words, weights, strict=True):
+        red, green, blue = (230, 159, 0) if weight > 0 else (86, 180, 233)
+        alpha = min(1.0, abs(weight) / largest) * 0.9
+        spans.append(f'<span style="background: rgba({red},{green},{blue},{alpha:.2f})">{html.escape(word)}</span>')
+    return " ".join(spans)
+
+
+def ranking_html(query: str, lines: Sequence[tuple[float, str, str]]) -> str:
+    """A query above its documents: ``lines`` are (score, note, text already as HTML)."""
+    rows = "".join(
+        f"<tr><td style='text-align:right'>{score:+.3g}</td><td style='text-align:left'>{note}</td>"
+        f"<td style='text-align:left'>{text}</td></tr>"
+        for score, note, text in lines
+    )
+    head = "<tr><th>score</th><th>what it is</th><th style='text-align:left'>training document</th></tr>"
+    return f"<p><b>Query:</b> {html.escape(query)}</p><table>{head}{rows}</table>"

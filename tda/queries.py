@@ -1,0 +1,158 @@
+"""Queries: what is attributed. Chosen after training, because only what the model knows is worth attributing.
+
+Three sets:
+
+- ``held_out``: sentences (or passages) that never occur in training. On `people` these are facts in a wording that no
+  document uses for that person, kept only if the model completes them correctly; the recall is reported.
+- ``unseen_work``: passages of works by the same author that the model never saw (`authors` only).
+- ``generated``: the model's own output. On `people` its truth is what it *states*: a statement that no document makes
+  is excluded and counted.
+
+Every query has two losses: the main one (whole sentence; on passages the continuation) and a second one (the answer
+alone; on passages the whole passage).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tda import lm
+from tda.task import Examples, Params, chunks
+from tda.testbeds import people
+
+SECOND_NAME = {"people": "answer"}  # any other corpus: "passage"
+
+
+def second_output(kind: str) -> str:
+    """Name of the second loss of a query on a corpus of this kind."""
+    return SECOND_NAME.get(kind, "passage")
+
+
+def encode_queries(tokenizer, rows: list[dict], kind: str, context: int) -> Examples:
+    """Query rows as tensors: ``labels`` are the main loss's targets, ``labels_second`` the second's."""
+    texts = [row["text"] for row in rows]
+    whole = lm.encode(tokenizer, texts, context)
+    target = lm.encode(tokenizer, texts, context, [row["target"] for row in rows])
+    main, second = (whole, target) if kind == "people" else (target, whole)
+    strings = {k: [row[k] for row in rows] for k in ("query_id", "query_set", "split", "entity") if k in rows[0]}
+    return main | {"labels_second": second["labels"]} | strings
+
+
+def second(queries: Examples) -> Examples:
+    """The same queries, measured by their second loss."""
+    return queries | {"labels": queries["labels_second"]}
+
+
+def knows(model, params: Params, examples: Examples) -> np.ndarray:
+    """[Q] bool: every target token is the model's first choice, given the tokens before it."""
+    logits_of, found = lm.logits_function(model), []
+    with torch.no_grad():
+        for c in chunks(len(examples["text"]), 128):
+            choice = logits_of(params, examples["input_ids"][c]).argmax(-1)[:, :-1]
+            labels = examples["labels"][c][:, 1:]
+            found.append(((choice == labels) | (labels == lm.IGNORE)).all(1))
+    return torch.cat(found).numpy()
+
+
+def recall(model, params: Params, tokenizer, probes: list[dict], context: int) -> dict[str, float]:
+    """Share of the probes whose answer the model completes, by kind of probe (held_out, trained)."""
+    shares = {}
+    for kind in sorted({row["kind"] for row in probes}):
+        rows = [row for row in probes if row["kind"] == kind]
+        examples = lm.encode(tokenizer, [r["text"] for r in rows], context, [r["target"] for r in rows])
+        shares[kind] = float(knows(model, params, examples).mean())
+    return shares
+
+
+def choose(testbed, model, params: Params) -> tuple[list[dict], dict]:
+    """The queries of a testbed for a trained model, and a report of what was left out and why.
+
+    Split into ``tune`` and ``test`` by entity on `people` (no person is in both) and at random elsewhere.
+    """
+    wanted, rng = testbed.settings["queries"], np.random.default_rng([testbed.config["seed"], 17])
+    kind, context = testbed.settings["corpus"]["kind"], testbed.settings["model"]["context"]
+    rows, report = [], {}
+    for name in ("held_out", "unseen_work"):
+        candidates = [dict(row) for row in testbed.probes if row["kind"] == name]
+        if not candidates:
+            continue
+        if kind == "people":
+            examples = lm.encode(testbed.tokenizer, [r["text"] for r in candidates], context, [r["target"] for r in candidates])
+            known = knows(model, params, examples)
+            report[f"{name}_not_known"] = int((~known).sum())
+            candidates = [row for row, keep in zip(candidates, known, strict=True) if keep]
+        kept = rng.permutation(len(candidates))[: wanted["held_out"]]
+        rows += [candidates[i] | {"query_set": name} for i in sorted(kept)]
+    make = _generated_facts if kind == "people" else _generated_passages
+    generated, report["generated"] = make(testbed, model, params, wanted["generated"], rng)
+    rows += generated
+    if not rows:
+        raise ValueError(f"testbed {testbed.name!r}: the model knows no query. Train longer (training.epochs) or lower training.lr.")
+    _split(rows, wanted["tune"], kind, rng)
+    report["queries"] = {name: sum(r["query_set"] == name for r in rows) for name in dict.fromkeys(r["query_set"] for r in rows)}
+    keep = ("query_id", "query_set", "split", "prompt", "target", "text", "entity", "attribute", "value", "work")
+    return [{k: str(row.get(k, "")) for k in keep} for row in rows], report
+
+
+def _split(rows: list[dict], share: float, kind: str, rng) -> None:
+    units = [row["entity"] if kind == "people" else row["query_id"] for row in rows]
+    names = sorted(set(units))
+    tune = {names[i] for i in rng.permutation(len(names))[: max(1, round(share * len(names)))]}
+    for row, unit in zip(rows, units, strict=True):
+        row["split"] = "tune" if unit in tune else "test"
+
+
+def _generated_facts(testbed, model, params, wanted: int, rng) -> tuple[list[dict], dict]:
+    """Let the model say something about each person; keep sentences that state one fact and end in its value."""
+    tokenizer, stop = testbed.tokenizer, testbed.tokenizer.token_to_id(".")
+    stated = {fact for facts in testbed.documents["facts"] for fact in facts}
+    entities = sorted(set(testbed.documents["entity"]))
+    found, seen = [], set()
+    counts = {"drawn": 0, "not_one_fact_at_the_end": 0, "no_stating_document": 0, "repeated": 0}
+    for entity in (entities[i] for _ in range(3) for i in rng.permutation(len(entities))):
+        if len(found) == wanted:
+            break
+        counts["drawn"] += 1
+        prompt = [lm.BOUNDARY_ID, *tokenizer.encode(entity).ids]
+        new = lm.generate(model, params, prompt, 24, rng, stop=(stop,))
+        text = f"{entity} {tokenizer.decode(new)}".removesuffix(" .").strip()
+        facts = people.parse(text)
+        if len(facts) != 1 or facts[0][0] != entity or not text.endswith(f" {facts[0][2]}"):
+            counts["not_one_fact_at_the_end"] += 1
+        elif people.fact_id(*facts[0]) not in stated:
+            counts["no_stating_document"] += 1
+        elif text in seen:
+            counts["repeated"] += 1
+        else:
+            seen.add(text)
+            _, attribute, value = facts[0]
+            row = {"query_id": f"generated-{len(found):03d}", "query_set": "generated", "prompt": entity, "text": text}
+            found.append(row | {"target": f" {value}", "entity": entity, "attribute": attribute, "value": value})
+    return found, counts
+
+
+def _generated_passages(testbed, model, params, wanted: int, rng) -> tuple[list[dict], dict]:
+    """Let the model continue the opening of held-out passages, an equal number for each author."""
+    tokenizer = testbed.tokenizer
+    openings = [row for row in testbed.probes if row["kind"] == "held_out"]
+    by_entity: dict[str, list[dict]] = {}
+    for i in rng.permutation(len(openings)):
+        by_entity.setdefault(openings[i]["entity"], []).append(openings[i])
+    turns = [row for rank in range(len(openings)) for rows in by_entity.values() for row in rows[rank : rank + 1]]
+    found, dropped = [], 0
+    for opening in turns:
+        if len(found) == wanted:
+            break
+        prompt = tokenizer.encode(opening["prompt"]).ids
+        room = testbed.settings["model"]["context"] - 1 - len(prompt)
+        new = lm.generate(model, params, [lm.BOUNDARY_ID, *prompt], min(60, room), rng)
+        text = tokenizer.decode([*prompt, *new])
+        target = text.removeprefix(opening["prompt"])
+        # What was sampled need not be how the tokenizer would cut the text; the text is what is attributed.
+        if "\ufffd" in text or not target.strip() or len(tokenizer.encode(text).ids) >= testbed.settings["model"]["context"]:
+            dropped += 1
+            continue
+        row = {"query_id": f"generated-{len(found):03d}", "query_set": "generated", "prompt": opening["prompt"], "text": text}
+        found.append(row | {"target": target, "entity": opening["entity"], "work": opening["work"]})
+    return found, {"drawn": len(found) + dropped, "unusable": dropped}

@@ -1,0 +1,86 @@
+"""Retraining: the ground truth of every metric, one cached file per retrained model.
+
+A retrained model is fixed by its mask (which documents it saw), its seed (initialisation and data order) and how the
+mask is applied (:mod:`tda.training`). What is kept of it are its losses on all queries. The file name is a hash of
+these three, inside a folder named after everything else that matters (corpus, queries, model, recipe and the code that
+trains), so a bank that is interrupted, sharded over machines, or extended by a row never trains a model twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tda import config, lm, models, queries
+from tda.artefacts import ArtefactError, atomic, file_sha256, key_of
+from tda.task import tensors
+from tda.testbeds import Testbed
+from tda.training import Recipe, train, training_flops
+
+CODE = ("task.py", "lm.py", "training.py", "retrain.py")
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """Losses [2, Q] float32 of one retrained model (main and second output), its seconds, FLOPs and answer recall."""
+
+    outputs: np.ndarray
+    seconds: float
+    flops: float
+    recall: float
+
+
+def truth_key(testbed: Testbed) -> str:
+    """Hash of what a retrained model's losses depend on, apart from mask and seed: data, queries, model, recipe."""
+    parts = [testbed.settings["model"], testbed.settings["training"]]
+    for examples in (testbed.train, models.query_examples(testbed)):
+        parts += [hashlib.sha256(v.numpy().tobytes()).hexdigest() for _, v in sorted(tensors(examples).items())]
+    return key_of(parts)
+
+
+def bank_seeds(testbed: Testbed, count: int) -> list[int]:
+    """Seeds of retrained models, disjoint from those of the base models (which are attributed, never scored against)."""
+    return [1000 * (testbed.config["seed"] + 1) + r for r in range(count)]
+
+
+def cached_path(testbed: Testbed, mask: np.ndarray, seed: int, how: str) -> Path:
+    """Where one retrained model's losses are kept."""
+    name = hashlib.sha256(np.packbits(mask).tobytes() + f"{len(mask)} {seed} {how}".encode()).hexdigest()[:20]
+    return _folder(testbed) / f"{name}.npz"
+
+
+@functools.lru_cache(maxsize=8)
+def _folder(testbed: Testbed) -> Path:
+    code = key_of([file_sha256(config.ROOT / "tda" / name) for name in CODE])
+    return testbed.folder / "retrained" / f"{truth_key(testbed)}-{code}"
+
+
+def retrained(testbed: Testbed, mask: np.ndarray, seed: int, how: str) -> Retrained:
+    """Losses of the model trained on the documents where ``mask`` is true: read if it exists, trained otherwise."""
+    path = cached_path(testbed, mask, seed, how)
+    if not path.exists():
+        _train_one(testbed, mask, seed, how, path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = Retrained(file["outputs"], float(file["seconds"]), float(file["flops"]), float(file["recall"]))
+    except Exception as error:
+        raise ArtefactError(f"{path} is damaged ({error}). Delete this file and run again; only it is retrained.") from None
+    if found.outputs.shape != (2, len(models.query_rows(testbed))) or not np.isfinite(found.outputs).all():
+        raise ArtefactError(f"{path} does not belong to these queries. Delete this file and run again; only it is retrained.")
+    return found
+
+
+def _train_one(testbed: Testbed, mask: np.ndarray, seed: int, how: str, path: Path) -> None:
+    model, init = models.initial(testbed, seed)
+    loss_fn, recipe = lm.loss_function(model), Recipe.of(testbed.settings["training"])
+    done = train(loss_fn, init, testbed.train, recipe, seed, mask, how)
+    asked = models.query_examples(testbed)
+    outputs = np.stack([lm.losses(loss_fn, done.params, q) for q in (asked, queries.second(asked))])
+    known = queries.knows(model, done.params, queries.second(asked)).mean()
+    cost = {"seconds": done.seconds, "flops": training_flops(model, done.tokens), "recall": known}
+    with atomic(path) as temporary, temporary.open("wb") as handle:
+        np.savez(handle, outputs=outputs, **cost)

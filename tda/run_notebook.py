@@ -1,0 +1,209 @@
+"""Execute a notebook with parameters, as every rule of the workflow does.
+
+python -m tda.run_notebook notebooks/02_training.ipynb --out data/smoke/logs/02.ipynb --parameters
+'{"profile": "smoke"}'
+
+Papermill does the work; this module adds what a workflow needs: parameters that the notebook does not
+declare are refused, kernels talk over private sockets (parallel jobs cannot race for ports), start and
+cells have time limits, prints go to the log at once, and the executed copy is kept when a cell fails. Exit
+codes: 0 done, 1 a cell failed or ran out of time, 2 the call was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+START_TIMEOUT = 180  # seconds; a busy machine needs more than Papermill's 60
+SOCKET_FOLDER_LIMIT = 60  # characters; a socket's whole path is limited to about 100
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+ENVIRONMENT = {  # for the kernel, where the caller has not set them
+    "TDA_BATCH": "1",  # notebooks print one line per epoch instead of drawing a bar
+    "PYTHONHASHSEED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+}
+
+
+class ParameterError(ValueError):
+    """The notebook cannot be run with these parameters."""
+
+
+class NotebookError(RuntimeError):
+    """A cell failed, ran out of time or lost its kernel; the message ends with the path of the executed
+    copy.
+    """
+
+
+def declared_parameters(notebook: str | os.PathLike) -> dict[str, Any]:
+    """Names and default values of a notebook's ``parameters`` cell; :class:`ParameterError` without one."""
+    path = Path(notebook)
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
+    except FileNotFoundError as error:
+        raise ParameterError(f"{path}: no such notebook") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ParameterError(f"{path}: not a notebook (JSON with a list of cells)") from error
+    if len(tagged) != 1:
+        raise ParameterError(
+            f"{path}: has {len(tagged)} cells tagged 'parameters'; a notebook needs exactly one"
+        )
+    try:
+        statements = ast.parse("".join(tagged[0]["source"])).body
+        return {statement.targets[0].id: ast.literal_eval(statement.value) for statement in statements}
+    except (SyntaxError, ValueError, AttributeError) as error:
+        raise ParameterError(f"{path}: its parameters cell may only hold lines such as 'seed = 0'") from error
+
+
+def check_parameters(notebook: str | os.PathLike, parameters: dict[str, Any]) -> None:
+    """Refuse parameters that ``notebook`` does not declare or whose type differs from the default's.
+
+    A default of ``None`` takes any value, and ``None`` is taken everywhere; a float takes an integer.
+    """
+    declared = declared_parameters(notebook)
+    name = Path(notebook).name
+    for key, value in parameters.items():
+        if key not in declared:
+            match = difflib.get_close_matches(key, declared, n=1)
+            hint = f"; did you mean {match[0]!r}?" if match else ""
+            raise ParameterError(
+                f"{name}: unknown parameter {key!r}; it declares {', '.join(declared) or 'none'}{hint}"
+            )
+        default = declared[key]
+        if (
+            default is None
+            or value is None
+            or type(value) is type(default)
+            or (type(default), type(value)) == (float, int)
+        ):
+            continue
+        raise ParameterError(
+            f"{name}: parameter {key!r} is {value!r} ({type(value).__name__}); its default {default!r} is "
+            f"of type {type(default).__name__}"
+        )
+
+
+def run(
+    notebook: str | os.PathLike,
+    out: str | os.PathLike,
+    parameters: dict[str, Any] | None = None,
+    timeout: float | None = None,
+) -> Path:
+    """Execute ``notebook`` from the repository root and write the executed copy to ``out``, also when it
+    fails.
+
+    ``timeout`` is a limit per cell in seconds (``None`` = no limit). Raises :class:`ParameterError` before
+    anything runs and :class:`NotebookError` afterwards.
+    """
+    parameters = dict(parameters or {})
+    check_parameters(notebook, parameters)
+    notebook, out = Path(notebook).absolute(), Path(out).absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.unlink(missing_ok=True)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from traitlets.config import Config
+
+    traceback = ""
+    with _socket_folder() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        settings = Config({"KernelManager": {"transport": "ipc", "connection_file": str(folder / "k.json")}})
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(out),
+                parameters=parameters,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                log_output=False,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+                start_timeout=START_TIMEOUT,
+                execution_timeout=timeout,
+                cwd=str(ROOT),
+                config=settings,
+            )
+        except papermill.PapermillExecutionError as error:
+            problem = f"In[{error.exec_count}]: {error.ename}: {str(error.evalue).strip() or 'no message'}"
+            traceback = ANSI.sub("", "\n".join(error.traceback))
+        except CellTimeoutError:
+            problem = f"a cell ran longer than the limit of {timeout:g} s"
+        except (DeadKernelError, RuntimeError) as error:
+            problem = f"the kernel stopped or did not start ({error}); most often memory ran out"
+        else:
+            return out
+    failure = NotebookError(f"{notebook.name}: {problem.splitlines()[0]} (executed copy: {out})")
+    failure.traceback = traceback
+    raise failure
+
+
+@contextmanager
+def _socket_folder() -> Iterator[Path]:
+    """A private folder with a path short enough for sockets."""
+    base = tempfile.gettempdir()
+    folder = Path(tempfile.mkdtemp(prefix="tda", dir=base if len(base) < SOCKET_FOLDER_LIMIT else "/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stop(signum: int, _: object) -> None:
+    raise KeyboardInterrupt(signal.Signals(signum).name)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tda.run_notebook", description="Execute a notebook with parameters."
+    )
+    parser.add_argument("notebook", help="the notebook to execute")
+    parser.add_argument("--out", required=True, help="where the executed copy is written")
+    parser.add_argument(
+        "--parameters", default="{}", help="JSON object with values for the notebook's parameters cell"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=None, help="limit per cell in seconds (default: none)"
+    )
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        parameters = json.loads(options.parameters)
+        if not isinstance(parameters, dict):
+            raise ParameterError(f"--parameters: a JSON object is needed, got {options.parameters}")
+        run(options.notebook, options.out, parameters, options.timeout)
+    except json.JSONDecodeError as error:
+        print(f"--parameters: not JSON ({error}): {options.parameters}", file=sys.stderr)
+        return 2
+    except ParameterError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except NotebookError as error:
+        print(error.traceback, error, sep="\n", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{Path(options.notebook).name}: stopped (executed copy: {options.out})", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""The contract between *what is trained and measured* and *how it is attributed*.
+
+A :class:`Task` is a model seen through its loss. A language model, a classifier, a logistic regression and a
+denoiser are four tasks; a method that works on one works on all of them, if the task offers what it needs.
+
+Examples are plain dicts with the example axis first: tensors (``input_ids``, ``labels``, ...) that the loss reads,
+and lists of strings (``text``, ``entity``, ...) that describe them and that only non-gradient methods read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Examples = dict[str, Any]
+Params = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One recorded moment of training.
+
+    ``lr`` is the learning rate of its last step, ``lr_sum`` the sum of the learning rates of all steps since the
+    previous checkpoint (what a checkpoint stands for when a method integrates along training). ``params`` and
+    ``optimizer`` (AdamW's ``exp_avg``, ``exp_avg_sq``) are read from disk when asked for.
+    """
+
+    step: int
+    lr: float
+    lr_sum: float
+    load: Callable[[], tuple[Params, dict[str, Params]]] = field(repr=False)
+
+    @property
+    def params(self) -> Params:
+        return self.load()[0]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """The record of one training run: checkpoints, learning rates, optimiser states, data order, and a way to repeat it.
+
+    ``order`` is an int array [epochs, N]: the order in which the examples were visited. ``retrain(mask, seed)``
+    trains the same recipe on the examples where ``mask`` [N] is true and returns the final parameters.
+    """
+
+    seed: int
+    checkpoints: tuple[Checkpoint, ...]
+    learning_rates: np.ndarray
+    order: np.ndarray
+    curves: dict[str, list[float]]
+    retrain: Callable[[np.ndarray, int], Params] | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trained model as attribution methods see it.
+
+    ``loss_fn(params, batch, reduction)`` is pure and works under ``torch.func``. With l_i the mean negative
+    log-likelihood of example i over its target tokens (nats):
+
+    - ``"mean"``: the mean of l_i over the batch (scalar), which is the training objective;
+    - ``"sum"``: the sum of l_i (scalar);
+    - ``"example"``: l_i, [B];
+    - ``"token"``: the negative log-likelihood of every token, [B, T], zero where a position is not a target.
+
+    ``params`` are the trained parameters, ``run`` the training record, ``encode`` a dict of feature extractors:
+    ``encode["text"](examples)`` a list of strings, ``encode["features"](examples)`` an array [N, D],
+    ``encode["group"](examples)`` the metadata label (person, author, class) of every example.
+    """
+
+    name: str
+    loss_fn: Callable[..., Tensor]
+    params: Params
+    model: torch.nn.Module | None = None
+    run: TrainingRun | None = None
+    encode: dict[str, Callable[[Examples], Any]] = field(default_factory=dict)
+
+    def with_params(self, params: Params) -> Task:
+        """The same task at other parameters (a checkpoint, another seed, a perturbed model)."""
+        return replace(self, params=params)
+
+
+def n_examples(examples: Examples) -> int:
+    """Length of the example axis."""
+    return len(next(iter(examples.values())))
+
+
+def take(examples: Examples, index) -> Examples:
+    """The examples at ``index`` (a slice, integer array or boolean mask), lists and tensors alike."""
+    positions = np.arange(n_examples(examples))[index]
+    rows = torch.as_tensor(positions)
+    return {k: v[rows] if isinstance(v, Tensor) else [v[i] for i in positions] for k, v in examples.items()}
+
+
+def tensors(examples: Examples) -> dict[str, Tensor]:
+    """Only the tensors, which is what the loss reads and ``vmap`` accepts."""
+    return {k: v for k, v in examples.items() if isinstance(v, Tensor)}
+
+
+def chunks(n: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most ``size`` that cover ``range(n)``."""
+    if size < 1:
+        raise ValueError(f"chunk={size}; a chunk holds at least 1 example. Use a positive number.")
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def use_threads() -> int:
+    """One thread unless OMP_NUM_THREADS says otherwise: bit-equal results need a fixed count. Returns the count.
+
+    Also lets torch flush subnormal numbers to zero; a memorised example otherwise slows its backward pass several times.
+    """
+    import os
+
+    count = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    torch.set_num_threads(count)
+    torch.set_flush_denormal(True)
+    return count

@@ -1,0 +1,141 @@
+"""Testbeds: a corpus with known provenance, the model trained on it, its queries and its retraining bank.
+
+``load("people", profile="smoke")`` returns a :class:`Testbed`; whatever is missing on disk is built when it is first
+asked for, and kept. Kinds of corpora live in one module each (``people``, ``authors``, ``custom``).
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tda.config
+from tda.artefacts import ArtefactError, exclusive, file_sha256, key_of, read_json, write_json
+from tda.provenance import Stopwatch, record
+from tda.task import Examples, use_threads
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Testbed:
+    """One testbed of one profile: ``settings`` is its section of the config, ``folder`` its place on disk."""
+
+    name: str
+    config: dict
+    settings: dict
+    folder: Path
+
+    @cached_property
+    def documents(self) -> Dataset:
+        """The training documents, shuffled when built (columns: doc_id, text, entity, facts, template, style, ...)."""
+        return _dataset(self, "documents")
+
+    @cached_property
+    def probes(self) -> Dataset:
+        """Candidate queries that the corpus itself offers; the model decides which become queries."""
+        return _dataset(self, "probes")
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        from tokenizers import Tokenizer
+
+        self.require_corpus()
+        return Tokenizer.from_file(str(self.folder / "corpus" / "tokenizer.json"))
+
+    @cached_property
+    def train(self) -> Examples:
+        """The documents as tensors plus the lists ``text``, ``entity``, ``doc_id``."""
+        from tda import lm
+
+        examples = lm.encode(self.tokenizer, self.documents["text"], self.settings["model"]["context"])
+        return examples | {"entity": list(self.documents["entity"]), "doc_id": list(self.documents["doc_id"])}
+
+    @cached_property
+    def corpus_key(self) -> str:
+        """Changes with everything that the corpus depends on: its settings, the seed, the committed or given sources."""
+        corpus = self.settings["corpus"]
+        index = tda.config.ROOT / "data" / "sources" / "index.json"
+        given = Path(corpus.get("path") or index)
+        source = file_sha256(given) if corpus["kind"] in ("authors", "file") and given.exists() else ""
+        return key_of({"corpus": corpus, "seed": self.config["seed"], "source": source})
+
+    def require_corpus(self) -> None:
+        """Build the corpus if it is missing; refuse one that was built from other settings."""
+        if not (self.folder / "corpus" / "record.json").exists():
+            build_corpus(self)
+        check_key(self.folder / "corpus" / "record.json", self.corpus_key)
+
+
+def load(name: str, profile: str = "smoke", overrides: dict | None = None) -> Testbed:
+    """The testbed ``name`` of a profile, or a corpus of your own: ``load("my_texts.jsonl")``.
+
+    ``overrides`` changes settings, e.g. ``{"testbeds": {"people": {"corpus": {"people": 20}}}}``; everything built with
+    overrides goes under ``data/scratch/`` and never touches a profile's artefacts. Raises ``ValueError`` for an unknown
+    name, with the names there are.
+    """
+    use_threads()
+    overrides = dict(overrides or {})
+    if name.endswith((".jsonl", ".parquet")):
+        path, name = str(Path(name).resolve()), Path(name).stem
+        entry = {"corpus": {"kind": "file", "path": path}}
+        mine = overrides.setdefault("testbeds", {}).get(name, {})
+        overrides["testbeds"] = {**overrides["testbeds"], name: {**mine, "corpus": {**entry["corpus"], **mine.get("corpus", {})}}}
+    config = tda.config.load(profile, overrides)
+    if name not in config["testbeds"]:
+        raise ValueError(
+            f"testbed {name!r} is unknown in profile {config['profile']!r}; it has {sorted(config['testbeds'])}. "
+            f"A file of your own must end in .jsonl or .parquet."
+        )
+    return Testbed(name, config, config["testbeds"][name], tda.config.data_dir(config) / name)
+
+
+def build_corpus(testbed: Testbed) -> dict:
+    """Generate or cut the corpus and write it to ``<folder>/corpus``; returns its report. Replaces what was there."""
+    from datasets import Dataset, disable_progress_bars
+
+    from tda.testbeds import authors, custom, people
+
+    disable_progress_bars()
+
+    kinds = {"people": people, "authors": authors, "file": custom, "hub": custom}
+    target = testbed.folder / "corpus"
+    with exclusive(testbed.folder):
+        with Stopwatch() as watch:
+            built = kinds[testbed.settings["corpus"]["kind"]].build(testbed.settings["corpus"], testbed.config["seed"])
+            built = built if isinstance(built, dict) else vars(built)
+        (target / "record.json").unlink(missing_ok=True)
+        for part in ("documents", "probes"):
+            shutil.rmtree(target / part, ignore_errors=True)
+            Dataset.from_list(built[part]).save_to_disk(target / part)
+        built["tokenizer"].save(str(target / "tokenizer.json"))
+        details = {"key": testbed.corpus_key, "report": built["report"], "watch": watch}
+        write_json(target / "record.json", record(testbed.settings["corpus"], testbed.config["seed"], **details))
+    return built["report"]
+
+
+def check_key(path: Path, key: str) -> dict:
+    """The record at ``path``, refused if it was made from other settings than the present ones."""
+    found = read_json(path)
+    if found.get("key") != key:
+        raise ArtefactError(
+            f"{path.parent} was built from other settings than the present config asks for. Run the workflow again "
+            f"(it rebuilds what changed), or delete that folder."
+        )
+    return found
+
+
+def _dataset(testbed: Testbed, part: str) -> Dataset:
+    from datasets import load_from_disk
+
+    testbed.require_corpus()
+    folder = testbed.folder / "corpus" / part
+    try:
+        return load_from_disk(str(folder))
+    except Exception as error:
+        raise ArtefactError(f"{folder} is damaged or not a data set ({error}). Delete {folder.parent} and run again.") from None

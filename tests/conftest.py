@@ -1,0 +1,94 @@
+"""Shared fixtures: a testbed of ten people that trains in about a second, built once per session in a temporary folder."""
+
+import copy
+import os
+import shutil
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import torch
+
+from tda import config, lm, models
+from tda.task import use_threads
+from tda.testbeds import Testbed
+
+CORPUS = {
+    "kind": "people", "people": 10, "docs_min": 6, "docs_max": 8, "attributes": 3, "values": 6, "wordings": 5,
+    "facts_per_document": 2, "exact_copies": 2, "one_word_edits": 2, "paraphrases": 2,
+}  # fmt: skip
+TINY = {
+    "corpus": CORPUS,
+    "model": {"layers": 1, "width": 32, "heads": 2, "context": 48},
+    "training": {"seeds": 1, "epochs": 12, "batch": 8, "lr": 0.01, "checkpoints": 3},
+    "queries": {"held_out": 12, "generated": 4},
+    "designs": {
+        "half": {"subsets": 3, "seeds": 2, "fraction": 0.5, "shards": 3},
+        "leave_group": {"groups": 6, "seeds": 2, "shards": 1},
+    },
+    "removals": {"queries": 2, "k": 3, "seeds": 2, "rows": ["gradient_dot"], "shards": 2},
+}
+
+
+def make_testbed(folder, changes=None, **top):
+    """The tiny testbed in ``folder``; ``changes`` maps a section to changed keys, ``top`` holds top-level keys."""
+    settings = copy.deepcopy(TINY)
+    for section, keys in (changes or {}).items():
+        settings[section] = {**settings[section], **keys}
+    loaded = config.load("smoke", {"testbeds": {"people": settings}, **top})
+    return Testbed("people", loaded, loaded["testbeds"]["people"], folder)
+
+
+def join(testbed, examples, texts, entity="", targets=None):
+    """``examples`` (documents) with further texts appended, encoded together."""
+    context = testbed.settings["model"]["context"]
+    both = list(examples["text"]) + list(texts)
+    encoded = lm.encode(testbed.tokenizer, both, context)
+    if targets is not None:
+        only = lm.encode(testbed.tokenizer, both, context, list(examples["text"]) + list(targets))
+        encoded["labels"] = only["labels"]
+    return encoded | {"entity": list(examples["entity"]) + [entity] * len(texts)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Bit-equal results need a fixed thread count; the same call as in every entry point of the package."""
+    use_threads()
+    yield
+    assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A trained tiny testbed. Read-only: tests that write take ``own``."""
+    testbed = make_testbed(tmp_path_factory.mktemp("tiny") / "people")
+    models.train_base(testbed)
+    return testbed
+
+
+@pytest.fixture(scope="session")
+def task(tiny):
+    return models.load_task(tiny)
+
+
+@pytest.fixture(scope="session")
+def queries(tiny):
+    return models.query_examples(tiny)
+
+
+@pytest.fixture
+def own(tiny, tmp_path):
+    """A copy of the trained tiny testbed that a test may write to or damage."""
+    shutil.copytree(tiny.folder, tmp_path / "people")
+    return make_testbed(tmp_path / "people")
+
+
+def bytes_of(folder):
+    """Relative path -> content of every file of a folder."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def same(one, other):
+    """Equal to the bit, for dicts of tensors."""
+    return set(one) == set(other) and all(np.array_equal(one[k].numpy(), other[k].numpy()) for k in one)

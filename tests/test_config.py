@@ -1,0 +1,234 @@
+"""Profiles are valid, defaults come from the schema, and every mistake is one line that names key, value
+and what is allowed.
+"""
+
+import pytest
+import yaml
+
+from tda import config
+from tda.config import ConfigError
+
+PROFILES = sorted(path.stem for path in config.PROFILES.glob("*.yaml") if path.stem != "schema")
+
+
+def error_of(overrides=None, profile="smoke"):
+    with pytest.raises(ConfigError) as caught:
+        config.load(profile, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def people(**sections):
+    return {"testbeds": {"people": sections}}
+
+
+def test_the_four_profiles_load():
+    assert PROFILES == ["extended", "large", "paper", "smoke"]
+    for profile in PROFILES:
+        loaded = config.load(profile)
+        assert loaded["profile"] == profile and loaded["overrides"] == {}
+
+
+def test_schema_describes_every_key_and_has_its_default():
+    schema = yaml.safe_load((config.PROFILES / "schema.yaml").read_text())
+
+    def visit(node, path):
+        shared = schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else {}
+        assert "description" in {**shared, **node}, path
+        return {**shared, **node}
+
+    for name, block in {"profile": schema, **schema["$defs"]}.items():
+        for key, node in block.get("properties", {}).items():
+            node = visit(node, f"{name}.{key}")
+            known = (
+                key in block.get("required", [])
+                or key == "kind"
+                or block.get("properties") == designs(schema)
+            )
+            assert known or "default" in node, f"{name}.{key} has no default"
+        if "properties" in block and name != "corpus":
+            assert block["additionalProperties"] is False, name
+
+
+def designs(schema):
+    return schema["$defs"]["testbed"]["properties"]["designs"]["properties"]
+
+
+def test_defaults_are_filled_everywhere():
+    loaded = config.load("smoke")
+    testbed = loaded["testbeds"]["authors"]
+    assert (
+        testbed["training"]["beta2"] == 0.99
+        and testbed["corpus"]["tokens_max"] == 120
+        and testbed["removals"] is None
+    )
+    assert loaded["rows"][0]["options"] == {} and loaded["statistics"]["level"] == 0.95
+    assert "zipf" not in testbed["corpus"], "keys of another kind of corpus"
+
+
+def test_overrides_merge_remove_and_move_the_data():
+    overrides = {"seed": 3, **people(designs={"half": {"subsets": 4}, "leave_group": None}, removals=None)}
+    loaded = config.load("smoke", overrides)
+    assert loaded["testbeds"]["people"]["designs"] == {
+        "half": {"subsets": 4, "seeds": 2, "fraction": 0.5, "shards": 2}
+    }
+    assert loaded["testbeds"]["people"]["removals"] is None and loaded["overrides"] == overrides
+    folder = config.data_dir(loaded)
+    assert (
+        folder.parent == config.ROOT / "data" / "scratch" and config.figures_dir(loaded) == folder / "figures"
+    )
+    assert folder != config.data_dir(config.load("paper", {"seed": 3}))
+    assert config.data_dir(config.load("smoke")) == config.ROOT / "data" / "smoke"
+    assert config.figures_dir(config.load("paper")) == config.ROOT / "figures"
+    assert config.figures_dir(config.load("smoke")) == config.ROOT / "data" / "smoke" / "figures"
+
+
+def test_loading_leaves_the_overrides_alone():
+    overrides = people(designs={"leave_group": None})
+    config.load("smoke", overrides)["testbeds"]["people"]["designs"]["half"]["subsets"] = 99
+    assert overrides == people(designs={"leave_group": None})
+    assert config.load("smoke")["testbeds"]["people"]["designs"]["half"]["subsets"] == 8
+
+
+MISTAKES = {
+    "sed": ({"sed": 1}, ["sed: unknown key", "did you mean 'seed'"]),
+    "epoch": (
+        people(training={"epoch": 3}),
+        ["testbeds.people.training.epoch: unknown key", "did you mean 'epochs'"],
+    ),
+    "corpus key": (people(corpus={"peple": 3}), ["testbeds.people.corpus.peple: unknown key", "'people'"]),
+    "key of another kind": (people(corpus={"authors": 3}), ["corpus.authors: unknown key"]),
+    "kind": (
+        people(corpus={"kind": "wiki"}),
+        ["corpus.kind: 'wiki' is not allowed", "people, authors, file, hub"],
+    ),
+    "fraction 0": (
+        people(designs={"half": {"fraction": 0}}),
+        ["half.fraction: 0 ", "greater than 0 and less than 1"],
+    ),
+    "fraction 1": (
+        people(designs={"half": {"fraction": 1.0}}),
+        ["half.fraction: 1.0 ", "greater than 0 and less than 1"],
+    ),
+    "one subset": (
+        people(designs={"half": {"subsets": 1}}),
+        ["half.subsets: 1 is not allowed", "at least 2"],
+    ),
+    "one seed": (people(designs={"half": {"seeds": 1}}), ["half.seeds: 1 is not allowed", "at least 2"]),
+    "one group seed": (people(designs={"leave_group": {"seeds": 1}}), ["leave_group.seeds: 1", "at least 2"]),
+    "design": (
+        people(designs={"halves": {"subsets": 4}}),
+        ["designs.halves: unknown key", "did you mean 'half'"],
+    ),
+    "batch": (people(training={"batch": 0}), ["training.batch: 0 is not allowed; it must be at least 1"]),
+    "text number": (people(training={"lr": "1e-3"}), ["training.lr: '1e-3'", "write 0.001"]),
+    "nan": (people(training={"lr": float("nan")}), ["training.lr: nan", "finite"]),
+    "float count": (people(training={"epochs": 3.0}), ["training.epochs: 3.0", "integer"]),
+    "heads": (people(model={"width": 33}), ["model.width: 33", "multiple of heads (2)"]),
+    "documents": (people(corpus={"docs_min": 9}), ["corpus.docs_min: 9", "at most docs_max (8)"]),
+    "tokens": (
+        {"testbeds": {"authors": {"corpus": {"tokens_min": 200}}}},
+        ["tokens_min: 200", "at most tokens_max (120)"],
+    ),
+    "removal row": (
+        people(removals={"rows": ["gradient_dt"]}),
+        ["removals.rows: 'gradient_dt'", "did you mean 'gradient_dot'"],
+    ),
+    "testbed name": (
+        {"testbeds": {"My Data": {"corpus": {"kind": "people"}}}},
+        ["testbeds: 'My Data' is not allowed"],
+    ),
+    "no corpus": (
+        {"testbeds": {"mine": {}}},
+        ["testbeds.mine.corpus: missing", "people, authors, file or hub"],
+    ),
+    "no path": (
+        {"testbeds": {"mine": {"corpus": {"kind": "file"}}}},
+        ["testbeds.mine.corpus.path: missing", ".jsonl"],
+    ),
+    "device": ({"device": "gpu"}, ["device: 'gpu' is not allowed; allowed: cpu, auto, cuda, mps"]),
+    "profile": ({"profile": "paper"}, ["overrides: must be a map of config keys other than 'profile'"]),
+    "no map": ([1], ["overrides: must be a map"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_clear_line(name):
+    overrides, parts = MISTAKES[name]
+    message = error_of(overrides)
+    assert all(part in message for part in parts), message
+
+
+ROW = {"id": "random", "method": "random", "notebook": "04_first_methods"}
+CLAIM = {
+    "id": "c",
+    "paper": "BGO",
+    "claim": "x",
+    "notebook": "60_leaderboard",
+    "testbed": "people",
+    "metric": "lds_half",
+    "row": "bm25",
+    "against": "random",
+    "direction": "greater",
+    "kind": "difference",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"rows": [ROW, ROW]}, ["rows[0].id: 'random'", "unique"]),
+        ({"rows": [{**ROW, "testbeds": ["peple"]}]}, ["rows[0].testbeds: 'peple'", "did you mean 'people'"]),
+        ({"rows": [{**ROW, "notebook": "first"}]}, ["rows[0].notebook: 'first'", "text that matches"]),
+        ({"rows": [{**ROW, "metod": "x"}]}, ["rows[0].metod: unknown key", "did you mean 'method'"]),
+        ({"rows": []}, ["rows: [] is not allowed", "not empty"]),
+        ({"claims": [{**CLAIM, "row": "bm52"}]}, ["claims[0].row: 'bm52'", "did you mean 'bm25'"]),
+        ({"claims": [{**CLAIM, "paper": "BOG"}]}, ["claims[0].paper: 'BOG'", "did you mean 'BGO'"]),
+        (
+            {"claims": [{**CLAIM, "metric": "lds_leave_5"}]},
+            ["claims[0].metric: 'lds_leave_5'", "no design leave_5"],
+        ),
+        ({"claims": [{**CLAIM, "testbed": "digits"}]}, ["claims[0].testbed: 'digits'", "people, authors"]),
+        ({"claims": [{**CLAIM, "kind": "parity"}]}, ["claims[0].margin: 0.0", "greater than 0"]),
+        ({"claims": [{**CLAIM, "against": ""}]}, ["claims[0].against: ''", "name a second row"]),
+        ({"claims": [CLAIM, CLAIM]}, ["claims[0].id: 'c'", "unique"]),
+    ],
+)
+def test_references_between_sections(change, parts):
+    message = error_of(change)
+    assert all(part in message for part in parts), message
+
+
+def test_profile_files(tmp_path):
+    assert "did you mean 'smoke'" in error_of(profile="smok")
+    assert "no file" in error_of(profile="mine.yaml")
+    mine = tmp_path / "mine.yaml"
+    text = (config.PROFILES / "smoke.yaml").read_text()
+    mine.write_text(text)
+    assert "differs from the file's name; write 'mine'" in error_of(profile=str(mine))
+    mine.write_text(text.replace("profile: smoke\n", ""))
+    assert config.data_dir(config.load(str(mine))) == config.ROOT / "data" / "mine"
+    mine.write_text(text.replace("seed: 0\n", "seed: 0\nseed: 1\n", 1))
+    assert "'seed' is given twice" in error_of(profile=str(mine))
+    mine.write_text("a: [1")
+    assert "mine.yaml: line" in error_of(profile=str(mine))
+    mine.write_bytes(b"profile: \xff")
+    assert "UTF-8" in error_of(profile=str(mine))
+    mine.write_text("- 1")
+    assert "must hold a map" in error_of(profile=str(mine))
+    (tmp_path / "paper.yaml").write_text(text)
+    assert "name of a built-in profile" in error_of(profile=str(tmp_path / "paper.yaml"))
+
+
+def test_optional_rows_are_left_out_with_a_reason():
+    rows = [
+        ROW,
+        {**ROW, "id": "extra", "requires": "no-such-package-here"},
+        {**ROW, "id": "only", "testbeds": ["authors"]},
+    ]
+    loaded = config.load("smoke", {"rows": rows, "claims": [], **people(removals=None)})
+    assert [row["id"] for row in config.rows(loaded, "people")] == ["random"]
+    assert [row["id"] for row in config.rows(loaded, "authors", "04_first_methods")] == ["random", "only"]
+    assert config.rows(loaded, notebook="10_other") == []
+    assert "no-such-package-here is not installed" in config.skipped_rows(loaded)["extra"]

@@ -1,0 +1,281 @@
+"""The leaderboard frame and its renderings; verdicts, Holm's rule and the claims table."""
+
+import io
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tda.evaluation import (
+    CLAIM_COLUMNS,
+    LEADERBOARD_COLUMNS,
+    Criterion,
+    Interval,
+    Measurement,
+    RowResult,
+    ceiling,
+    check_leaderboard,
+    claims_table,
+    criterion_of,
+    holm_levels,
+    leaderboard,
+    leaderboard_row,
+    measurements,
+    p_value,
+    pivot,
+    to_latex,
+    to_markdown,
+    verdict,
+)
+
+
+def line(row_id="gradient_dot", metric="lds_half", value=0.3, half=0.05, **changes):
+    result = RowResult(
+        np.zeros(3), Interval(value, value - half, value + half), {"bm25": Interval(0.1, 0.02, 0.18)}
+    )
+    given = {
+        "testbed": "people",
+        "query_set": "held_out",
+        "row_id": row_id,
+        "metric": metric,
+        "method": row_id,
+    }
+    given |= {"family": "gradient", "options": {"b": 1, "a": 2}, "result": result, "ceiling": 0.78}
+    return leaderboard_row(**given | {"n_queries": 90, "n_subsets": 64, "n_seeds": 2} | changes)
+
+
+# --- leaderboard ----------------------------------------------------------------------------------
+
+
+def test_row_has_the_columns_of_the_contract():
+    row = line()
+    assert tuple(row) == LEADERBOARD_COLUMNS == (
+        "testbed", "query_set", "row_id", "metric", "method", "family", "options_json",
+        "value", "ci_low", "ci_high", "ceiling", "delta_vs_gradient_dot", "delta_gd_low", "delta_gd_high",
+        "delta_vs_bm25", "delta_bm25_low", "delta_bm25_high", "n_queries", "n_subsets", "n_seeds",
+    )  # fmt: skip
+    assert row["options_json"] == '{"a": 2, "b": 1}' and row["delta_bm25_low"] == 0.02
+    assert math.isnan(row["delta_vs_gradient_dot"])
+    bare = line(result=Interval(0.5, 0.4, 0.6), ceiling=float("nan"))
+    assert bare["value"] == 0.5 and math.isnan(bare["delta_vs_bm25"])
+
+
+def test_leaderboard_sorts_and_survives_csv():
+    parts = [line("tfidf"), line("bm25", "mrr", ceiling=float("nan")), line("gradient_dot"), line("bm25")]
+    frame = leaderboard(parts, row_order=["bm25", "tfidf", "gradient_dot"])
+    assert list(zip(frame.metric, frame.row_id, strict=True)) == [
+        ("lds_half", "bm25"), ("lds_half", "tfidf"), ("lds_half", "gradient_dot"), ("mrr", "bm25"),
+    ]  # fmt: skip
+    again = leaderboard(
+        [pd.read_csv(io.StringIO(frame.to_csv(index=False)))], ["bm25", "tfidf", "gradient_dot"]
+    )
+    pd.testing.assert_frame_equal(frame, again)
+    assert leaderboard(parts[::-1], ["bm25", "tfidf", "gradient_dot"]).equals(frame)
+
+
+def test_bad_leaderboards():
+    good = pd.DataFrame([line(), line("bm25")])
+    check_leaderboard(good)
+    for call, text in [
+        (lambda: leaderboard([]), "no metric files"),
+        (lambda: leaderboard([line(), line()]), "occurs 2 times"),
+        (lambda: check_leaderboard(good.drop(columns="family")), "missing .'family'"),
+        (lambda: check_leaderboard(good.assign(extra=1)), "unknown .'extra'"),
+        (lambda: check_leaderboard(good[list(LEADERBOARD_COLUMNS[::-1])]), "order"),
+        (lambda: check_leaderboard(good.assign(value="high")), "'high'"),
+        (lambda: check_leaderboard(good.assign(value=np.nan)), "value of"),
+        (lambda: check_leaderboard(good.assign(ceiling=np.inf)), "ceiling of"),
+        (lambda: check_leaderboard(good.assign(ci_low=0.9)), "ci_low <= value"),
+        (lambda: check_leaderboard(good.assign(testbed=None)), "empty cell"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            call()
+
+
+def test_pivot_and_renderings():
+    frame = leaderboard(
+        [line("bm25", value=0.25), line("gradient_dot"), line("bm25", "mrr", 0.9, ceiling=float("nan"))]
+    )
+    cost = pd.DataFrame([{"testbed": "people", "row_id": "bm25", "attribute_seconds": 0.456,
+                          "setup_seconds": 1, "peak_mb": 300, "retrainings": 0}])  # fmt: skip
+    table = pivot(frame, "people", "held_out", ["lds_half", "mrr"], cost)
+    assert table.row.tolist() == ["ceiling", "bm25", "gradient_dot"]
+    assert table.lds_half.tolist() == ["0.78", "0.25 [0.20, 0.30]", "0.30* [0.25, 0.35]"]
+    assert table.mrr.tolist() == ["-", "0.90* [0.85, 0.95]", "-"]
+    assert table.attribute_seconds.tolist() == ["-", "0.5", "-"]
+    markdown, latex = to_markdown(table), to_latex(table)
+    assert "| gradient_dot | **0.30** [0.25, 0.35] | - |" in markdown and markdown.count("\n") == 5
+    assert r"gradient\_dot & \textbf{0.30} [0.25, 0.35] & - &" in latex and latex.count(r"\\") == 4
+    assert r"\textbackslash{}\^{}" in to_latex(pd.DataFrame({"a": ["\\^"]}))
+    for call, text in [
+        (lambda: pivot(frame, "people", "held_out", ["lds_half", "map"]), "'map'"),
+        (lambda: pivot(frame, "authors", "held_out", ["lds_half"]), "authors"),
+        (lambda: pivot(frame, "people", "held_out", ["mrr"], pd.concat([cost, cost])), "repeated"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            call()
+
+
+# --- verdicts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "low,high,direction,margin,expected",
+    [
+        (0.01, 0.2, "greater", 0.0, "supported"),
+        (0.0, 0.2, "greater", 0.0, "inconclusive"),  # the boundary is not inside
+        (-0.1, 0.2, "greater", 0.0, "inconclusive"),
+        (-0.2, 0.0, "greater", 0.0, "not supported"),  # ... it is outside
+        (-0.2, 0.01, "greater", 0.0, "inconclusive"),
+        (0.1, 0.3, "greater", 0.2, "inconclusive"),
+        (-0.3, -0.1, "less", 0.0, "supported"),
+        (0.0, 0.1, "less", 0.0, "not supported"),
+        (-0.04, 0.03, "parity", 0.05, "supported"),
+        (-0.05, 0.03, "parity", 0.05, "inconclusive"),
+        (0.05, 0.2, "parity", 0.05, "not supported"),
+        (-0.2, -0.06, "parity", 0.05, "not supported"),
+        (-0.1, 0.2, "parity", 0.05, "inconclusive"),
+        (0.0, 0.0, "greater", 0.0, "not supported"),
+    ],
+)
+def test_verdict(low, high, direction, margin, expected):
+    assert verdict((low + high) / 2, low, high, Criterion(direction, margin)) == expected
+
+
+def test_p_value_agrees_with_the_verdict():
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        value, left, right, margin = (
+            rng.normal(0, 0.2),
+            rng.exponential(0.1),
+            rng.exponential(0.1),
+            rng.uniform(0.01, 0.3),
+        )
+        criterion = Criterion(str(rng.choice(["greater", "less", "parity"])), margin)
+        measured = Measurement(
+            value, value - left, value + right, n_queries=20, n_subsets=int(rng.integers(0, 30))
+        )
+        decided = verdict(value, measured.low, measured.high, criterion) != "inconclusive"
+        assert decided == (p_value(measured, criterion) <= 0.05)
+
+
+def test_p_value_by_hand():
+    assert p_value(Measurement(0.3, 0.3 - 1.959964, 0.3 + 1.959964), Criterion("greater")) == pytest.approx(
+        0.7642, abs=1e-4
+    )
+    assert p_value(Measurement(0.2, 0.1, 0.3, n_queries=9), Criterion("greater", 0.1)) == pytest.approx(0.05)
+    assert p_value(Measurement(0.0, 0.0, 0.0), Criterion("greater")) == 0
+
+
+def test_holm_by_hand():
+    # Sorted: .01 against .05/4, .02 against .05/3 = .0167: stop. The others keep that level.
+    np.testing.assert_allclose(
+        holm_levels([0.03, 0.01, 0.04, 0.02], 0.05), 1 - np.array([3, 4, 3, 3], float) ** -1 * 0.05
+    )
+    # .01 <= .05/3, .02 <= .05/2, .04 <= .05: all decided.
+    np.testing.assert_allclose(holm_levels([0.01, 0.02, 0.04], 0.05), [1 - 0.05 / 3, 0.975, 0.95])
+    with pytest.raises(ValueError, match="p-values"):
+        holm_levels([1.2], 0.05)
+
+
+# --- claims table ---------------------------------------------------------------------------------
+
+
+def claim(name, row="gradient_dot", **changes):
+    given = {"id": name, "paper": "BGO", "claim": "it works", "notebook": "10_bgo", "testbed": "people"}
+    return (
+        given
+        | {"metric": "lds_half", "row": row, "direction": "greater", "margin": 0.0, "kind": "value"}
+        | changes
+    )
+
+
+def quiet_bank(noise=0.5):
+    rng = np.random.default_rng(0)
+    return ceiling(rng.standard_normal((40, 1, 50)) + noise * rng.standard_normal((40, 2, 50)))
+
+
+def test_claims_table_applies_holm_within_a_chapter():
+    frame = leaderboard([line("a", value=0.055), line("b", value=0.3), line("c", value=-0.2)])
+    alone = [claim("one", "a", notebook="20_other")]
+    family = [claim("two", "a"), claim("three", "b"), claim("four", "c"), claim("five", "a", margin=0.05)]
+    table = claims_table(alone + family, measurements(frame), {("people", "lds_half"): quiet_bank()})
+    assert tuple(table.columns) == CLAIM_COLUMNS and table.id.tolist() == [
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+    ]
+    assert table.verdict.tolist() == [
+        "supported",
+        "inconclusive",
+        "supported",
+        "not supported",
+        "inconclusive",
+    ]
+    assert (table.ci_low[0], table.ci_high[0]) == pytest.approx((0.005, 0.105))
+    assert table.ci_high[1] - table.ci_low[1] > 0.11  # a, judged among four, at a wider interval
+    assert table.criterion[0] == "a > 0; interval level 0.95, Holm over 1"
+    for row in table.itertuples():  # every verdict can be read off its own line
+        margin = 0.05 if row.id == "five" else 0.0
+        assert row.verdict == verdict(row.value, row.ci_low, row.ci_high, Criterion("greater", margin))
+
+
+def test_differences_parity_and_extra_measurements():
+    frame = leaderboard([line("a"), line("b")])
+    extra = {("people", "lds_half", "a", "random"): Measurement(0.01, -0.01, 0.03, 90, 64)}
+    claims = [
+        claim("one", "a", kind="difference", against="bm25"),
+        claim("two", "a", kind="parity", against="random", margin=0.05, direction="parity", notebook="x"),
+    ]
+    table = claims_table(claims, measurements(frame, extra), {("people", "lds_half"): quiet_bank()})
+    assert table.verdict.tolist() == ["supported", "supported"]
+    assert table.criterion[1].startswith("a - random within +-0.05;")
+
+
+def test_a_noisy_bank_gives_no_verdict_but_counts():
+    frame = leaderboard([line("a"), line("a", "lds_leave_group"), line("b", "mrr")])
+    ceilings = {("people", "lds_half"): quiet_bank(), ("people", "lds_leave_group"): quiet_bank(6.0)}
+    claims = [
+        claim("one", "a"),
+        claim("two", "a", metric="lds_leave_group"),
+        claim("three", "b", metric="mrr"),
+    ]
+    table = claims_table(claims, measurements(frame), ceilings)
+    assert table.verdict.tolist() == ["supported", "inconclusive", "supported"]
+    assert "bank too noisy: needs" in table.criterion[1] and "Holm over 3" in table.criterion[0]
+
+
+def test_bad_claims():
+    frame = leaderboard([line("a"), line("b"), line("a", query_set="generated")])
+    ceilings = {("people", "lds_half"): quiet_bank()}
+    read = measurements(frame)
+    assert claims_table([claim("x", "a", query_set="generated")], read, ceilings).verdict[0] == "supported"
+    for call, text in [
+        (lambda: claims_table([claim("x", "b"), claim("x", "b")], read, ceilings), "repeated id"),
+        (lambda: claims_table([claim("x", "b")], read), "no ceiling"),
+        (lambda: claims_table([claim("x", "z")], read, ceilings), "0 leaderboard lines"),
+        (lambda: claims_table([claim("x", "a")], read, ceilings), "2 leaderboard lines"),
+        (
+            lambda: claims_table([claim("x", "b", kind="difference", against="random")], read, ceilings),
+            "'random'",
+        ),
+        (
+            lambda: claims_table(
+                [claim("x", "b", kind="difference", against="gradient_dot")], read, ceilings
+            ),
+            "no number",
+        ),
+        (lambda: criterion_of(claim("x", kind="difference")), "against"),
+        (lambda: criterion_of(claim("x", kind="ratio")), "ratio"),
+        (lambda: criterion_of(claim("x", direction="up")), "'up'"),
+        (lambda: criterion_of(claim("x", kind="parity", against="a", margin=0.1)), "drop the direction"),
+        (lambda: Criterion("parity", 0.0), "margin > 0"),
+        (lambda: Criterion("greater", float("nan")), "margin"),
+        (lambda: verdict(0.1, 0.2, 0.3, Criterion("greater")), "order"),
+        (lambda: verdict(0.1, float("nan"), 0.3, Criterion("greater")), "order"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            call()

@@ -1,0 +1,104 @@
+"""Every chapter has the same anatomy, is committed without outputs and keeps its hands off the machine."""
+
+import ast
+import re
+
+import nbformat
+import pytest
+
+from tda.config import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SECTIONS = {
+    "In one minute": r"in one minute",
+    "From scratch": r"from scratch",
+    "Exercises": r"exercises?",
+    "Claims checked": r"claims checked|what we checked",
+    "References": r"references",
+}
+WITHOUT = {"00_quickstart": {"From scratch", "Claims checked"}}  # a first look, not a chapter
+FORBIDDEN = {
+    r"\bchdir\b|^\s*%cd\b": "paths come from tda.config; a notebook does not change the folder",
+    r"^\s*!|get_ipython\(\)\.system|\bpip\s+install\b|^\s*%pip|^\s*%conda": "a notebook installs nothing",
+    r"\bipywidgets\b|tqdm\.notebook|tqdm\.auto": "widgets do not survive a batch run",
+    r"https?://|\burllib\.request\b|\bimport requests\b|\bimport httpx\b": "a notebook needs no network",
+}
+LONGEST = 400  # lines of code
+
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def read(path):
+    book = nbformat.read(path, as_version=4)
+    return book, [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def headings(book):
+    text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+    return re.findall(r"^#+\s+(.*)$", text, flags=re.MULTILINE)
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+    assert all(re.fullmatch(r"[0-9]{2}_[a-z0-9_]+", path.stem) for path in NOTEBOOKS)
+
+
+@each
+def test_valid_and_stripped(path):
+    book, code = read(path)
+    nbformat.validate(book)
+    assert book.metadata.kernelspec.name == "python3"
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code), "run nbstripout on it"
+    metadata = [book.metadata, *(cell.metadata for cell in book.cells)]
+    assert not any({"papermill", "execution", "widgets"} & set(entry) for entry in metadata), (
+        "run nbstripout on it"
+    )
+    assert not any("injected-parameters" in cell.metadata.get("tags", []) for cell in book.cells)
+
+
+@each
+def test_opens_with_a_title(path):
+    first = read(path)[0].cells[0]
+    assert first.cell_type == "markdown" and re.match(r"# \S", first.source)
+
+
+@each
+def test_sections(path):
+    found = headings(read(path)[0])
+    missing = {
+        name
+        for name, pattern in SECTIONS.items()
+        if not any(re.search(pattern, heading, flags=re.IGNORECASE) for heading in found)
+    }
+    assert missing <= WITHOUT.get(path.stem, set()), f"headings found: {found}"
+
+
+@each
+def test_one_parameters_cell_near_the_top(path):
+    book, code = read(path)
+    places = [index for index, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(places) == 1 and places[0] <= 4 and code[0] is book.cells[places[0]], "the first code cell"
+    lines = [line for line in book.cells[places[0]].source.splitlines() if line.strip()]
+    for line in lines:
+        assert re.search(r"#\s*\S", line), f"a comment belongs to {line!r}"
+        statements = ast.parse(line).body
+        assert len(statements) == 1 and isinstance(statements[0], ast.Assign), line
+        assert isinstance(statements[0].targets[0], ast.Name), line
+        ast.literal_eval(statements[0].value)
+
+
+@each
+def test_second_cell_prints_what_was_received(path):
+    code = read(path)[1]
+    names = [node.targets[0].id for node in ast.parse(code[0].source).body]
+    assert "print" in code[1].source or "show" in code[1].source
+    assert any(re.search(rf"\b{name}\b", code[1].source) for name in names)
+
+
+@each
+def test_code_is_short_and_well_behaved(path):
+    code = "\n".join(cell.source for cell in read(path)[1])
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= LONGEST
+    for pattern, reason in FORBIDDEN.items():
+        found = re.search(pattern, code, flags=re.MULTILINE)
+        assert found is None, f"{found[0]!r}: {reason}"

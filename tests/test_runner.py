@@ -1,0 +1,127 @@
+"""The notebook runner: parameters are checked before anything runs, failures keep the executed copy, time
+is limited.
+"""
+
+import glob
+import json
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from tda.config import ROOT
+from tda.run_notebook import NotebookError, ParameterError, check_parameters, declared_parameters, run
+
+PARAMETERS = 'count = 1  # a number\nrate = 0.5  # a share\nname = "a"  # text\nextra = None  # anything\n'
+
+
+def make(path, *sources, parameters=PARAMETERS):
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    book = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+    if parameters is not None:
+        book.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    book.cells += [nbformat.v4.new_code_cell(source) for source in sources]
+    nbformat.write(book, path)
+    return path
+
+
+def call(notebook, out, *options):
+    command = [sys.executable, "-m", "tda.run_notebook", str(notebook), "--out", str(out), *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def text_of(out):
+    return json.dumps(nbformat.read(out, 4))
+
+
+def test_runs_from_the_repository_root_with_parameters(tmp_path):
+    source = (
+        "import os\nprint('got', count, rate, name, extra, os.getcwd(), os.environ['TDA_BATCH'], flush=True)"
+    )
+    notebook, out = make(tmp_path / "ok.ipynb", source), tmp_path / "logs" / "ok.ipynb"
+    before = glob.glob("/tmp/tda*")
+    done = call(
+        notebook,
+        out,
+        "--parameters",
+        json.dumps({"count": 3, "rate": 1, "extra": {"a": [1]}}),
+        "--timeout",
+        "60",
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"got 3 1 a {{'a': [1]}} {ROOT} 1" in done.stdout
+    assert "got 3 1" in text_of(out)
+    assert glob.glob("/tmp/tda*") == before, "the socket folder is removed"
+
+
+def test_failure_keeps_traceback_and_executed_copy(tmp_path):
+    notebook, out = (
+        make(tmp_path / "fail.ipynb", "print('before')", "raise ValueError('boom\\nmore')"),
+        tmp_path / "out.ipynb",
+    )
+    done = call(notebook, out)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == f"fail.ipynb: In[3]: ValueError: boom (executed copy: {out})"
+    assert "before" in done.stdout and "Traceback" in done.stderr
+    assert "ValueError" in text_of(out) and "before" in text_of(out)
+
+
+def test_time_limit(tmp_path):
+    out = tmp_path / "out.ipynb"
+    with pytest.raises(NotebookError, match=r"ran longer than the limit of 1 s \(executed copy"):
+        run(make(tmp_path / "slow.ipynb", "import time\ntime.sleep(60)"), out, timeout=1)
+    assert out.exists()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (
+            {"nam": "x"},
+            "n.ipynb: unknown parameter 'nam'; it declares count, rate, name, extra; did you mean 'name'?",
+        ),
+        ({"name": 3}, "n.ipynb: parameter 'name' is 3 (int); its default 'a' is of type str"),
+        ({"count": 0.5}, "n.ipynb: parameter 'count' is 0.5 (float); its default 1 is of type int"),
+        ({"count": True}, "n.ipynb: parameter 'count' is True (bool); its default 1 is of type int"),
+    ],
+)
+def test_wrong_parameters_are_refused(tmp_path, parameters, message):
+    notebook = make(tmp_path / "n.ipynb", "1")
+    with pytest.raises(ParameterError) as caught:
+        run(notebook, tmp_path / "out.ipynb", parameters)
+    assert str(caught.value) == message
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_accepted_types(tmp_path):
+    check_parameters(make(tmp_path / "n.ipynb"), {"rate": 1, "name": None, "extra": [1]})
+
+
+def test_notebooks_that_declare_nothing_usable(tmp_path):
+    for parameters, message in [
+        (None, "has 0 cells tagged 'parameters'"),
+        ("import os", "may only hold lines such as"),
+        ("x = f()", "may only hold lines such as"),
+    ]:
+        with pytest.raises(ParameterError, match=message):
+            declared_parameters(make(tmp_path / "n.ipynb", "1", parameters=parameters))
+    with pytest.raises(ParameterError, match="no such notebook"):
+        declared_parameters(tmp_path / "absent.ipynb")
+    (tmp_path / "text.ipynb").write_text("[]")
+    with pytest.raises(ParameterError, match="not a notebook"):
+        declared_parameters(tmp_path / "text.ipynb")
+
+
+def test_wrong_calls_exit_with_2_and_one_line(tmp_path):
+    notebook = make(tmp_path / "n.ipynb", "1")
+    for text, part in [
+        ('{"nam": 1}', "did you mean 'name'"),
+        ("{nam", "not JSON"),
+        ("[1]", "a JSON object is needed"),
+    ]:
+        done = call(notebook, tmp_path / "out.ipynb", "--parameters", text)
+        assert done.returncode == 2 and part in done.stderr and len(done.stderr.strip().splitlines()) == 1, (
+            done.stderr
+        )

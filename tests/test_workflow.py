@@ -1,0 +1,156 @@
+"""The workflow plans every stage, passes only declared parameters, is lint-clean and refuses wrong calls in
+one line.
+"""
+
+import functools
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tda import config
+from tda.run_notebook import check_parameters, declared_parameters
+
+ROOT = config.ROOT
+PROFILES = ["smoke", "paper", "extended", "large"]
+DOT = """digraph snakemake_dag {
+	0[label = "all", color = "0.00 0.6 0.85", style="rounded"];
+	1[label = "leaderboard", color = "0.1", style="rounded"];
+	2[label = "bank_on_people", color = "0.2", style="rounded"];
+	3[label = "bank_on_authors", color = "0.3", style="rounded"];
+	4[label = "training", color = "0.4", style="rounded"];
+	1 -> 0
+	2 -> 1
+	3 -> 1
+	4 -> 1
+	4 -> 2
+	4 -> 3
+}
+"""
+
+
+def snakemake(*options, folder=ROOT):
+    command = [sys.executable, "-m", "snakemake", *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env=environment)
+
+
+@functools.cache
+def plan(profile):
+    """Rules and notebook calls of a full run from nothing, as Snakemake would make them."""
+    done = snakemake("-n", "-p", "--forceall", "--nolock", "--cores", "2", "--config", f"profile={profile}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "profile profiles/default" in done.stderr, "the default profile must be found without a flag"
+    text = done.stdout + done.stderr
+    calls = re.findall(
+        r"python -m tda\.run_notebook (\S+) --out (\S+) --parameters ('[^']*'|\S+) --timeout", text
+    )
+    rules = set(re.findall(r"^(?:local)?rule (\w+):", text, flags=re.MULTILINE))
+    return rules, [(notebook, out, shlex.split(parameters)[0]) for notebook, out, parameters in calls]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_stage_is_planned(profile):
+    loaded = config.load(profile)
+    rules, calls = plan(profile)
+    expected = {"all", "corpora", "training", "bank_shard", "leaderboard", "quickstart", "workflow_figure"}
+    for name, testbed in loaded["testbeds"].items():
+        expected |= {f"bank_on_{name}"} if testbed["designs"] else set()
+        expected |= {"removal_shard", f"removal_on_{name}"} if testbed["removals"] else set()
+        expected |= {f"chapter_{row['notebook']}_on_{name}" for row in config.rows(loaded, name)}
+    assert rules == expected
+    shards = [
+        part["shards"]
+        for testbed in loaded["testbeds"].values()
+        for part in [*testbed["designs"].values(), testbed["removals"]]
+        if part
+    ]
+    single = [
+        name
+        for name in rules
+        if name not in ("all", "training", "bank_shard", "removal_shard", "workflow_figure")
+    ]
+    assert len(calls) == sum(shards) + len(single) + len(loaded["testbeds"])
+    assert len({out for _, out, _ in calls}) == len(calls), "every job has a log of its own"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_jobs_pass_declared_parameters(profile):
+    passed = {}
+    for notebook, _, text in plan(profile)[1]:
+        parameters = yaml.safe_load(text)
+        check_parameters(ROOT / notebook, parameters)
+        passed.setdefault(notebook, set()).update(parameters)
+    for notebook, names in passed.items():
+        assert names <= set(declared_parameters(ROOT / notebook)), notebook
+
+
+def test_every_notebook_takes_part():
+    planned = {notebook for profile in PROFILES for notebook, _, _ in plan(profile)[1]}
+    present = {f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")}
+    optional = {"notebooks/70_your_own.ipynb"}
+    assert present - optional <= planned
+
+
+def test_figures_belong_to_notebooks():
+    figures = yaml.safe_load((ROOT / "workflow" / "figures.yaml").read_text())
+    for name, files in figures.items():
+        assert (ROOT / "notebooks" / f"{name}.ipynb").exists(), name
+        assert all(re.fullmatch(rf"{name[:2]}_[a-z0-9_{{}}]+\.(png|svg|pdf)", file) for file in files), name
+
+
+def test_lint_is_clean():
+    done = snakemake("--lint", "--config", "profile=smoke")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["profile=smok"], "profile: 'smok' is unknown; allowed: extended, large, paper, smoke"),
+        (["profle=smoke"], "profle: unknown key; allowed:"),
+        (["profile=smoke", "overrides=3"], "overrides: must be a map"),
+    ],
+)
+def test_wrong_calls_stop_in_one_line(options, message):
+    done = snakemake("-n", "--nolock", "--config", *options)
+    errors = [line for line in done.stderr.splitlines() if "rror" in line]
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert len(errors) == 1 and errors[0].startswith("Error in the configuration: ") and message in errors[0]
+
+
+def test_overrides_reach_the_notebooks_and_move_the_data():
+    done = snakemake("-n", "-p", "--nolock", "--config", "profile=smoke", "seed=5")
+    folder = config.data_dir(config.load("smoke", {"seed": 5})).relative_to(ROOT)
+    assert done.returncode == 0, done.stderr
+    assert f"{folder}/people/model/record.json" in done.stdout + done.stderr
+    assert '"overrides": {"seed": 5}' in done.stdout + done.stderr
+
+
+def test_rule_graph_picture(tmp_path):
+    sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
+    try:
+        import draw_dag
+    finally:
+        sys.path.pop(0)
+    boxes, arrows = draw_dag.rule_graph(DOT)
+    assert boxes == {"all", "leaderboard", "bank", "training"}
+    assert draw_dag.shortest(arrows) == {
+        ("training", "bank"),
+        ("bank", "leaderboard"),
+        ("leaderboard", "all"),
+    }
+    assert draw_dag.layers(boxes, arrows) == {"training": 0, "bank": 1, "leaderboard": 2, "all": 3}
+    draw_dag.draw(DOT, tmp_path / "a.svg")
+    draw_dag.draw(DOT, tmp_path / "b.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert "leaderboard" in (tmp_path / "a.svg").read_text()
+
+
+def test_slurm_profile_names_existing_rules():
+    profile = yaml.safe_load((ROOT / "workflow" / "profiles" / "slurm" / "config.yaml").read_text())
+    assert profile["executor"] == "slurm" and set(profile["set-resources"]) <= plan("large")[0]

@@ -1,0 +1,36 @@
+# One rule per chapter and testbed: scores and metrics of every row that names the chapter. A new chapter needs a notebook,
+# its rows in the config and its figures in workflow/figures.yaml; nothing here.
+for CHAPTER, NAMES in CHAPTERS.items():
+    for NAME in NAMES:
+
+        rule:
+            name:
+                f"chapter_{CHAPTER}_on_{NAME}"
+            input:
+                notebook=notebook(CHAPTER),
+                modules=modules(CHAPTER, rows_of(NAME, CHAPTER)),
+                model=model(NAME),
+                banks=banks(NAME),
+                references=references(NAME, CHAPTER),
+            output:
+                scores(NAME, rows_of(NAME, CHAPTER)),
+                records(scores(NAME, rows_of(NAME, CHAPTER))),
+                metrics(NAME, rows_of(NAME, CHAPTER)),
+                figures(CHAPTER, NAME),
+            params:
+                parameters=parameters(testbed=NAME),
+                rows=key_of(rows_of(NAME, CHAPTER)),
+                config=section("evaluation", testbed=NAME),
+                statistics=section("statistics"),
+            log:
+                **logs(f"{CHAPTER}_{NAME}"),
+            benchmark:
+                f"{BENCHMARKS}/{CHAPTER}_{NAME}.tsv"
+            threads: 1
+            resources:
+                mem_mb=MEMORY,
+                runtime=MINUTES,
+            conda:
+                "../../environment.yml"
+            shell:
+                RUN

@@ -1,0 +1,59 @@
+# Configuration and paths. A configuration error stops here, in one line, before any rule is defined.
+import json
+import os
+import sys
+from pathlib import Path
+
+import yaml
+
+from tda import config as configuration
+from tda.artefacts import key_of
+from tda.provenance import modules_used
+
+# Jobs call `python`; it must be the one that runs Snakemake, also when no environment is activated.
+os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()]))
+
+PROFILE = str(config.get("profile", "paper"))
+OVERRIDES = config.get("overrides") or {}
+if not isinstance(OVERRIDES, dict):
+    sys.exit(f"Error in the configuration: overrides: must be a map of config keys, got {OVERRIDES!r}")
+OVERRIDES |= {key: value for key, value in config.items() if key not in ("profile", "overrides")}
+try:
+    CONFIG = configuration.load(PROFILE, OVERRIDES)
+except configuration.ConfigError as error:
+    sys.exit(f"Error in the configuration: {error}")
+
+ROOT = str(configuration.ROOT)
+DATA = os.path.relpath(configuration.data_dir(CONFIG), ROOT)
+FIGURES = os.path.relpath(configuration.figures_dir(CONFIG), ROOT)
+LOGS, BENCHMARKS = f"{DATA}/logs", f"{DATA}/benchmarks"
+TESTBEDS = list(CONFIG["testbeds"])
+# Chapters in order, each with the testbeds it runs on.
+CHAPTERS = {
+    row["notebook"]: [name for name in TESTBEDS if configuration.rows(CONFIG, name, row["notebook"])]
+    for row in sorted(configuration.rows(CONFIG), key=lambda row: row["notebook"])
+}
+REMOVAL_TESTBEDS = [name for name in TESTBEDS if CONFIG["testbeds"][name]["removals"]]
+FIGURE_NAMES = yaml.safe_load(Path("workflow/figures.yaml").read_text(encoding="utf-8"))
+REFERENCE_ROWS = ("gradient_dot", "bm25")  # every chapter reports paired differences to these
+MEMORY = 3000  # MB per job; two jobs side by side stay below the 6 GB of the paper profile
+MINUTES = {"smoke": 10, "paper": 60}.get(CONFIG["profile"], 1440)  # per job; also the time limit of one cell
+
+RESULTS = [f"{FIGURES}/{file}" for file in ("claims.csv", "manifest.json")] + [
+    f"{FIGURES}/tables/{file}" for file in ("leaderboard.csv", "leaderboard.md", "leaderboard.tex", "cost.csv")
+]
+
+# Every notebook runs through this one line.
+RUN = (
+    "python -m tda.run_notebook {input.notebook} --out {log.notebook} --parameters {params.parameters:q}"
+    " --timeout $(( {resources.runtime} * 60 )) > {log.text} 2>&1"
+)
+
+for reason in configuration.skipped_rows(CONFIG).values():
+    print(reason, file=sys.stderr)
+
+
+wildcard_constraints:
+    testbed="|".join(TESTBEDS),
+    design="half|leave_5|leave_group",
+    shard="[0-9]+",

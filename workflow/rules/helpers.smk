@@ -1,0 +1,160 @@
+# Functions that rules call for their parameters, inputs and outputs.
+
+
+def parameters(**more):
+    """The JSON that a notebook receives: profile, overrides and what the stage adds."""
+    return json.dumps({"profile": PROFILE, "overrides": OVERRIDES, **more}, sort_keys=True)
+
+
+def section(*keys, testbed=None):
+    """Hash of the named config sections (of one testbed, or of the whole config): a rule reruns when it changes."""
+    tree = CONFIG["testbeds"][testbed] if testbed else CONFIG
+    return key_of({key: tree[key] for key in keys} | {"seed": CONFIG["seed"], "device": CONFIG["device"]})
+
+
+def notebook(name):
+    return f"notebooks/{name}.ipynb"
+
+
+def modules(name, rows=()):
+    """Files of tda that a notebook imports, directly or not, and those of the methods of its rows.
+
+    Snakemake compares their contents, so an edit reruns the stages that use the file and touching it does not.
+    """
+    if not os.path.exists(notebook(name)):
+        sys.exit(f"Error in the configuration: {notebook(name)} does not exist; rows[].notebook must name a chapter")
+    files = {path for row in rows for path in method_files(row["method"])}
+    return sorted({os.path.relpath(path, ROOT) for path in modules_used(notebook(name), *files)} | files)
+
+
+def method_files(method):
+    """Files of tda/attribution that register a method; all of them where none names it."""
+    files = sorted(Path("tda/attribution").glob("*.py"))
+    own = [path for path in files if f'method("{method}"' in path.read_text(encoding="utf-8")]
+    return [str(path) for path in own or files]
+
+
+def logs(name):
+    """Log files of a job: what it printed, and the executed copy of its notebook (kept when the job fails)."""
+    return {"text": f"{LOGS}/{name}.txt", "notebook": f"{LOGS}/{name}.ipynb"}
+
+
+def caption(name):
+    own = f"workflow/report/{name}.rst"
+    return os.path.abspath(own if os.path.exists(own) else "workflow/report/figure.rst")
+
+
+def figure_paths(name, testbed=None):
+    """Paths of a notebook's figures; without a testbed the {testbed} in them stays, as Snakemake's wildcard."""
+    names = [f"{FIGURES}/{file}" for file in FIGURE_NAMES.get(name, [])]
+    return [path.replace("{testbed}", testbed) for path in names] if testbed else names
+
+
+def figures(name, testbed=None):
+    """A notebook's figures as outputs, with their captions and categories in the report."""
+    labels = {"notebook": name} | ({"testbed": testbed} if testbed else {})
+    return [report(path, caption=caption(name), category=name, labels=labels) for path in figure_paths(name, testbed)]
+
+
+def all_figures():
+    """Every figure of the profile, in the order of the notebooks."""
+    with_designs = [name for name in TESTBEDS if CONFIG["testbeds"][name]["designs"]]
+    stages = {"02_training": TESTBEDS, "03_retraining_bank": with_designs, "05_removal": REMOVAL_TESTBEDS} | CHAPTERS
+    paths = figure_paths("01_corpora") + figure_paths("60_leaderboard")
+    for name, testbeds in sorted(stages.items()):
+        paths += [path for testbed in testbeds for path in figure_paths(name, testbed)]
+    return paths
+
+
+def corpus(testbed):
+    return f"{DATA}/{testbed}/corpus/record.json"
+
+
+def model(testbed):
+    return f"{DATA}/{testbed}/model/record.json"
+
+
+def banks(testbed):
+    return [f"{DATA}/{testbed}/bank_{design}.npz" for design in CONFIG["testbeds"][testbed]["designs"]]
+
+
+def scores(testbed, rows):
+    return [f"{DATA}/{testbed}/scores/{row['id']}.npz" for row in rows]
+
+
+def metrics(testbed, rows):
+    return [f"{DATA}/{testbed}/metrics/{row['id']}.csv" for row in rows]
+
+
+def records(paths):
+    return [f"{path}.json" for path in paths]
+
+
+def rows_of(testbed, name=None):
+    return configuration.rows(CONFIG, testbed, name)
+
+
+def references(testbed, name):
+    """Score files of the reference rows on a testbed, for chapters other than the one that makes them."""
+    return scores(testbed, [row for row in rows_of(testbed) if row["id"] in REFERENCE_ROWS and row["notebook"] != name])
+
+
+def source_files():
+    """Committed text, and the user's own files, that the corpora are made from."""
+    kinds = [testbed["corpus"] for testbed in CONFIG["testbeds"].values()]
+    paths = [part["path"] for part in kinds if part["kind"] == "file"]
+    return paths + (["data/sources/index.json"] if any(part["kind"] == "authors" for part in kinds) else [])
+
+
+def training_parameters(wildcards):
+    return parameters(testbed=wildcards.testbed)
+
+
+def training_config(wildcards):
+    return section("model", "training", "queries", testbed=wildcards.testbed)
+
+
+def bank_parameters(wildcards):
+    return parameters(testbed=wildcards.testbed, design=wildcards.design, shard=wildcards.shard)
+
+
+def bank_config(wildcards):
+    return key_of(CONFIG["testbeds"][wildcards.testbed]["designs"][wildcards.design])
+
+
+def bank_parts(testbed):
+    """What the merge of a testbed starts from: markers of all shards, or the shipped files."""
+    designs = CONFIG["testbeds"][testbed]["designs"]
+    if CONFIG["bank"] == "shipped":
+        paths = [f"data/banks/{testbed}_{design}.npz" for design in designs]
+        for path in paths + records(paths):
+            if not os.path.exists(path):
+                sys.exit(f"Error in the configuration: bank: 'shipped' needs {path}, which does not exist; use bank=rebuild")
+        return paths + records(paths)
+    return [
+        f"{DATA}/{testbed}/bank_{name}.parts/shard{shard}.json"
+        for name, design in designs.items()
+        for shard in range(design["shards"])
+    ]
+
+
+def removal_rows(testbed):
+    """Rows whose top documents are removed, without rows that are not installed."""
+    return [row for row in rows_of(testbed) if row["id"] in CONFIG["testbeds"][testbed]["removals"]["rows"]]
+
+
+def removal_parameters(wildcards):
+    return parameters(testbed=wildcards.testbed, shard=wildcards.shard)
+
+
+def removal_scores(wildcards):
+    return scores(wildcards.testbed, removal_rows(wildcards.testbed))
+
+
+def removal_config(wildcards):
+    return section("removals", testbed=wildcards.testbed)
+
+
+def other_figures():
+    """Figures of the other notebooks: the manifest lists them, so they come first."""
+    return [path for path in all_figures() if path not in figure_paths("60_leaderboard")]
