@@ -15,7 +15,7 @@ PROFILES := $(filter-out schema,$(basename $(notdir $(wildcard workflow/config/*
 export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH
 
-.PHONY: help paper smoke test lab lock clean
+.PHONY: help paper smoke test lab banks lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -35,6 +35,10 @@ test: $(STAMP)  ## run all tests, the end-to-end smoke run included
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@echo "lab: starting JupyterLab; the chapters are in notebooks/"
 	@$(BIN)/jupyter lab --notebook-dir=.
+
+banks: $(STAMP)  ## copy the paper profile's retraining banks to data/banks
+	@echo "banks: copying the retrained ground truth"
+	@$(BIN)/python workflow/scripts/ship_banks.py
 
 lock: $(STAMP)  ## write requirements.lock from requirements.in and what is installed
 	@echo "lock: installing requirements.in and writing every pin to requirements.lock"

@@ -1,6 +1,7 @@
 """Training-data attribution: what the notebooks of the compendium share.
 
-``tda.attribute(name, task, train, queries, **options)`` runs a registered method; ``tda.testbeds.load`` opens a testbed.
+``tda.attribute(name, task, train, queries, **options)`` runs a registered method; ``tda.testbeds.load`` opens a
+testbed.
 """
 
 __version__ = "0.1.0"

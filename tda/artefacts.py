@@ -54,9 +54,7 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem[:40]}.", suffix=f".tmp{path.suffix}", dir=path.parent
-        )
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=f".tmp{path.suffix}", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -88,9 +86,7 @@ def save_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray], record: 
     arrays = {name: np.asarray(arrays[name]) for name in sorted(arrays)}
     for name, array in arrays.items():
         if array.dtype.hasobject:
-            raise ValueError(
-                f"{path}: array {name!r} has dtype object; convert it to numbers or fixed-width strings"
-            )
+            raise ValueError(f"{path}: array {name!r} has dtype object; convert it to numbers or fixed-width strings")
     with atomic(path) as temporary:
         np.savez_compressed(temporary, **arrays)
     described = {
@@ -102,9 +98,7 @@ def save_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray], record: 
     return path
 
 
-def load_arrays(
-    path: str | os.PathLike, kind: str, keys: Iterable[str] = ()
-) -> tuple[dict[str, np.ndarray], dict]:
+def load_arrays(path: str | os.PathLike, kind: str, keys: Iterable[str] = ()) -> tuple[dict[str, np.ndarray], dict]:
     """Read what :func:`save_arrays` wrote, as ``(arrays, record)``, after checking hash, ``kind`` and that
     ``keys`` are present.
     """
@@ -115,14 +109,10 @@ def load_arrays(
             f"{path}: not found; run the step that writes it (snakemake --cores 2 builds whatever is missing)"
         )
     if not _record_path(path).exists():
-        raise ArtefactError(
-            f"{path}: its record {path.name}.json is missing, so the file cannot be trusted; {cure}"
-        )
+        raise ArtefactError(f"{path}: its record {path.name}.json is missing, so the file cannot be trusted; {cure}")
     record = read_json(_record_path(path))
     if not isinstance(record, dict) or "sha256" not in record or "kind" not in record:
-        raise ArtefactError(
-            f"{_record_path(path)}: not a record of this project (no 'kind' and 'sha256'); {cure}"
-        )
+        raise ArtefactError(f"{_record_path(path)}: not a record of this project (no 'kind' and 'sha256'); {cure}")
     if record["kind"] != kind:
         raise ArtefactError(f"{path}: holds {record['kind']!r} where {kind!r} was expected; {cure}")
     if file_sha256(path) != record["sha256"]:
@@ -134,9 +124,7 @@ def load_arrays(
         raise ArtefactError(f"{path}: not a readable .npz ({error}); {cure}") from error
     missing = sorted(set(keys) - set(arrays))
     if missing:
-        raise ArtefactError(
-            f"{path}: has no array {', '.join(missing)} (it has {', '.join(sorted(arrays))}); {cure}"
-        )
+        raise ArtefactError(f"{path}: has no array {', '.join(missing)} (it has {', '.join(sorted(arrays))}); {cure}")
     return arrays, record
 
 

@@ -26,6 +26,7 @@ from tda.lm import IGNORE
 from tda.provenance import Stopwatch, record
 from tda.retrain import Retrained, bank_seeds, retrained, truth_key
 from tda.testbeds import Testbed
+from tda.testbeds.people import fact_id
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,11 @@ class Bank:
     base: np.ndarray | None
     record: dict
 
-    def select(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``(subsets, outputs)`` restricted to some queries, as the evaluation functions take them."""
-        return self.subsets, self.outputs[:, :, queries]
-
 
 def design(testbed: Testbed, name: str) -> Design:
-    """The design ``name`` of a testbed's config, drawn from the config's seed. Raises ``ValueError`` if there is none."""
+    """The design ``name`` of a testbed's config, drawn from the config's seed. Raises ``ValueError`` if there is
+    none.
+    """
     designs = testbed.settings["designs"]
     if name not in designs:
         raise ValueError(f"testbed {testbed.name!r} has no design {name!r}; its config names {sorted(designs)}.")
@@ -82,7 +81,9 @@ def design(testbed: Testbed, name: str) -> Design:
     rng = np.random.default_rng([testbed.config["seed"], 31, sum(map(ord, name))])
     kept = round(settings["fraction"] * n)
     if not 0 < kept < n:
-        raise ValueError(f"design {name!r}: fraction={settings['fraction']} keeps {kept} of {n} documents; keep some, leave some.")
+        raise ValueError(
+            f"design {name!r}: fraction={settings['fraction']} keeps {kept} of {n} documents; keep some, leave some."
+        )
     subsets = np.zeros((settings["subsets"], n), bool)
     for row in subsets:
         row[rng.permutation(n)[:kept]] = True
@@ -93,26 +94,30 @@ def design(testbed: Testbed, name: str) -> Design:
 def planted_groups(testbed: Testbed, wanted: int) -> dict[str, list[int]]:
     """``label -> document indices``: entities, facts of test queries, and clusters of near-duplicates, in turn.
 
-    Entities come from the test queries, so that every group left out concerns some query that is reported.
+    All are about the test queries (clusters: those that state a queried fact, where facts are known), so that every
+    group left out concerns some query that is reported.
     """
     documents, rng = testbed.documents, np.random.default_rng([testbed.config["seed"], 32])
     asked = [row for row in models.query_rows(testbed) if row["split"] == "test"]
     kinds: dict[str, dict[str, list[int]]] = {"entity": {}, "fact": {}, "cluster": {}}
     queried = {row["entity"] for row in asked}
-    facts = {f"{r['entity']}|{r['attribute']}|{r['value']}" for r in asked if r["attribute"]}
-    for i, (entity, stated, group) in enumerate(zip(documents["entity"], documents["facts"], documents["group"], strict=True)):
+    facts = {fact_id(r["entity"], r["attribute"], r["value"]) for r in asked if r["attribute"]}
+    for i, (entity, stated, group) in enumerate(
+        zip(documents["entity"], documents["facts"], documents["group"], strict=True)
+    ):
         if entity in queried:
             kinds["entity"].setdefault(f"entity {entity}", []).append(i)
         for fact in set(stated) & facts:
             kinds["fact"].setdefault(f"fact {fact}", []).append(i)
-        if group:
+        if group and (set(stated) & facts or not facts):
             kinds["cluster"].setdefault(f"cluster {group}", []).append(i)
     pools = [[(k, pool[k]) for k in rng.permutation(sorted(pool))] for pool in kinds.values()]
     turns = [pool[i] for i in range(max(map(len, pools), default=0)) for pool in pools if i < len(pool)]
     groups = {str(label): members for label, members in turns if len(members) < len(documents)}
     if len(groups) < 2:
         raise ValueError(
-            f"testbed {testbed.name!r} has {len(groups)} groups to leave out; leave_group needs at least 2. Give the documents "
+            f"testbed {testbed.name!r} has {len(groups)} groups to leave out; leave_group needs at least 2. Give the "
+            f"documents "
             f"an 'entity' or 'group' column, or remove the design from the config."
         )
     return dict(list(groups.items())[:wanted])
@@ -129,33 +134,41 @@ def run_shard(
 
     Writes the marker ``bank_<name>.parts/shard<shard>.json`` last. Returns counts and cost.
     """
+    plan = design(testbed, name)
     shards = testbed.settings["designs"][name]["shards"]
     if not 0 <= shard < shards:
         raise ValueError(f"shard={shard}; design {name!r} has shards 0 to {shards - 1}.")
-    plan = design(testbed, name)
     mine = plan.models()[shard::shards]
-    done: list[Retrained] = []
     with Stopwatch() as watch:
-        for number, (mask, seed) in enumerate(mine, start=1):
-            done.append(retrained(testbed, mask, seed, plan.how))
-            if progress and (number % 8 == 0 or number == len(mine)):
-                progress(f"{name}, shard {shard}: {number}/{len(mine)} models, {watch_seconds(done):.0f} s of training")
-    summary = {"models": len(mine), "training_seconds": watch_seconds(done), "flops": sum(d.flops for d in done)}
-    write_json(parts_folder(testbed, name) / f"shard{shard}.json", record({"design": name, "shard": shard}, plan.seeds, watch=watch, **summary))
+        done = _train_all(testbed, plan, mine, progress)
+    summary = {"models": len(mine), "training_seconds": training_seconds(done), "flops": sum(d.flops for d in done)}
+    write_json(
+        parts_folder(testbed, name) / f"shard{shard}.json",
+        record({"design": name, "shard": shard}, plan.seeds, watch=watch, **summary),
+    )
     return summary
 
 
-def watch_seconds(done: Iterable[Retrained]) -> float:
+def _train_all(testbed: Testbed, plan: Design, wanted: list, progress) -> list[Retrained]:
+    done: list[Retrained] = []
+    for number, (mask, seed) in enumerate(wanted, start=1):
+        done.append(retrained(testbed, mask, seed, plan.how))
+        if progress and (number % 8 == 0 or number == len(wanted)):
+            progress(f"{plan.name}: {number}/{len(wanted)} models, {training_seconds(done):.0f} s of training")
+    return done
+
+
+def training_seconds(done: Iterable[Retrained]) -> float:
     return float(sum(d.seconds for d in done))
 
 
-def merge(testbed: Testbed, name: str) -> Bank:
+def merge(testbed: Testbed, name: str, progress: Callable[[str], None] | None = None) -> Bank:
     """Collect the models of all shards into ``bank_<name>.npz`` (training any that is missing) and return the bank."""
     plan = design(testbed, name)
-    done = [retrained(testbed, mask, seed, plan.how) for mask, seed in plan.models()]
+    done = _train_all(testbed, plan, plan.models(), progress)
     m, r = plan.subsets.shape[0], len(plan.seeds)
     losses = np.stack([d.outputs for d in done]).reshape(-1, r, *done[0].outputs.shape)  # [M (+1), R, 2, Q]
-    rows = models.query_rows(testbed)
+    rows, people = models.query_rows(testbed), testbed.settings["corpus"]["kind"] == "people"
     asked = models.query_examples(testbed)
     arrays = {
         "subsets": plan.subsets,
@@ -170,9 +183,9 @@ def merge(testbed: Testbed, name: str) -> Bank:
     if plan.how == "mask":
         arrays["base"] = losses[m, :, 0]
     cost = {
-        "training_seconds": watch_seconds(done),
+        "training_seconds": training_seconds(done),
         "flops": sum(d.flops for d in done),
-        "recall": float(np.mean([d.recall for d in done[: m * r]])),
+        "recall": np.mean([d.recall for d in done[: m * r]], axis=0).tolist() if people else None,
         "retrainings": len(done),
     }
     made = record(testbed.settings["designs"][name], plan.seeds, key=bank_key(testbed, name), how=plan.how, **cost)
@@ -194,14 +207,18 @@ def load(testbed: Testbed, name: str) -> Bank:
 
 
 def _read(testbed: Testbed, name: str, path: Path) -> Bank:
-    arrays, made = load_arrays(path, "bank", ("subsets", "outputs", "outputs_second", "labels", "seeds", "query_set", "split"))
+    arrays, made = load_arrays(
+        path, "bank", ("subsets", "outputs", "outputs_second", "labels", "seeds", "query_set", "split")
+    )
     if made.get("key") != bank_key(testbed, name):
         raise ArtefactError(
             f"{path} was retrained for other documents, queries or settings than the present ones. Run the workflow "
             f"again, or delete the file."
         )
     fields = ("subsets", "outputs", "outputs_second", "seeds", "query_set", "split")
-    return Bank(name, **{k: arrays[k] for k in fields}, labels=arrays["labels"].tolist(), base=arrays.get("base"), record=made)
+    return Bank(
+        name, **{k: arrays[k] for k in fields}, labels=arrays["labels"].tolist(), base=arrays.get("base"), record=made
+    )
 
 
 def shipped_path(testbed: Testbed, name: str) -> Path:
@@ -209,7 +226,8 @@ def shipped_path(testbed: Testbed, name: str) -> Path:
 
 
 def take_shipped(testbed: Testbed, name: str, check: int = 2) -> tuple[Bank, float]:
-    """Take over the committed bank, after retraining ``check`` of its models. Returns it with their largest loss difference.
+    """Take over the committed bank, after retraining ``check`` of its models. Returns it with their largest loss
+    difference.
 
     Raises :class:`ArtefactError` where a retrained model's losses correlate below 0.9 with the shipped ones: floating
     point differs between machines, so equality cannot be asked for, but the models must agree.
@@ -217,7 +235,9 @@ def take_shipped(testbed: Testbed, name: str, check: int = 2) -> tuple[Bank, flo
     bank = _read(testbed, name, shipped_path(testbed, name))
     plan, worst = design(testbed, name), 0.0
     if not np.array_equal(plan.subsets, bank.subsets):
-        raise ArtefactError(f"{shipped_path(testbed, name)} holds other subsets than the config draws. Use bank: rebuild.")
+        raise ArtefactError(
+            f"{shipped_path(testbed, name)} holds other subsets than the config draws. Use bank: rebuild."
+        )
     chosen = np.random.default_rng([testbed.config["seed"], 33]).permutation(bank.subsets.shape[0])[:check]
     for m in chosen:
         again = retrained(testbed, plan.subsets[m], plan.seeds[0], plan.how).outputs[0]
@@ -225,7 +245,8 @@ def take_shipped(testbed: Testbed, name: str, check: int = 2) -> tuple[Bank, flo
         agreement = float(np.corrcoef(again, bank.outputs[m, 0])[0, 1])
         if not agreement > 0.9:
             raise ArtefactError(
-                f"{shipped_path(testbed, name)}: model {m} retrained here correlates {agreement:.2f} with the shipped losses. "
+                f"{shipped_path(testbed, name)}: model {m} retrained here correlates {agreement:.2f} with the "
+                f"shipped losses. "
                 f"Use bank: rebuild."
             )
     target = testbed.folder / f"bank_{name}.npz"
@@ -233,3 +254,15 @@ def take_shipped(testbed: Testbed, name: str, check: int = 2) -> tuple[Bank, flo
         with atomic(target.with_name(target.name + suffix)) as temporary:
             shutil.copyfile(f"{shipped_path(testbed, name)}{suffix}", temporary)
     return bank, worst
+
+
+def ship(testbed: Testbed) -> list[Path]:
+    """Copy a testbed's banks and the queries they were measured on to ``data/banks``, to be committed."""
+    paths = []
+    for name in testbed.settings["designs"]:
+        load(testbed, name)
+        for suffix in ("", ".json"):
+            with atomic(Path(f"{shipped_path(testbed, name)}{suffix}")) as temporary:
+                shutil.copyfile(f"{testbed.folder / f'bank_{name}.npz'}{suffix}", temporary)
+            paths.append(Path(f"{shipped_path(testbed, name)}{suffix}"))
+    return [*paths, write_json(shipped_path(testbed, "queries").with_suffix(".json"), models.query_rows(testbed))]

@@ -46,9 +46,7 @@ def load(profile: str = "smoke", overrides: dict | None = None) -> dict[str, Any
     config = _merge(raw, overrides)
     for testbed in _maps(config.get("testbeds")):
         if isinstance(testbed.get("designs"), dict):
-            testbed["designs"] = {
-                name: design for name, design in testbed["designs"].items() if design is not None
-            }
+            testbed["designs"] = {name: design for name, design in testbed["designs"].items() if design is not None}
     where = f"{where} with overrides" if overrides else where
     finite(config, where)
     config = _fill(config, _schema())
@@ -64,16 +62,12 @@ def load(profile: str = "smoke", overrides: dict | None = None) -> dict[str, Any
 
 
 def data_dir(config: dict) -> Path:
-    """``data/<profile>``, or ``data/scratch/<hash of profile and overrides>`` for a configuration with
+    """``data/<profile>``, or ``data/scratch/<hash of the settings>`` for a configuration with
     overrides.
     """
     if config["overrides"]:
-        return (
-            ROOT
-            / "data"
-            / "scratch"
-            / key_of({"profile": config["profile"], "overrides": config["overrides"]})
-        )
+        settings = {key: config[key] for key in ("profile", "overrides", "seed", "testbeds")}
+        return ROOT / "data" / "scratch" / key_of(settings)
     return ROOT / "data" / config["profile"]
 
 
@@ -104,17 +98,14 @@ def skipped_rows(config: dict) -> dict[str, str]:
 def _profile_path(profile: str) -> Path:
     names = sorted(path.stem for path in PROFILES.glob("*.yaml") if path.stem != "schema")
     if not names:
-        raise ConfigError(
-            f"{PROFILES}: no profiles found; install tda from its repository: pip install -e . --no-deps"
-        )
+        raise ConfigError(f"{PROFILES}: no profiles found; install tda from its repository: pip install -e . --no-deps")
     text = str(profile)
     if text in names:
         return PROFILES / f"{text}.yaml"
     path = Path(text)
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(
-            f"profile: {text!r} is unknown; allowed: {', '.join(names)}, or a path to a .yaml file"
-            f"{close(text, names)}"
+            f"profile: {text!r} is unknown; allowed: {', '.join(names)}, or a path to a .yaml file{close(text, names)}"
         )
     path = next((found for found in (path, ROOT / path) if found.is_file()), None)
     if path is None:
@@ -135,9 +126,7 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(
-                    problem=f"key {key!r} is given twice", problem_mark=node.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -202,11 +191,7 @@ def _fill(value: Any, schema: dict) -> Any:
                 value[key] = _fill(value[key], child)
         other = schema.get("additionalProperties")
         if isinstance(other, dict):
-            value |= {
-                key: _fill(item, other)
-                for key, item in value.items()
-                if key not in schema.get("properties", {})
-            }
+            value |= {key: _fill(item, other) for key, item in value.items() if key not in schema.get("properties", {})}
     elif isinstance(value, list) and "items" in schema:
         value = [_fill(item, schema["items"]) for item in value]
     return value

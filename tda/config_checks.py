@@ -62,6 +62,12 @@ def explain(error: jsonschema.ValidationError) -> str:
     return f"{key}: {given!r} is not allowed; it must be {' and '.join(bounds) or error.message}"
 
 
+METRICS = (
+    r"lds_(half|leave_5|leave_group)(_answer|_passage)?|mrr|average_precision|recall_at_[0-9]+|precision_at_10"
+    r"|tailpatch_(each|joint_abs|joint_dlogp)_[0-9]+"
+)
+
+
 def cross_checks(config: dict, where: str) -> None:
     """What a schema cannot say: references between sections and relations between numbers."""
 
@@ -86,6 +92,18 @@ def cross_checks(config: dict, where: str) -> None:
                 refuse(f"{key}.corpus.{low}", corpus[low], f"it must be at most {high} ({corpus[high]})")
         if model["width"] % model["heads"]:
             refuse(f"{key}.model.width", model["width"], f"it must be a multiple of heads ({model['heads']})")
+        if model["width"] % (8 * model["heads"]) and not model["from"]:
+            refuse(
+                f"{key}.model.width",
+                model["width"],
+                "it must be a multiple of 8 heads (rotary halves)",
+            )
+        if corpus.get("tokens_max", 0) >= model["context"]:
+            refuse(f"{key}.model.context", model["context"], f"it must exceed tokens_max ({corpus['tokens_max']})")
+        if testbed["designs"] and "half" not in testbed["designs"]:
+            refuse(
+                f"{key}.designs", sorted(testbed["designs"]), "half must be among them; every table needs it"
+            )
         if testbed["removals"]:
             for row_id in testbed["removals"]["rows"]:
                 if row_id not in ids:
@@ -116,7 +134,9 @@ def cross_checks(config: dict, where: str) -> None:
                 config["testbeds"], config["rows"][ids.index(claim[part])]
             ):
                 refuse(f"{key}.{part}", claim[part], f"that row does not run on testbed {claim['testbed']}")
-        design = re.fullmatch(r"lds_(half|leave_5|leave_group)", claim["metric"])
+        if not re.fullmatch(METRICS, claim["metric"]):
+            refuse(f"{key}.metric", claim["metric"], f"metrics are {METRICS}")
+        design = re.match(r"lds_(half|leave_5|leave_group)", claim["metric"])
         if design and design[1] not in config["testbeds"][claim["testbed"]]["designs"]:
             refuse(f"{key}.metric", claim["metric"], f"testbed {claim['testbed']} has no design {design[1]}")
         if claim["kind"] == "parity" and claim["margin"] <= 0:

@@ -19,24 +19,26 @@ from torch import Tensor
 
 from tda.task import Examples, Params, chunks, n_examples, take
 
-PAD_ID, BOUNDARY_ID = 0, 1  # every tokenizer of the compendium puts padding and the document boundary here
+PAD_ID, BOUNDARY_ID = 0, 1  # where the tokenizers made here put padding and the document boundary
 IGNORE = -100
 
 
 def new_model(settings: dict, vocabulary: int, seed: int) -> torch.nn.Module:
-    """A GPT-NeoX causal language model with fresh weights, or a saved one if ``settings["from"]`` names a folder or hub id.
+    """A GPT-NeoX causal language model with fresh weights, or a saved one if ``settings["from"]`` names a folder or
+    hub id.
 
     ``settings`` is the ``model`` section of a testbed. Weights are drawn by the library's own initialisation after
     ``torch.manual_seed(seed)``. No dropout anywhere. Raises ``ValueError`` for a folder without weights.
     """
     if settings.get("from"):
-        return _saved_model(settings["from"])
+        return _saved_model(settings["from"], vocabulary)
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     rotated = settings["width"] / settings["heads"] * 0.25
     if rotated != int(rotated) or int(rotated) % 2:
         raise ValueError(
-            f"model.width={settings['width']} with model.heads={settings['heads']} rotates {rotated} dimensions a head; a quarter "
+            f"model.width={settings['width']} with model.heads={settings['heads']} rotates {rotated} dimensions a "
+            f"head; a quarter "
             f"of width/heads must be an even number. Choose e.g. width 96 with 4 heads."
         )
     config = GPTNeoXConfig(
@@ -59,20 +61,40 @@ def new_model(settings: dict, vocabulary: int, seed: int) -> torch.nn.Module:
     return GPTNeoXForCausalLM(config).eval()
 
 
-def _saved_model(source: str) -> torch.nn.Module:
+def _saved_model(source: str, vocabulary: int) -> torch.nn.Module:
+    """Weights from a folder or the hub. All seeds of such a testbed share them and differ in their data order."""
     from transformers import AutoModelForCausalLM
 
     folder = Path(source)
-    if folder.is_dir() and not any(folder.glob(pattern) for pattern in ("*.safetensors", "*.bin")) or (
-        folder.is_absolute() and not folder.is_dir()
-    ):
+    looks_local = folder.is_absolute() or source.startswith(".") or folder.exists()
+    if looks_local and not any(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)):
         raise ValueError(
             f"model.from={source!r} holds no weights (*.safetensors or *.bin). Give a folder written by "
             f"save_pretrained, or leave model.from empty to train from scratch."
         )
     model = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager", dtype=torch.float32)
+    if model.config.vocab_size < vocabulary:
+        raise ValueError(
+            f"model.from={source!r} has a vocabulary of {model.config.vocab_size}, the tokenizer {vocabulary}. "
+            f"Rebuild the corpus, so that it takes the model's own tokenizer."
+        )
     model.config.use_cache = False
     return model.eval()
+
+
+def saved_tokenizer(source: str) -> Tokenizer:
+    """The tokenizer that belongs to a saved model (``tokenizer.json`` in its folder, or on the hub)."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source).backend_tokenizer
+
+
+def boundary_id(tokenizer: Tokenizer) -> int:
+    """The id of the token that opens every document. Raises ``ValueError`` for a tokenizer that has none."""
+    for name in ("<bos>", "<eos>", "<|endoftext|>", "</s>"):
+        if tokenizer.token_to_id(name) is not None:
+            return tokenizer.token_to_id(name)
+    raise ValueError("the tokenizer has none of <bos>, <eos>, <|endoftext|>, </s> to open a document with; add one.")
 
 
 def logits_function(model: torch.nn.Module) -> Callable[[Params, Tensor], Tensor]:
@@ -187,14 +209,15 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], context: int, targets: Se
         if unknown is not None and unknown in encoding.ids:
             word = text[slice(*encoding.offsets[encoding.ids.index(unknown)])]
             raise ValueError(f"text {row} holds {word!r}, which the closed vocabulary lacks: {text[:60]!r}.")
-        ids[row, 0] = BOUNDARY_ID
+        ids[row, 0] = boundary_id(tokenizer)
         ids[row, 1 : n + 1] = torch.tensor(encoding.ids)
         start = 0
         if targets is not None:
             begin = len(text) - len(targets[row])
             if not targets[row].strip() or text[begin:] != targets[row]:
                 raise ValueError(
-                    f"query {row} has no target tokens: its target {targets[row]!r} must be the non-empty end of {text!r}."
+                    f"query {row} has no target tokens: its target {targets[row]!r} must be the non-empty end of "
+                    f"{text!r}."
                 )
             # A token that starts before the target but ends inside it belongs to the target (a leading space).
             start = next(i for i, (_, end) in enumerate(encoding.offsets) if end > begin)
@@ -238,12 +261,15 @@ def hidden_states(model: torch.nn.Module, params: Params, examples: Examples, ch
     return torch.cat(parts).numpy().astype(np.float32)
 
 
-def generate(model: torch.nn.Module, params: Params, prompt: list[int], length: int, rng=None, top_k: int = 40, stop=()):
-    """Continue a prompt of token ids: greedy without ``rng``, else sampled at temperature 0.8 from the top k.
+def generate(
+    model: torch.nn.Module, params: Params, prompt: list[int], length: int, rng=None, top_k: int = 40, stop=()
+):
+    """Continue a prompt of token ids that opens with the document boundary: greedy without ``rng``, else sampled at
+    temperature 0.8 from the top k.
 
     Returns the new ids; stops after ``length`` tokens, at a document boundary, or after an id in ``stop``.
     """
-    logits_of, ids = logits_function(model), list(prompt)
+    logits_of, ids, boundary = logits_function(model), list(prompt), prompt[0]
     for _ in range(length):
         with torch.no_grad():
             logits = logits_of(params, torch.tensor([ids]))[0, -1].double()
@@ -253,7 +279,7 @@ def generate(model: torch.nn.Module, params: Params, prompt: list[int], length: 
             best = logits.topk(min(top_k, len(logits)))
             weights = torch.softmax(best.values / 0.8, 0).numpy()
             new = int(best.indices[rng.choice(len(weights), p=weights / weights.sum())])
-        if new == BOUNDARY_ID:
+        if new == boundary:
             break
         ids.append(new)
         if new in stop:

@@ -9,7 +9,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-import tda.config
 from tda import lm, queries
 from tda.artefacts import ArtefactError, exclusive, key_of, write_json
 from tda.provenance import Stopwatch, record
@@ -38,7 +37,8 @@ def seeds_of(testbed: Testbed) -> list[int]:
 def train_base(testbed: Testbed, progress: Callable[[str], None] | None = None) -> dict:
     """Train every seed, choose the queries with the first, write ``<folder>/model`` and ``<folder>/queries``.
 
-    Returns the record: curves, recall (probes with a known answer), validation losses, seconds. Replaces what was there.
+    Returns the record: curves, recall (probes with a known answer), validation losses, seconds. Replaces what was
+    there.
     """
     from datasets import Dataset, disable_progress_bars
 
@@ -56,7 +56,9 @@ def train_base(testbed: Testbed, progress: Callable[[str], None] | None = None) 
             loss_fn = lm.loss_function(model)
             with Stopwatch() as watch:
                 say = (lambda line, seed=seed: progress(f"seed {seed}, {line}")) if progress else None
-                done = train(loss_fn, init, testbed.train, recipe, seed, None, "filter", folder / f"seed_{seed}", watch_set, say)
+                done = train(
+                    loss_fn, init, testbed.train, recipe, seed, None, "filter", folder / f"seed_{seed}", watch_set, say
+                )
             run = {
                 "seed": seed,
                 "recipe": vars(recipe),
@@ -102,7 +104,9 @@ def base_record(testbed: Testbed) -> dict:
 
 
 def query_rows(testbed: Testbed) -> list[dict]:
-    """The chosen queries as dicts (query_id, query_set, split, prompt, target, text, entity, attribute, value, work)."""
+    """The chosen queries as dicts (query_id, query_set, split, prompt, target, text, entity, attribute, value,
+    work).
+    """
     return load_queries(testbed.folder, base_record(testbed)["key"])
 
 
@@ -113,7 +117,9 @@ def load_queries(folder, key: str) -> list[dict]:
     try:
         return load_from_disk(str(folder / "queries")).to_list()
     except Exception as error:
-        raise ArtefactError(f"{folder / 'queries'} is damaged ({error}). Delete {folder / 'model'} and run again.") from None
+        raise ArtefactError(
+            f"{folder / 'queries'} is damaged ({error}). Delete {folder / 'model'} and run again."
+        ) from None
 
 
 def query_examples(testbed: Testbed, query_set: str | None = None, split: str | None = None) -> Examples:
@@ -121,16 +127,20 @@ def query_examples(testbed: Testbed, query_set: str | None = None, split: str | 
     rows = [r for r in query_rows(testbed) if query_set in (None, r["query_set"]) and split in (None, r["split"])]
     if not rows:
         raise ValueError(f"testbed {testbed.name!r} has no queries with query_set={query_set!r}, split={split!r}.")
-    return queries.encode_queries(testbed.tokenizer, rows, testbed.settings["corpus"]["kind"], testbed.settings["model"]["context"])
+    return queries.encode_queries(
+        testbed.tokenizer, rows, testbed.settings["corpus"]["kind"], testbed.settings["model"]["context"]
+    )
 
 
 def query_clusters(testbed: Testbed, chosen: np.ndarray) -> list[str]:
-    """Labels of queries that are not independent draws, for the intervals: the person on `people`, else the work."""
-    return [row["work"] or row["entity"] for row, keep in zip(query_rows(testbed), chosen, strict=True) if keep]
+    """Labels of queries that are not independent draws, for the intervals: the person, the author, else the query."""
+    return [row["entity"] or row["query_id"] for row, keep in zip(query_rows(testbed), chosen, strict=True) if keep]
 
 
 def relevance(testbed: Testbed) -> np.ndarray:
-    """[Q, N] bool provenance: documents that state the queried fact (`people`), or share the query's entity (elsewhere)."""
+    """[Q, N] bool provenance: documents that state the queried fact (`people`), or share the query's entity
+    (elsewhere).
+    """
     rows, documents = query_rows(testbed), testbed.documents
     if testbed.settings["corpus"]["kind"] == "people":
         from tda.testbeds.people import fact_id
@@ -138,7 +148,7 @@ def relevance(testbed: Testbed) -> np.ndarray:
         facts = [set(f) for f in documents["facts"]]
         return np.array([[fact_id(r["entity"], r["attribute"], r["value"]) in f for f in facts] for r in rows])
     entity = np.array(documents["entity"])
-    return np.array([entity == r["entity"] for r in rows])
+    return np.array([(entity == r["entity"]) & (r["entity"] != "") for r in rows])
 
 
 def load_task(testbed: Testbed, seed: int | None = None) -> Task:
@@ -150,7 +160,9 @@ def load_task(testbed: Testbed, seed: int | None = None) -> Task:
     seed = seeds_of(testbed)[0] if seed is None else seed
     runs = {run["seed"]: run for run in made["runs"]}
     if seed not in runs:
-        raise ValueError(f"testbed {testbed.name!r} has no base model of seed {seed}; trained seeds are {sorted(runs)}.")
+        raise ValueError(
+            f"testbed {testbed.name!r} has no base model of seed {seed}; trained seeds are {sorted(runs)}."
+        )
     model, init = initial(testbed, seed)
     loss_fn, recipe = lm.loss_function(model), Recipe.of(testbed.settings["training"])
 

@@ -24,7 +24,9 @@ def received(**parameters) -> None:
 
 
 def progress() -> Callable[[str], None]:
-    """A function that reports one line of progress: flushed prints in a batch run, one line that updates interactively."""
+    """A function that reports one line of progress: flushed prints in a batch run, one line that updates
+    interactively.
+    """
     if os.environ.get("TDA_BATCH"):
         return lambda line: print(line, flush=True)
     from tqdm import tqdm

@@ -49,12 +49,18 @@ def save(figure, config: dict, name: str) -> None:
         figure.savefig(path, metadata={"Software": None})
 
 
-def dot_intervals(ax, frame: pd.DataFrame, label: str, ceiling: bool = True, order: Sequence[str] | None = None) -> None:
+def dot_intervals(
+    ax, frame: pd.DataFrame, label: str, ceiling: bool = True, order: Sequence[str] | None = None
+) -> None:
     """One dot and interval per row of a leaderboard part (columns row_id, family, value, ci_low, ci_high, ceiling).
 
     Rows are sorted by value unless ``order`` names them from bottom to top. The noise ceiling is a dashed line.
     """
-    frame = frame.set_index("row_id").loc[list(order)] if order is not None else frame.sort_values("value").set_index("row_id")
+    frame = (
+        frame.set_index("row_id").loc[list(order)]
+        if order is not None
+        else frame.sort_values("value").set_index("row_id")
+    )
     for y, (_, line) in enumerate(frame.iterrows()):
         colour = COLOURS.get(line.family, FALLBACK)
         ax.plot([line.ci_low, line.ci_high], [y, y], color=colour, lw=2, solid_capstyle="butt")
@@ -68,10 +74,14 @@ def dot_intervals(ax, frame: pd.DataFrame, label: str, ceiling: bool = True, ord
 
 def family_legend(figure, families: Sequence[str], ceiling: bool = True) -> None:
     """A legend below the panels: one colour per family, and the dashed line of the noise ceiling."""
-    handles = [plt.Line2D([], [], marker="o", color=COLOURS.get(f, FALLBACK), lw=2, label=f) for f in dict.fromkeys(families)]
+    handles = [
+        plt.Line2D([], [], marker="o", color=COLOURS.get(f, FALLBACK), lw=2, label=f) for f in dict.fromkeys(families)
+    ]
     if ceiling:
         handles.append(plt.Line2D([], [], color="0.2", ls="--", lw=1.2, label="noise ceiling of the bank"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(len(handles), int(figure.get_figwidth() / 1.9))
+    )
 
 
 def shaded(words: Sequence[str], weights: np.ndarray, largest: float | None = None) -> str:

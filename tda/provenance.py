@@ -159,11 +159,7 @@ def modules_used(*paths: str | os.PathLike) -> list[Path]:
     )
     while todo:
         path = todo.pop()
-        source = (
-            _cells(path, code_only=True).decode()
-            if path.suffix == ".ipynb"
-            else path.read_text(encoding="utf-8")
-        )
+        source = _cells(path, code_only=True).decode() if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
         package = path.relative_to(ROOT).parent.parts if path.is_relative_to(ROOT / "tda") else ()
         for name in _dotted_names(ast.parse(source, filename=str(path)), package):
             for module in _module_files(name):
@@ -237,19 +233,13 @@ def _git() -> dict[str, Any] | None:
 
     def ask(*arguments: str) -> str | None:
         try:
-            answer = subprocess.run(
-                ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20
-            )
+            answer = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return answer.stdout.strip() if answer.returncode == 0 else None
 
     commit = ask("rev-parse", "HEAD") if (ROOT / ".git").exists() else None
-    return (
-        None
-        if commit is None
-        else {"commit": commit, "dirty": bool(ask("status", "--porcelain", "--", *TREES))}
-    )
+    return None if commit is None else {"commit": commit, "dirty": bool(ask("status", "--porcelain", "--", *TREES))}
 
 
 def _relative(path: str | os.PathLike) -> str:

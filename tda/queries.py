@@ -17,7 +17,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tda import lm
+from tda import config, lm
+from tda.artefacts import read_json
 from tda.task import Examples, Params, chunks
 from tda.testbeds import people
 
@@ -68,8 +69,12 @@ def recall(model, params: Params, tokenizer, probes: list[dict], context: int) -
 def choose(testbed, model, params: Params) -> tuple[list[dict], dict]:
     """The queries of a testbed for a trained model, and a report of what was left out and why.
 
-    Split into ``tune`` and ``test`` by entity on `people` (no person is in both) and at random elsewhere.
+    Under ``bank: shipped`` they are the queries that the shipped models were measured on. Split into ``tune`` and
+    ``test`` by entity on `people` (no person is in both) and by prompt elsewhere.
     """
+    if testbed.config["bank"] == "shipped":
+        path = config.ROOT / "data" / "banks" / f"{testbed.name}_queries.json"
+        return read_json(path), {"shipped with the bank": str(path.relative_to(config.ROOT))}
     wanted, rng = testbed.settings["queries"], np.random.default_rng([testbed.config["seed"], 17])
     kind, context = testbed.settings["corpus"]["kind"], testbed.settings["model"]["context"]
     rows, report = [], {}
@@ -78,7 +83,9 @@ def choose(testbed, model, params: Params) -> tuple[list[dict], dict]:
         if not candidates:
             continue
         if kind == "people":
-            examples = lm.encode(testbed.tokenizer, [r["text"] for r in candidates], context, [r["target"] for r in candidates])
+            examples = lm.encode(
+                testbed.tokenizer, [r["text"] for r in candidates], context, [r["target"] for r in candidates]
+            )
             known = knows(model, params, examples)
             report[f"{name}_not_known"] = int((~known).sum())
             candidates = [row for row, keep in zip(candidates, known, strict=True) if keep]
@@ -88,17 +95,22 @@ def choose(testbed, model, params: Params) -> tuple[list[dict], dict]:
     generated, report["generated"] = make(testbed, model, params, wanted["generated"], rng)
     rows += generated
     if not rows:
-        raise ValueError(f"testbed {testbed.name!r}: the model knows no query. Train longer (training.epochs) or lower training.lr.")
+        raise ValueError(
+            f"testbed {testbed.name!r}: the model knows no query. Train longer (training.epochs) or lower training.lr."
+        )
     _split(rows, wanted["tune"], kind, rng)
-    report["queries"] = {name: sum(r["query_set"] == name for r in rows) for name in dict.fromkeys(r["query_set"] for r in rows)}
+    report["queries"] = {
+        name: sum(r["query_set"] == name for r in rows) for name in dict.fromkeys(r["query_set"] for r in rows)
+    }
     keep = ("query_id", "query_set", "split", "prompt", "target", "text", "entity", "attribute", "value", "work")
     return [{k: str(row.get(k, "")) for k in keep} for row in rows], report
 
 
 def _split(rows: list[dict], share: float, kind: str, rng) -> None:
-    units = [row["entity"] if kind == "people" else row["query_id"] for row in rows]
+    # A generation continues the opening of a held-out passage: the two must not be on different sides.
+    units = [row["entity"] if kind == "people" else row["prompt"] for row in rows]
     names = sorted(set(units))
-    tune = {names[i] for i in rng.permutation(len(names))[: max(1, round(share * len(names)))]}
+    tune = {names[i] for i in rng.permutation(len(names))[: round(share * len(names))]}
     for row, unit in zip(rows, units, strict=True):
         row["split"] = "tune" if unit in tune else "test"
 
@@ -114,7 +126,7 @@ def _generated_facts(testbed, model, params, wanted: int, rng) -> tuple[list[dic
         if len(found) == wanted:
             break
         counts["drawn"] += 1
-        prompt = [lm.BOUNDARY_ID, *tokenizer.encode(entity).ids]
+        prompt = [lm.boundary_id(tokenizer), *tokenizer.encode(entity).ids]
         new = lm.generate(model, params, prompt, 24, rng, stop=(stop,))
         text = f"{entity} {tokenizer.decode(new)}".removesuffix(" .").strip()
         facts = people.parse(text)
@@ -146,13 +158,22 @@ def _generated_passages(testbed, model, params, wanted: int, rng) -> tuple[list[
             break
         prompt = tokenizer.encode(opening["prompt"]).ids
         room = testbed.settings["model"]["context"] - 1 - len(prompt)
-        new = lm.generate(model, params, [lm.BOUNDARY_ID, *prompt], min(60, room), rng)
+        new = lm.generate(model, params, [lm.boundary_id(tokenizer), *prompt], min(60, room), rng)
         text = tokenizer.decode([*prompt, *new])
         target = text.removeprefix(opening["prompt"])
         # What was sampled need not be how the tokenizer would cut the text; the text is what is attributed.
-        if "\ufffd" in text or not target.strip() or len(tokenizer.encode(text).ids) >= testbed.settings["model"]["context"]:
+        if (
+            "\ufffd" in text
+            or not target.strip()
+            or len(tokenizer.encode(text).ids) >= testbed.settings["model"]["context"]
+        ):
             dropped += 1
             continue
-        row = {"query_id": f"generated-{len(found):03d}", "query_set": "generated", "prompt": opening["prompt"], "text": text}
+        row = {
+            "query_id": f"generated-{len(found):03d}",
+            "query_set": "generated",
+            "prompt": opening["prompt"],
+            "text": text,
+        }
         found.append(row | {"target": target, "entity": opening["entity"], "work": opening["work"]})
     return found, {"drawn": len(found) + dropped, "unusable": dropped}

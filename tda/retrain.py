@@ -17,33 +17,38 @@ import numpy as np
 
 from tda import config, lm, models, queries
 from tda.artefacts import ArtefactError, atomic, file_sha256, key_of
+from tda.provenance import versions
 from tda.task import tensors
 from tda.testbeds import Testbed
 from tda.training import Recipe, train, training_flops
 
-CODE = ("task.py", "lm.py", "training.py", "retrain.py")
+CODE = ("task.py", "lm.py", "models.py", "training.py", "retrain.py")
 
 
 @dataclass(frozen=True)
 class Retrained:
-    """Losses [2, Q] float32 of one retrained model (main and second output), its seconds, FLOPs and answer recall."""
+    """Losses [2, Q] float32 of one retrained model (main and second output), its seconds and FLOPs, and its recall of
+    answers in trained and held-out wordings (NaN where answers are not defined)."""
 
     outputs: np.ndarray
     seconds: float
     flops: float
-    recall: float
+    recall: tuple[float, float]
 
 
 def truth_key(testbed: Testbed) -> str:
     """Hash of what a retrained model's losses depend on, apart from mask and seed: data, queries, model, recipe."""
-    parts = [testbed.settings["model"], testbed.settings["training"]]
+    recipe = {k: v for k, v in testbed.settings["training"].items() if k not in ("seeds", "checkpoints")}
+    parts = [testbed.settings["model"], recipe]
     for examples in (testbed.train, models.query_examples(testbed)):
         parts += [hashlib.sha256(v.numpy().tobytes()).hexdigest() for _, v in sorted(tensors(examples).items())]
     return key_of(parts)
 
 
 def bank_seeds(testbed: Testbed, count: int) -> list[int]:
-    """Seeds of retrained models, disjoint from those of the base models (which are attributed, never scored against)."""
+    """Seeds of retrained models, disjoint from those of the base models (which are attributed, never scored
+    against).
+    """
     return [1000 * (testbed.config["seed"] + 1) + r for r in range(count)]
 
 
@@ -55,7 +60,8 @@ def cached_path(testbed: Testbed, mask: np.ndarray, seed: int, how: str) -> Path
 
 @functools.lru_cache(maxsize=8)
 def _folder(testbed: Testbed) -> Path:
-    code = key_of([file_sha256(config.ROOT / "tda" / name) for name in CODE])
+    installed = [versions()[name] for name in ("torch", "transformers")]
+    code = key_of([file_sha256(config.ROOT / "tda" / name) for name in CODE] + installed)
     return testbed.folder / "retrained" / f"{truth_key(testbed)}-{code}"
 
 
@@ -66,11 +72,17 @@ def retrained(testbed: Testbed, mask: np.ndarray, seed: int, how: str) -> Retrai
         _train_one(testbed, mask, seed, how, path)
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = Retrained(file["outputs"], float(file["seconds"]), float(file["flops"]), float(file["recall"]))
+            found = Retrained(
+                file["outputs"], float(file["seconds"]), float(file["flops"]), tuple(file["recall"].tolist())
+            )
     except Exception as error:
-        raise ArtefactError(f"{path} is damaged ({error}). Delete this file and run again; only it is retrained.") from None
+        raise ArtefactError(
+            f"{path} is damaged ({error}). Delete this file and run again; only it is retrained."
+        ) from None
     if found.outputs.shape != (2, len(models.query_rows(testbed))) or not np.isfinite(found.outputs).all():
-        raise ArtefactError(f"{path} does not belong to these queries. Delete this file and run again; only it is retrained.")
+        raise ArtefactError(
+            f"{path} does not belong to these queries. Delete this file and run again; only it is retrained."
+        )
     return found
 
 
@@ -80,7 +92,11 @@ def _train_one(testbed: Testbed, mask: np.ndarray, seed: int, how: str, path: Pa
     done = train(loss_fn, init, testbed.train, recipe, seed, mask, how)
     asked = models.query_examples(testbed)
     outputs = np.stack([lm.losses(loss_fn, done.params, q) for q in (asked, queries.second(asked))])
-    known = queries.knows(model, done.params, queries.second(asked)).mean()
+    recall = {}
+    if testbed.settings["corpus"]["kind"] == "people":
+        probes, context = list(testbed.probes), testbed.settings["model"]["context"]
+        recall = queries.recall(model, done.params, testbed.tokenizer, probes, context)
+    known = [recall.get(kind, np.nan) for kind in ("trained", "held_out")]
     cost = {"seconds": done.seconds, "flops": training_flops(model, done.tokens), "recall": known}
     with atomic(path) as temporary, temporary.open("wb") as handle:
         np.savez(handle, outputs=outputs, **cost)

@@ -61,9 +61,7 @@ def declared_parameters(notebook: str | os.PathLike) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ParameterError(f"{path}: not a notebook (JSON with a list of cells)") from error
     if len(tagged) != 1:
-        raise ParameterError(
-            f"{path}: has {len(tagged)} cells tagged 'parameters'; a notebook needs exactly one"
-        )
+        raise ParameterError(f"{path}: has {len(tagged)} cells tagged 'parameters'; a notebook needs exactly one")
     try:
         statements = ast.parse("".join(tagged[0]["source"])).body
         return {statement.targets[0].id: ast.literal_eval(statement.value) for statement in statements}
@@ -177,12 +175,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("notebook", help="the notebook to execute")
     parser.add_argument("--out", required=True, help="where the executed copy is written")
-    parser.add_argument(
-        "--parameters", default="{}", help="JSON object with values for the notebook's parameters cell"
-    )
-    parser.add_argument(
-        "--timeout", type=float, default=None, help="limit per cell in seconds (default: none)"
-    )
+    parser.add_argument("--parameters", default="{}", help="JSON object with values for the notebook's parameters cell")
+    parser.add_argument("--timeout", type=float, default=None, help="limit per cell in seconds (default: none)")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _stop)
     try:

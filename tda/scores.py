@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+import psutil
 
 from tda import attribution, bank, config, models, queries
-from tda.artefacts import ArtefactError, key_of, load_arrays, save_arrays, write_table
+from tda.artefacts import ArtefactError, key_of, load_arrays, read_json, save_arrays, write_json, write_table
 from tda.evaluation import retrieval
-from tda.evaluation.ceiling import ceiling
+from tda.evaluation.ceiling import Ceiling, ceiling
+from tda.evaluation.claims import Measurement
 from tda.evaluation.intervals import lds_intervals, mean_intervals
+from tda.evaluation.lds import lds
 from tda.evaluation.tables import LEADERBOARD_COLUMNS, leaderboard_row
 from tda.evaluation.tailpatch import tail_patch
 from tda.provenance import Stopwatch, record
@@ -27,64 +32,106 @@ def row_of(testbed: Testbed, row_id: str) -> dict:
     return found[row_id]
 
 
+def options_of(testbed: Testbed, row: dict) -> dict:
+    """The options that a row runs with: its own, and those that its ``tune`` grid leaves to the tune queries."""
+    return {**(tune(testbed, row)["options"] if row["tune"] else {}), **row["options"]}
+
+
+def tune(testbed: Testbed, row: dict) -> dict:
+    """Choose a row's tuned options by LDS (design ``half``, main loss) on the held-out **tune** queries; kept on disk.
+
+    ``row["tune"]`` maps options to candidate values. One option at a time, in the order given, each at the best
+    value of those before it. Returns ``{"options", "trials", "seconds", "retrainings", "key"}``: what was chosen, every
+    trial, and what choosing cost, which counts as the row's set-up.
+    """
+    path = testbed.folder / "tuned" / f"{row['id']}.json"
+    key = key_of(
+        [models.model_key(testbed), bank.bank_key(testbed, "half"), row["method"], row["options"], row["tune"]]
+    )
+    if path.exists() and read_json(path).get("key") == key:
+        return read_json(path)
+    asked = models.query_rows(testbed)
+    chosen = np.array([r["split"] == "tune" and r["query_set"] == "held_out" for r in asked])
+    if not chosen.any():
+        raise ValueError(
+            f"row {row['id']!r} is to be tuned, but no held-out query is in the tune split; raise queries.tune."
+        )
+    truth, task = bank.load(testbed, "half"), models.load_task(testbed)
+    queries_used, seed = take(models.query_examples(testbed), chosen), testbed.config["seed"]
+    best, trials = {}, []
+    with Stopwatch() as watch:
+        for option, values in row["tune"].items():
+            for value in values:
+                tried = {**row["options"], **best, option: value}
+                found = attribution.attribute(row["method"], task, testbed.train, queries_used, seed=seed, **tried)
+                quality = float(lds(found, truth.subsets, truth.outputs[:, :, chosen]).mean())
+                trials.append({**best, option: value, "lds_tune": quality})
+            best[option] = max(trials[-len(values) :], key=lambda trial: trial["lds_tune"])[option]
+    cost = {"seconds": watch.seconds, "retrainings": truth.record["retrainings"]}
+    write_json(path, {"options": best, "trials": trials, "key": key, **cost})
+    return read_json(path)
+
+
 def scores_key(testbed: Testbed, row: dict) -> str:
-    return key_of([models.model_key(testbed), row["method"], row["options"], testbed.config["seed"]])
+    used = options_of(testbed, row)
+    return key_of([models.model_key(testbed), row["method"], used, testbed.config["seed"]])
 
 
-def run(testbed: Testbed, row_id: str, options: dict | None = None) -> np.ndarray:
+def run(testbed: Testbed, row_id: str) -> np.ndarray:
     """Attribute all queries with a row's method; scores and cost go to ``scores/<row_id>.npz``.
 
-    ``options`` are added to the row's own: hyper-parameters that the notebook chose on tune queries. The record holds the
-    options used, ``seconds`` and ``peak_mb``.
+    The record holds the options used, ``seconds``, the memory that the run added (``added_mb``) and ``peak_mb``.
     """
     row = row_of(testbed, row_id)
-    task, asked = models.load_task(testbed), models.query_examples(testbed)
-    used = {**row["options"], **(options or {})}
+    task, asked, used = models.load_task(testbed), models.query_examples(testbed), options_of(testbed, row)
+    before = psutil.Process().memory_info().rss / 1e6
     with Stopwatch() as watch:
         scores = attribution.attribute(row["method"], task, testbed.train, asked, seed=testbed.config["seed"], **used)
     made = record(used, testbed.config["seed"], key=scores_key(testbed, row), method=row["method"], watch=watch)
+    made["added_mb"] = max(0.0, watch.peak_mb - before)
     save_arrays(testbed.folder / "scores" / f"{row_id}.npz", {"scores": scores}, made | {"kind": "scores"})
     return scores
 
 
 def load(testbed: Testbed, row_id: str) -> tuple[np.ndarray, dict]:
-    """``(scores [Q, N], record)`` of a row, run first if missing. Refuses scores of another model, method or setting."""
+    """``(scores [Q, N], record)`` of a row, run first if missing. Refuses scores of another model, method or
+    setting.
+    """
     path = testbed.folder / "scores" / f"{row_id}.npz"
     if not path.exists():
         run(testbed, row_id)
     arrays, made = load_arrays(path, "scores", ("scores",))
     if made.get("key") != scores_key(testbed, row_of(testbed, row_id)):
-        raise ArtefactError(f"{path} was made with another model or other options. Run its notebook again, or delete the file.")
+        raise ArtefactError(
+            f"{path} was made with another model or other options. Run its notebook again, or delete the file."
+        )
     return arrays["scores"], made
+
+
+def models_used(testbed: Testbed, method: attribution.Method) -> int:
+    """How many parameter vectors a method looks at: 0 (text only), 1, or all checkpoints. Compare like with like."""
+    if "checkpoints" in method.needs:
+        return testbed.settings["training"]["checkpoints"]
+    return int("params" in method.needs or "features" in method.needs)
 
 
 def evaluate(testbed: Testbed, row_ids: list[str]) -> pd.DataFrame:
     """All metrics of some rows on the test queries, one line per query set and metric; writes ``metrics/<row_id>.csv``.
 
     Differences to gradient dot and BM25 are paired. Metrics: ``lds_<design>`` on the main loss and
-    ``lds_<design>_<second>`` on the second; provenance (recall, reciprocal rank, average precision on stated facts;
-    precision at 10 for authors); the three tail-patch forms.
+    ``lds_<design>_<second>`` on the second (the scores stay those of the main loss); provenance (recall, reciprocal
+    rank,
+    average precision on stated facts; precision at 10 for authors); the three tail-patch forms on held-out queries.
     """
-    wanted = list(dict.fromkeys([*row_ids, *REFERENCES]))
-    loaded = {row_id: load(testbed, row_id) for row_id in wanted}
-    scores = {row_id: found[0] for row_id, found in loaded.items()}
-    asked = models.query_rows(testbed)
     lines: list[dict] = []
-    for query_set in dict.fromkeys(row["query_set"] for row in asked):
-        chosen = np.array([r["query_set"] == query_set and r["split"] == "test" for r in asked])
-        clusters = models.query_clusters(testbed, chosen)
-        if len(set(clusters)) < 2:
-            continue
-        part = {row_id: s[chosen] for row_id, s in scores.items()}
-        results = _causal(testbed, part, chosen, clusters) | _provenance(testbed, part, chosen, clusters)
-        if query_set == "held_out":
-            results |= _tail(testbed, part, np.flatnonzero(chosen), clusters)
-        for metric, (rows, extra) in results.items():
+    for query_set in dict.fromkeys(row["query_set"] for row in models.query_rows(testbed)):
+        for metric, (rows, extra) in measure(testbed, row_ids, query_set, REFERENCES).items():
             for row_id in row_ids:
-                row, made = row_of(testbed, row_id), loaded[row_id][1]
+                row, made = row_of(testbed, row_id), load(testbed, row_id)[1]
                 names = {"testbed": testbed.name, "query_set": query_set, "row_id": row_id, "metric": metric}
-                chosen_method = attribution.METHODS[row["method"]]
-                described = {"method": row["method"], "family": chosen_method.family, "options": made["parameters"]}
+                chosen = attribution.METHODS[row["method"]]
+                options = made["parameters"] | {"models_used": models_used(testbed, chosen)}
+                described = {"method": row["method"], "family": chosen.family, "options": options}
                 counts = {"n_queries": len(rows[row_id].per_query)} | extra
                 lines.append(leaderboard_row(**names, **described, result=rows[row_id], **counts))
     frame = pd.DataFrame(lines, columns=list(LEADERBOARD_COLUMNS))
@@ -93,25 +140,83 @@ def evaluate(testbed: Testbed, row_ids: list[str]) -> pd.DataFrame:
     return frame
 
 
+def measure(
+    testbed: Testbed, row_ids: Sequence[str], query_set: str, references: Sequence[str], only: str = ""
+) -> dict:
+    """``metric -> (row id -> RowResult, counts)`` on the test queries of one set, with paired differences to
+    ``references``.
+
+    ``only``: skip the families of metrics that do not hold this metric. Empty, with a printed reason, where the set has
+    test queries of fewer than two clusters (no interval exists).
+    """
+    asked = models.query_rows(testbed)
+    chosen = np.array([row["query_set"] == query_set and row["split"] == "test" for row in asked])
+    clusters = models.query_clusters(testbed, chosen)
+    if len(set(clusters)) < 2:
+        print(
+            f"{testbed.name}, {query_set}: {len(clusters)} test queries of {len(set(clusters))} cluster; not measured"
+        )
+        return {}
+    wanted = list(dict.fromkeys([*row_ids, *references]))
+    part = {row_id: load(testbed, row_id)[0][chosen] for row_id in wanted}
+    results = {}
+    if not only or only.startswith("lds_"):
+        results |= _causal(testbed, part, chosen, clusters, references)
+    if not only.startswith(("lds_", "tailpatch_")):
+        results |= _provenance(testbed, part, chosen, clusters, references)
+    if query_set == "held_out" and (not only or only.startswith("tailpatch_")):
+        results |= _tail(testbed, part, np.flatnonzero(chosen), clusters, references)
+    return results
+
+
+def measure_claim(testbed: Testbed, claim: dict) -> Measurement:
+    """The interval that decides a claim of the config: a row's metric, or its paired difference to another row."""
+    against = (claim["against"],) if claim["against"] else ()
+    results = measure(testbed, [claim["row"]], claim["query_set"], against, claim["metric"])
+    if claim["metric"] not in results:
+        raise ValueError(
+            f"claim {claim['id']!r}: no metric {claim['metric']!r} on {testbed.name}; there are {sorted(results)}."
+        )
+    found = results[claim["metric"]][0][claim["row"]]
+    interval = found.difference[against[0]] if against else found.value
+    return Measurement(interval.value, interval.low, interval.high, interval.df, _level(testbed))
+
+
+def claim_ceiling(testbed: Testbed, claim: dict) -> Ceiling | None:
+    """The noise ceiling of the bank behind a claim on an LDS; ``None`` for any other metric."""
+    for design in testbed.settings["designs"]:
+        name = queries.second_output(testbed.settings["corpus"]["kind"])
+        if claim["metric"] in (f"lds_{design}", f"lds_{design}_{name}"):
+            truth = bank.load(testbed, design)
+            losses = truth.outputs if claim["metric"] == f"lds_{design}" else truth.outputs_second
+            chosen = (truth.query_set == claim["query_set"]) & (truth.split == "test")
+            return ceiling(losses[:, :, chosen], models.query_clusters(testbed, chosen), _level(testbed))
+    return None
+
+
 def _level(testbed: Testbed) -> float:
     return testbed.config["statistics"]["level"]
 
 
-def _causal(testbed: Testbed, scores: dict, chosen: np.ndarray, clusters: list[str]) -> dict:
+def _causal(testbed: Testbed, scores: dict, chosen: np.ndarray, clusters: list[str], references: Sequence[str]) -> dict:
     results, name = {}, queries.second_output(testbed.settings["corpus"]["kind"])
     for design in testbed.settings["designs"]:
         truth = bank.load(testbed, design)
         for suffix, losses in (("", truth.outputs), (f"_{name}", truth.outputs_second)):
             outputs = losses[:, :, chosen]
-            rows = lds_intervals(scores, truth.subsets, outputs, clusters, _level(testbed), REFERENCES)
-            bound = ceiling(outputs, clusters, _level(testbed)).value
-            extra = {"ceiling": bound, "n_subsets": outputs.shape[0], "n_seeds": outputs.shape[1]}
+            rows = lds_intervals(scores, truth.subsets, outputs, clusters, _level(testbed), references)
+            bound = ceiling(outputs, clusters, _level(testbed))
+            extra = {"ceiling": bound.value, "n_subsets": outputs.shape[0], "n_seeds": outputs.shape[1]}
             results[f"lds_{design}{suffix}"] = (rows, extra)
     return results
 
 
-def _provenance(testbed: Testbed, scores: dict, chosen: np.ndarray, clusters: list[str]) -> dict:
+def _provenance(
+    testbed: Testbed, scores: dict, chosen: np.ndarray, clusters: list[str], references: Sequence[str]
+) -> dict:
     relevant = models.relevance(testbed)[chosen]
+    if not relevant.any(1).all():
+        return {}  # a corpus without labels, or queries whose source was never trained on: nothing to find
     if testbed.settings["corpus"]["kind"] == "people":
         measures = {f"recall_at_{k}": _recall(k) for k in testbed.settings["evaluation"]["recall_k"]}
         measures |= {"mrr": retrieval.mrr, "average_precision": retrieval.average_precision}
@@ -120,7 +225,7 @@ def _provenance(testbed: Testbed, scores: dict, chosen: np.ndarray, clusters: li
     results = {}
     for metric, measure in measures.items():
         values = {row_id: measure(s, relevant) for row_id, s in scores.items()}
-        results[metric] = (mean_intervals(values, clusters, _level(testbed), REFERENCES), {})
+        results[metric] = (mean_intervals(values, clusters, _level(testbed), references), {})
     return results
 
 
@@ -128,7 +233,9 @@ def _recall(k: int):
     return lambda scores, relevant: retrieval.recall_at_k(scores, relevant, k)
 
 
-def _tail(testbed: Testbed, scores: dict, positions: np.ndarray, clusters: list[str]) -> dict:
+def _tail(
+    testbed: Testbed, scores: dict, positions: np.ndarray, clusters: list[str], references: Sequence[str]
+) -> dict:
     settings = testbed.settings["evaluation"]
     wanted = min(settings["tailpatch_queries"], len(positions))
     few = np.linspace(0, len(positions) - 1, wanted).round().astype(int)  # spread over people or works
@@ -140,4 +247,4 @@ def _tail(testbed: Testbed, scores: dict, positions: np.ndarray, clusters: list[
     values = tail_patch(task, testbed.train, asked, part, settings["tailpatch_k"])
     metrics = next(iter(values.values()))
     by_metric = {m: {row_id: values[row_id][m] for row_id in values} for m in metrics}
-    return {m: (mean_intervals(v, clusters, _level(testbed), REFERENCES), {}) for m, v in by_metric.items()}
+    return {m: (mean_intervals(v, clusters, _level(testbed), references), {}) for m, v in by_metric.items()}

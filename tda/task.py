@@ -10,7 +10,7 @@ and lists of strings (``text``, ``entity``, ...) that describe them and that onl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ class Checkpoint:
 
     ``lr`` is the learning rate of its last step, ``lr_sum`` the sum of the learning rates of all steps since the
     previous checkpoint (what a checkpoint stands for when a method integrates along training). ``params`` and
-    ``optimizer`` (AdamW's ``exp_avg``, ``exp_avg_sq``) are read from disk when asked for.
+    ``optimizer`` (AdamW's moments: ``{"exp_avg": ..., "exp_avg_sq": ...}``) are read from disk when asked for.
     """
 
     step: int
@@ -39,10 +39,15 @@ class Checkpoint:
     def params(self) -> Params:
         return self.load()[0]
 
+    @property
+    def optimizer(self) -> dict[str, Params]:
+        return self.load()[1]
+
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """The record of one training run: checkpoints, learning rates, optimiser states, data order, and a way to repeat it.
+    """The record of one training run: checkpoints, learning rates, optimiser states, data order, and a way to
+    repeat it.
 
     ``order`` is an int array [epochs, N]: the order in which the examples were visited. ``retrain(mask, seed)``
     trains the same recipe on the examples where ``mask`` [N] is true and returns the final parameters.
@@ -80,10 +85,6 @@ class Task:
     run: TrainingRun | None = None
     encode: dict[str, Callable[[Examples], Any]] = field(default_factory=dict)
 
-    def with_params(self, params: Params) -> Task:
-        """The same task at other parameters (a checkpoint, another seed, a perturbed model)."""
-        return replace(self, params=params)
-
 
 def n_examples(examples: Examples) -> int:
     """Length of the example axis."""
@@ -112,7 +113,8 @@ def chunks(n: int, size: int) -> Iterator[slice]:
 def use_threads() -> int:
     """One thread unless OMP_NUM_THREADS says otherwise: bit-equal results need a fixed count. Returns the count.
 
-    Also lets torch flush subnormal numbers to zero; a memorised example otherwise slows its backward pass several times.
+    Also lets torch flush subnormal numbers to zero; a memorised example otherwise slows its backward pass several
+    times.
     """
     import os
 

@@ -172,7 +172,9 @@ def read_checkpoint(path: Path) -> tuple[Params, dict[str, Params]]:
     try:
         flat = load_file(path)
     except Exception as error:
-        raise ArtefactError(f"{path} is not a readable checkpoint ({error}). Delete its folder and train again.") from None
+        raise ArtefactError(
+            f"{path} is not a readable checkpoint ({error}). Delete its folder and train again."
+        ) from None
     parts: dict[str, Params] = {}
     for name, value in flat.items():
         kind, key = name.split("/", 1)

@@ -1,4 +1,4 @@
-"""Shared fixtures: a testbed of ten people that trains in about a second, built once per session in a temporary folder."""
+"""Shared fixtures: a testbed of ten people that trains in about a second, built once in a temporary folder."""
 
 import copy
 import os

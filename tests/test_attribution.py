@@ -112,14 +112,15 @@ def test_planted_duplicate_ranks_first(name, task, tiny, queries):
 def test_planted_anti_duplicate_scores_below_zero(name, task, tiny, queries):
     """The same prompt with the wrong value that the model finds most likely, both measured by the answer.
 
-    That value, and no other, is sure to lose: to first order with p the query's answer distribution, y the answer and z the
-    runner-up that takes what p leaves over, the score is -(1 - p_y) |w_z - w_y|^2 times a positive factor.
+    That value, and no other, is sure to lose: to first order, with p the query's answer distribution, y the answer
+    and z the runner-up that takes what p leaves over, the score is -(1 - p_y) |w_z - w_y|^2 times a positive factor.
     """
     if name in NOT_BY_SIGN:
         pytest.skip(f"{name}: {NOT_BY_SIGN[name]}")
     needs_package(name)
     answer, checked = query_module.second(queries), 0
-    print()
+    if "checkpoints" in METHODS[name].needs:  # before the facts are learnt, any value of the attribute helps any other
+        task = replace(task, run=replace(task.run, checkpoints=task.run.checkpoints[-1:]))
     for q, row in enumerate(models.query_rows(tiny)):
         query = take(answer, slice(q, q + 1))
         right, wrong, share = runner_up(tiny, task, row)
@@ -186,7 +187,8 @@ def test_scores_find_stating_documents(name, scored, tiny):
     value = retrieval.average_precision(scored(name), relevant).mean()
     rng = np.random.default_rng(0)
     shuffled = [
-        retrieval.average_precision(scored(name), relevant[:, rng.permutation(relevant.shape[1])]).mean() for _ in range(40)
+        retrieval.average_precision(scored(name), relevant[:, rng.permutation(relevant.shape[1])]).mean()
+        for _ in range(40)
     ]
     assert value > np.max(shuffled), "a real method finds the documents that state the fact"
     chance = relevant.mean()
@@ -202,7 +204,9 @@ def test_exact_copies_get_equal_scores(name, scored, tiny):
     copies = [np.flatnonzero(groups == g) for g in sorted(set(groups)) if g.startswith("exact")]
     assert len(copies) == 2
     for a, b in copies:
-        np.testing.assert_allclose(scored(name)[:, a], scored(name)[:, b], rtol=1e-4, atol=1e-4 * np.abs(scored(name)).max())
+        np.testing.assert_allclose(
+            scored(name)[:, a], scored(name)[:, b], rtol=1e-4, atol=1e-4 * np.abs(scored(name)).max()
+        )
 
 
 # --- lexical and metadata
@@ -320,7 +324,7 @@ def test_blocks_are_bounded_and_cover(task, tiny):
 
 
 def test_repeated_parameters_of_another_order_give_the_same_scores(task, tiny, few):
-    shuffled = task.with_params(dict(sorted(task.params.items(), reverse=True)))
+    shuffled = replace(task, params=dict(sorted(task.params.items(), reverse=True)))
     for name in ("gradient_dot", "bgo"):
         one, two = (attribute(name, t, tiny.train, few) for t in (task, shuffled))
         np.testing.assert_allclose(one, two, rtol=2e-3, atol=2e-4 * np.abs(one).max())
@@ -366,7 +370,9 @@ def test_bgo_without_preconditioner_tends_to_gradient_dot(exact, task, tiny, few
     scores = bgo64(exact, tiny.train, few, preconditioner="none", steps=1, step=1e-4)
     for found, dot in zip(scores, attribute("gradient_dot", task, tiny.train, few), strict=True):
         assert spearmanr(found, dot).statistic > 0.999
-    assert (np.sign(scores) == np.sign(attribute("gradient_dot", task, tiny.train, few)))[np.abs(scores) > 1e-6].mean() > 0.99
+    assert (np.sign(scores) == np.sign(attribute("gradient_dot", task, tiny.train, few)))[
+        np.abs(scores) > 1e-6
+    ].mean() > 0.99
 
 
 def test_bgo_small_step_in_single_precision(task, tiny, few, reference):
@@ -381,7 +387,8 @@ def test_bgo_small_step_in_single_precision(task, tiny, few, reference):
 
 def test_bgo_directions_add_up(task, tiny, few):
     up, down, both = (
-        attribute("bgo", task, tiny.train, few, direction=d).astype(float) for d in ("ascent", "descent", "bidirectional")
+        attribute("bgo", task, tiny.train, few, direction=d).astype(float)
+        for d in ("ascent", "descent", "bidirectional")
     )
     np.testing.assert_allclose(up + down, both, atol=1e-6 + 1e-6 * np.abs(both).max())
     assert not np.allclose(up, down, rtol=0.01), "a finite step is not linear"
@@ -398,7 +405,8 @@ def test_bgo_moves_the_query_by_the_step(task, tiny, few):
     for sign in (1, -1):
         moved = bgo.perturb(task, asked, scale, sign * 0.002, 3)
         after = [
-            lm.losses(task.loss_fn, {k: v[b] for k, v in moved.items()}, take(few, slice(b, b + 1)))[0] for b in range(5)
+            lm.losses(task.loss_fn, {k: v[b] for k, v in moved.items()}, take(few, slice(b, b + 1)))[0]
+            for b in range(5)
         ]
         np.testing.assert_allclose(np.array(after) - before, sign * 0.002, rtol=0.25)
 
@@ -480,7 +488,10 @@ def test_a_method_uses_only_what_it_declares(name, task, tiny, few):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_empty_input_is_refused(name, task, tiny, few):
-    for train, asked, what in ((take(tiny.train, slice(0, 0)), few, "train"), (tiny.train, take(few, slice(0, 0)), "queries")):
+    for train, asked, what in (
+        (take(tiny.train, slice(0, 0)), few, "train"),
+        (tiny.train, take(few, slice(0, 0)), "queries"),
+    ):
         with pytest.raises(ValueError, match=f"{what} is empty"):
             attribute(name, task, train, asked)
     with pytest.raises(ValueError, match="train is empty"):
@@ -506,9 +517,7 @@ def test_query_without_targets_is_refused(task, tiny, few):
 def test_a_model_that_is_not_finite_is_refused(name, task, tiny, few):
     broken = {k: v.clone() for k, v in task.params.items()}
     broken["lm_head.weight"][5] = float("nan")
-    run = replace(
-        task.run, checkpoints=tuple(replace(c, load=lambda: (broken, {})) for c in task.run.checkpoints)
-    )
+    run = replace(task.run, checkpoints=tuple(replace(c, load=lambda: (broken, {})) for c in task.run.checkpoints))
     with pytest.raises(ValueError, match="not finite"):
         attribute(name, replace(task, params=broken, run=run), tiny.train, few)
 

@@ -10,7 +10,15 @@ from tda import lm
 from tda.testbeds import people
 from tda.testbeds.authors import train_bpe
 
-SETTINGS = {"layers": 2, "width": 32, "heads": 2, "context": 24, "parallel_residual": False, "init_std": 0.3, "from": None}
+SETTINGS = {
+    "layers": 2,
+    "width": 32,
+    "heads": 2,
+    "context": 24,
+    "parallel_residual": False,
+    "init_std": 0.3,
+    "from": None,
+}
 VOCABULARY = 50
 TEXTS = ["the cat sat on the mat near the café", "naïve dogs ran", "a 😀 day for the cat and the dogs on the mat"] * 6
 
@@ -219,7 +227,11 @@ def test_generate_is_greedy_or_seeded():
     greedy = lm.generate(model, params, [1, 5, 9], 6)
     ids = [1, 5, 9]
     for _ in greedy:
-        ids.append(int(library_logits(model, {"input_ids": torch.tensor([ids]), "labels": torch.tensor([ids])})[0, -1].argmax()))
+        ids.append(
+            int(
+                library_logits(model, {"input_ids": torch.tensor([ids]), "labels": torch.tensor([ids])})[0, -1].argmax()
+            )
+        )
     assert greedy == ids[3:]
     drawn = [lm.generate(model, params, [1, 5, 9], 6, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]

@@ -160,7 +160,11 @@ def test_clusters_are_what_they_claim(built):
         if row["group"]:
             clusters[row["group"]].append(row)
     kinds = Counter(group.split("-")[0] for group in clusters)
-    assert kinds == {"exact": FULL["exact_copies"], "one_word": FULL["one_word_edits"], "paraphrase": FULL["paraphrases"]}
+    assert kinds == {
+        "exact": FULL["exact_copies"],
+        "one_word": FULL["one_word_edits"],
+        "paraphrase": FULL["paraphrases"],
+    }
     for group, rows in clusters.items():
         kind = group.split("-")[0]
         assert sorted(row["planted"] for row in rows) == ["", kind], "an original and its copy"
@@ -188,7 +192,9 @@ def test_names_are_shared_but_distinct(built):
 
 
 def test_numbers_asked_for(built):
-    counts = Counter(row["entity"] for row in built["documents"] if row["planted"] not in ("exact", "one_word", "paraphrase"))
+    counts = Counter(
+        row["entity"] for row in built["documents"] if row["planted"] not in ("exact", "one_word", "paraphrase")
+    )
     assert min(counts.values()) >= FULL["docs_min"] and max(counts.values()) == FULL["docs_max"]
     assert all(len(row["facts"]) == FULL["facts_per_document"] for row in built["documents"])
     assert all(len({a for _, a, _ in triples(row)}) == len(row["facts"]) for row in built["documents"])

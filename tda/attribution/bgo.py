@@ -27,7 +27,9 @@ DIRECTIONS = ("bidirectional", "ascent", "descent")
 
 
 def diagonal_fisher(task: Task, train: Examples, chunk: int = CHUNK) -> Tensor:
-    """``F_j = (1/N) sum_i (d l_i / d theta_j)^2``, [P]: the diagonal of the empirical Fisher at the trained parameters."""
+    """``F_j = (1/N) sum_i (d l_i / d theta_j)^2``, [P]: the diagonal of the empirical Fisher at the trained
+    parameters.
+    """
     return sum(block.square().sum(0) for _, block in blocks(task, train, chunk)) / n_examples(train)
 
 
@@ -50,8 +52,8 @@ def attribute(
     """BGO scores, [Q, N].
 
     Options: ``preconditioner`` none or diagonal; ``direction`` bidirectional, ascent (``l_i(asc) - l_i``) or descent
-    (``l_i - l_i(desc)``); ``ranking`` signed or absolute; ``steps`` T; ``step``, the change (nats) that the T steps make
-    to the query's own loss to first order, which fixes ``eta = step / (T g^T P g)`` free of the model's scale;
+    (``l_i - l_i(desc)``); ``ranking`` signed or absolute; ``steps`` T; ``step``, the change (nats) that the T steps
+    make to the query's own loss to first order, which fixes ``eta = step / (T g^T P g)`` free of the model's scale;
     ``damping`` in units of the mean Fisher entry, ``P = 1 / (F + damping mean(F))``. Memory: ``queries_at_once`` x 2
     perturbed models, and ``chunk`` per-example gradients for the Fisher. Raises ``ValueError`` for other values of the
     options and for a zero Fisher.
@@ -61,9 +63,13 @@ def attribute(
     if preconditioner == "diagonal":
         fisher = diagonal_fisher(task, train, chunk)
         if not fisher.isfinite().all():
-            raise ValueError("the empirical Fisher is not finite: some training gradient is not. Check the model's losses.")
+            raise ValueError(
+                "the empirical Fisher is not finite: some training gradient is not. Check the model's losses."
+            )
         if not fisher.mean() > 0:
-            raise ValueError("the empirical Fisher is zero: every training gradient vanishes. Attribute an earlier checkpoint.")
+            raise ValueError(
+                "the empirical Fisher is zero: every training gradient vanishes. Attribute an earlier checkpoint."
+            )
         scale = 1.0 / (fisher + damping * fisher.mean())
     signs = {"bidirectional": (1.0, -1.0), "ascent": (1.0,), "descent": (-1.0,)}[direction]
     rows = []
@@ -81,7 +87,8 @@ def attribute(
 def perturb(task: Task, asked: Examples, scale: Tensor, change: float, steps: int) -> Params:
     """Parameters [B, ...] of B models, each moved by ``steps`` preconditioned steps on its own query.
 
-    ``change`` > 0 ascends, < 0 descends; the size is set so that the query's loss changes by ``change`` nats to first order.
+    ``change`` > 0 ascends, < 0 descends; the size is set so that the query's loss changes by ``change`` nats to
+    first order.
     """
     count = len(asked["input_ids"]) if "input_ids" in asked else n_examples(asked)
     gradient = vmap(example_gradient(task), in_dims=(0, 0))
@@ -105,7 +112,7 @@ def sweep(task: Task, models: Params, train: Examples, chunk: int) -> Tensor:
     count, n = len(next(iter(models.values()))), n_examples(train)
     order = np.argsort(real_tokens(train).sum(1).numpy(), kind="stable") if "input_ids" in train else np.arange(n)
     batches = [batch_of(take(train, order[part])) for part in chunks(n, chunk)]
-    losses = torch.empty(count, n)
+    losses = torch.empty(count, n, dtype=next(iter(models.values())).dtype)
     with torch.no_grad():
         for b in range(count):
             params = {k: v[b] for k, v in models.items()}
@@ -121,4 +128,6 @@ def _check(preconditioner, direction, ranking, steps, step, damping) -> None:
             raise ValueError(f"bgo: {name}={value!r}; one of {allowed[name]}.")
     for name, value in {"steps": steps, "step": step, "damping": damping}.items():
         if not value > 0 or (name == "steps" and value != int(value)):
-            raise ValueError(f"bgo: {name}={value}; it must be positive{', and a whole number' if name == 'steps' else ''}.")
+            raise ValueError(
+                f"bgo: {name}={value}; it must be positive{', and a whole number' if name == 'steps' else ''}."
+            )

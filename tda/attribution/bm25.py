@@ -19,7 +19,9 @@ def words(text: str) -> list[str]:
 def attribute(
     task: Task, train: Examples, queries: Examples, *, seed: int = 0, chunk: int = 0, k1: float = 1.5, b: float = 0.75
 ) -> np.ndarray:
-    """BM25 of every document for the words of the query, [Q, N], with the usual k1 and b; no stemming, no stop words."""
+    """BM25 of every document for the words of the query, [Q, N], with the usual k1 and b; no stemming, no stop
+    words.
+    """
     import bm25s
 
     index = bm25s.BM25(k1=k1, b=b)

@@ -21,8 +21,12 @@ def attribute(task: Task, train: Examples, queries: Examples, *, seed: int = 0, 
 
 
 @method("gradient_cosine", family="gradient", paper="Pruthi et al. 2020", needs=("params",), signed=True)
-def attribute_cosine(task: Task, train: Examples, queries: Examples, *, seed: int = 0, chunk: int = CHUNK) -> np.ndarray:
-    """The gradient dot product of unit gradients, in [-1, 1], [Q, N]: long documents and outliers lose their advantage."""
+def attribute_cosine(
+    task: Task, train: Examples, queries: Examples, *, seed: int = 0, chunk: int = CHUNK
+) -> np.ndarray:
+    """The gradient dot product of unit gradients, in [-1, 1], [Q, N]: long documents and outliers lose their
+    advantage.
+    """
     asked = torch.nn.functional.normalize(matrix(task, queries, chunk), dim=1)
     parts = [asked @ torch.nn.functional.normalize(block, dim=1).T for _, block in blocks(task, train, chunk)]
     return torch.cat(parts, dim=1).numpy()

@@ -22,7 +22,9 @@ def flatten(tree: Params) -> Tensor:
 
 
 def unflatten(vector: Tensor, like: Params) -> Params:
-    """The inverse for a matrix [B, P] (or a vector [P]): a dict of tensors shaped like ``like``, with the batch axis kept."""
+    """The inverse for a matrix [B, P] (or a vector [P]): a dict of tensors shaped like ``like``, with the batch
+    axis kept.
+    """
     parts = vector.split([v.numel() for v in like.values()], dim=-1)
     return {k: part.reshape(*vector.shape[:-1], *v.shape) for part, (k, v) in zip(parts, like.items(), strict=True)}
 
@@ -42,8 +44,12 @@ def example_gradient(task: Task) -> Callable[[Params, Examples], Params]:
     return grad(loss)
 
 
-def blocks(task: Task, examples: Examples, chunk: int = CHUNK, params: Params | None = None) -> Iterator[tuple[slice, Tensor]]:
-    """``(slice, gradients [b, P])`` over all examples, at most ``chunk`` at a time. The loss is each example's own mean."""
+def blocks(
+    task: Task, examples: Examples, chunk: int = CHUNK, params: Params | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """``(slice, gradients [b, P])`` over all examples, at most ``chunk`` at a time. The loss is each example's own
+    mean.
+    """
     per_example = vmap(example_gradient(task), in_dims=(None, 0))
     at = task.params if params is None else params
     for part in chunks(n_examples(examples), chunk):
@@ -55,7 +61,9 @@ def matrix(task: Task, examples: Examples, chunk: int = CHUNK, params: Params | 
     return torch.cat([block for _, block in blocks(task, examples, chunk, params)])
 
 
-def dot_products(task: Task, train: Examples, queries: Examples, chunk: int = CHUNK, params: Params | None = None) -> Tensor:
+def dot_products(
+    task: Task, train: Examples, queries: Examples, chunk: int = CHUNK, params: Params | None = None
+) -> Tensor:
     """``<grad l_q, grad l_i>`` for all pairs, [Q, N]. Holds the Q query gradients and one block of documents."""
     asked = matrix(task, queries, chunk, params)
     return torch.cat([asked @ block.T for _, block in blocks(task, train, chunk, params)], dim=1)

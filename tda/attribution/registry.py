@@ -20,7 +20,7 @@ class Method:
 
     ``needs`` names what the task must offer: ``params`` (gradients or losses of the model), ``checkpoints`` (a training
     record), or an encoder (``text``, ``group``, ``features``). ``signed``: negative scores mean opponents. ``cost`` is
-    ``"per query"`` (the corpus is swept for each query) or ``"amortised"``. ``group`` methods add ``predict``.
+    ``"per query"`` (the corpus is swept for each query) or ``"amortised"``.
     """
 
     name: str
@@ -30,7 +30,6 @@ class Method:
     needs: tuple[str, ...]
     signed: bool
     cost: str
-    predict: Callable[..., np.ndarray] | None = None
 
 
 METHODS: dict[str, Method] = {}
@@ -60,18 +59,23 @@ def attribute(name: str, task: Task, train: Examples, queries: Examples, **optio
     accepted = [p.name for p in inspect.signature(chosen.function).parameters.values() if p.kind == p.KEYWORD_ONLY]
     for option in options:
         if option not in accepted:
-            raise ValueError(f"method {name!r} has no option {option!r}; it accepts {accepted}.{_close(option, accepted)}")
+            raise ValueError(
+                f"method {name!r} has no option {option!r}; it accepts {accepted}.{_close(option, accepted)}"
+            )
     _check_examples(train, "train")
     _check_examples(queries, "queries")
     _check_needs(chosen, task)
     scores = np.asarray(chosen.function(task, train, queries, **options), dtype=np.float32)
     expected = (n_examples(queries), n_examples(train))
     if scores.shape != expected:
-        raise ValueError(f"method {name!r} returned shape {scores.shape}; [n_queries, n_train] = {expected} was expected.")
+        raise ValueError(
+            f"method {name!r} returned shape {scores.shape}; [n_queries, n_train] = {expected} was expected."
+        )
     if not np.isfinite(scores).all():
         bad = np.unique(np.argwhere(~np.isfinite(scores))[:, 0])[:5].tolist()
         raise ValueError(
-            f"method {name!r} gave scores that are not finite (queries {bad}). Check the model's loss on them, and lower "
+            f"method {name!r} gave scores that are not finite (queries {bad}). Check the model's loss on them, and "
+            f"lower "
             f"the step size or raise the damping of {name!r}."
         )
     return scores
@@ -87,7 +91,9 @@ def _check_examples(examples: Examples, what: str) -> None:
     if labels is not None and labels.dim() == 2:
         empty = torch.nonzero((labels[:, 1:] != IGNORE).sum(1) == 0).flatten().tolist()
         if empty:
-            raise ValueError(f"{what}: rows {empty[:5]} have no target tokens; give each at least one label other than {IGNORE}.")
+            raise ValueError(
+                f"{what}: rows {empty[:5]} have no target tokens; give each at least one label other than {IGNORE}."
+            )
 
 
 def _check_needs(chosen: Method, task: Task) -> None:
@@ -98,7 +104,8 @@ def _check_needs(chosen: Method, task: Task) -> None:
         }.get(need, need in task.encode)
         if not present:
             raise ValueError(
-                f"method {chosen.name!r} needs {need!r}, which the task {task.name!r} does not offer. Give the task that "
+                f"method {chosen.name!r} needs {need!r}, which the task {task.name!r} does not offer. Give the task "
+                f"that "
                 f"field, or choose a method that does without it."
             )
 

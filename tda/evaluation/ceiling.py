@@ -54,6 +54,15 @@ class Ceiling:
         """Seeds per subset for a ceiling of `target`, from r1; infinite where r1 <= 0."""
         return seeds_needed(self.r1, target)
 
+    def cure(self, least: float) -> str:
+        """What a bank needs whose ceiling's lower bound is to reach ``least``."""
+        seeds = seeds_needed(max(self.r1_low, -1.0), least)
+        if math.isinf(seeds):
+            return (
+                "its reliability is not safely above zero; more subsets or queries are needed, seeds alone do not help"
+            )
+        return f"{seeds:g} seeds would put the lower bound at {least:g}"
+
 
 def ceiling(outputs: np.ndarray, clusters: Sequence | None = None, level: float = 0.95) -> Ceiling:
     """Noise ceiling of a bank, outputs [M, R, Q] with seed r shared by all subsets, and its interval.
@@ -128,9 +137,7 @@ def ceiling_curve(
     size, seeds, _ = outputs.shape
     for m in n_subsets_list:
         if not 3 <= m <= size:
-            raise ValueError(
-                f"n_subsets_list holds {m}; the bank has {size} subsets, give numbers from 3 to {size}"
-            )
+            raise ValueError(f"n_subsets_list holds {m}; the bank has {size} subsets, give numbers from 3 to {size}")
     if min(n_seeds_list) < 1 or draws < 1:
         raise ValueError(f"n_seeds_list = {list(n_seeds_list)}, draws = {draws}; both must be at least 1")
     rng = np.random.default_rng(seed)
@@ -155,7 +162,5 @@ def ceiling_curve(
 def _check(outputs: np.ndarray) -> np.ndarray:
     outputs = check_outputs(outputs, subsets=2)
     if outputs.shape[1] < 2:
-        raise ValueError(
-            "1 seed per subset in the bank; a noise ceiling needs at least 2: raise `seeds` in the design"
-        )
+        raise ValueError("1 seed per subset in the bank; a noise ceiling needs at least 2: raise `seeds` in the design")
     return outputs

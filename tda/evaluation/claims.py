@@ -5,10 +5,10 @@ Verdict of one claim (region = the values for which the claim is true, boundary 
     greater  value > margin          less  value < margin          parity  -margin < value < margin
     supported = the interval lies wholly inside the region, not supported = wholly outside, else inconclusive.
 
-Several claims of one chapter (same paper and notebook) share an error rate by Holm's step-down rule (Holm,
+Several claims of one chapter (notebook) share an error rate by Holm's step-down rule (Holm,
 "A simple sequentially rejective multiple test procedure", 1979). The two-sided p-value of a claim is read
-off its interval: the level at which a t interval would just touch the nearest boundary, with df =
-min(subsets, queries) - 1. Claims are sorted by p; the i-th of m is judged by its interval widened to level
+off its interval: the level at which the t interval would just touch the nearest boundary. Claims are sorted by p;
+the i-th of m is judged by its interval widened to level
 1 - alpha / (m - i + 1) (each side scaled by the ratio of t quantiles); after the first inconclusive one the
 level stays, so all later ones are inconclusive as well. `ci_low` and `ci_high` in claims.csv are these
 widened intervals, so that every verdict can be read off its own line.
@@ -44,7 +44,6 @@ CLAIM_COLUMNS = (
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 DIRECTIONS = ("greater", "less", "parity")
 KINDS = ("value", "difference", "parity")
-TARGET_CEILING = 0.7  # the ceiling for which the note on a noisy bank counts seeds
 
 
 @dataclass(frozen=True)
@@ -77,19 +76,13 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a claim is judged on: value, its interval at `level`, and the sizes that give df (0 = none)."""
+    """What a claim is judged on: value, its t interval at `level`, and the interval's degrees of freedom."""
 
     value: float
     low: float
     high: float
-    n_queries: int = 0
-    n_subsets: int = 0
+    df: float = math.inf
     level: float = 0.95
-
-    @property
-    def df(self) -> float:
-        sizes = [n for n in (self.n_queries, self.n_subsets) if n > 0]
-        return max(min(sizes) - 1, 1) if sizes else math.inf
 
 
 def verdict(value: float, low: float, high: float, criterion: Criterion) -> str:
@@ -122,9 +115,7 @@ def p_value(measured: Measurement, criterion: Criterion) -> float:
         side = measured.value - measured.low if boundary < measured.value else measured.high - measured.value
         return gap / (side / t) if side > 0 else math.inf
 
-    steps = (
-        min(distance(start), distance(end)) if inside else distance(start if measured.value <= start else end)
-    )
+    steps = min(distance(start), distance(end)) if inside else distance(start if measured.value <= start else end)
     return float(min(1.0, 2 * stats.t.sf(steps, measured.df)))
 
 
@@ -146,9 +137,7 @@ def holm_levels(p: Sequence[float], alpha: float) -> np.ndarray:
     """
     p = np.asarray(p, dtype=np.float64)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all() or not 0 < alpha < 1:
-        raise ValueError(
-            f"holm_levels: p = {p.tolist()}, alpha = {alpha}; give p-values in [0, 1] and alpha in (0, 1)"
-        )
+        raise ValueError(f"holm_levels: p = {p.tolist()}, alpha = {alpha}; give p-values in [0, 1] and alpha in (0, 1)")
     levels = np.empty(len(p))
     share, stopped = 0.0, False
     for place, index in enumerate(np.argsort(p, kind="stable")):
@@ -162,7 +151,7 @@ def holm_levels(p: Sequence[float], alpha: float) -> np.ndarray:
 def claims_table(
     claims: Sequence[Mapping],
     measure: Callable[[Mapping], Measurement],
-    ceilings: Mapping[tuple[str, str], Ceiling] | None = None,
+    ceilings: Mapping[str, Ceiling] | None = None,
     level: float = 0.95,
     min_ceiling: float = 0.2,
 ) -> pd.DataFrame:
@@ -171,23 +160,21 @@ def claims_table(
     claims    dicts with id, paper, claim, notebook, testbed, metric, row, kind (value | difference |
               parity), direction, margin, and against for a difference or parity of two rows (parity is a
               difference judged by its margin).
-    measure   claim -> Measurement, for instance `tda.evaluation.tables.measurements(leaderboard, extra)`.
-    ceilings  (testbed, metric) -> Ceiling of the bank behind an LDS metric (metrics that start with "lds_").
+    measure   claim -> Measurement, for instance with `tda.scores.measure_claim`.
+    ceilings  claim id -> Ceiling of the bank behind an LDS metric (metrics that start with "lds_").
     Errors    ValueError for a repeated id, an unknown kind or direction, an LDS claim whose ceiling is not
               given.
     """
     ids = [claim["id"] for claim in claims]
     if len(set(ids)) < len(ids):
-        raise ValueError(
-            f"claims: repeated id {sorted({i for i in ids if ids.count(i) > 1})}; make every id unique"
-        )
+        raise ValueError(f"claims: repeated id {sorted({i for i in ids if ids.count(i) > 1})}; make every id unique")
     criteria = [criterion_of(claim) for claim in claims]
     found = [measure(claim) for claim in claims]
     notes = [_noise_note(claim, ceilings or {}, min_ceiling) for claim in claims]
     p = [1.0 if note else p_value(m, c) for m, c, note in zip(found, criteria, notes, strict=True)]
-    families: dict[tuple, list[int]] = {}
+    families: dict[str, list[int]] = {}
     for index, claim in enumerate(claims):
-        families.setdefault((claim["paper"], claim["notebook"]), []).append(index)
+        families.setdefault(claim["notebook"], []).append(index)
     rows: list[dict] = [{}] * len(claims)
     for members in families.values():
         for index, judged in zip(members, holm_levels([p[i] for i in members], 1 - level), strict=True):
@@ -207,14 +194,10 @@ def criterion_of(claim: Mapping) -> Criterion:
     if kind not in KINDS:
         raise ValueError(f"claim {claim['id']!r}: kind {kind!r}; use one of {', '.join(KINDS)}")
     if kind != "value" and not claim.get("against"):
-        raise ValueError(
-            f"claim {claim['id']!r}: kind {kind!r} compares two rows; name the second one in `against`"
-        )
+        raise ValueError(f"claim {claim['id']!r}: kind {kind!r} compares two rows; name the second one in `against`")
     direction = claim.get("direction", "parity") if kind == "parity" else claim.get("direction")
     if kind == "parity" and direction != "parity":
-        raise ValueError(
-            f"claim {claim['id']!r}: kind parity with direction {direction!r}; drop the direction"
-        )
+        raise ValueError(f"claim {claim['id']!r}: kind parity with direction {direction!r}; drop the direction")
     return Criterion(direction, float(claim.get("margin", 0.0)))
 
 
@@ -222,19 +205,17 @@ def _quantity(claim: Mapping) -> str:
     return claim["row"] if claim.get("kind", "value") == "value" else f"{claim['row']} - {claim['against']}"
 
 
-def _noise_note(claim: Mapping, ceilings: Mapping[tuple[str, str], Ceiling], min_ceiling: float) -> str:
+def _noise_note(claim: Mapping, ceilings: Mapping[str, Ceiling], min_ceiling: float) -> str:
     if not claim["metric"].startswith("lds_"):
         return ""
-    key = (claim["testbed"], claim["metric"])
-    if key not in ceilings:
-        raise ValueError(f"claim {claim['id']!r}: no ceiling given for {key}; pass the ceiling of that bank")
-    bank = ceilings[key]
+    bank = ceilings.get(claim["id"])
+    if bank is None:
+        raise ValueError(
+            f"claim {claim['id']!r}: no ceiling given for {claim['metric']}; pass the ceiling of that bank"
+        )
     if bank.low >= min_ceiling:
         return ""
-    seeds = bank.seeds_needed(TARGET_CEILING)
-    needs = "more seeds and subsets than can be told" if math.isinf(seeds) else f"{seeds:g} seeds"
-    now = f"now {bank.value:.2f}, low {bank.low:.2f}"
-    return f"; bank too noisy: needs {needs} for a ceiling of {TARGET_CEILING:g} ({now})"
+    return f"; bank too noisy (ceiling {bank.value:.2f}, lower bound {bank.low:.2f}): {bank.cure(min_ceiling)}"
 
 
 def _t(level: float, df: float) -> float:

@@ -46,9 +46,7 @@ def simulate_bank(
     truth = 0.3 * common + 0.7 * rng.standard_t(3, (n_entities, EXAMPLES))[clusters]
     truth += 0.5 * rng.standard_t(3, (queries, EXAMPLES))
     truth /= truth.std(axis=1, keepdims=True)
-    error = 0.3 * rng.standard_t(3, (n_entities, EXAMPLES))[clusters] + 0.8 * rng.standard_t(
-        3, (queries, EXAMPLES)
-    )
+    error = 0.3 * rng.standard_t(3, (n_entities, EXAMPLES))[clusters] + 0.8 * rng.standard_t(3, (queries, EXAMPLES))
     spread = 0.15 * rng.standard_normal(n_entities)[clusters] + 0.1 * rng.standard_normal(queries)
     scores = []
     for quality in qualities:
@@ -61,9 +59,7 @@ def simulate_bank(
     alone = rng.standard_t(4, (n_subsets, n_seeds, queries)) / 2**0.5
     signal = subsets @ truth.T / np.sqrt(EXAMPLES / 4)
     outputs = (
-        -signal[:, None]
-        + noise * (model + entity + alone) / 3**0.5
-        + 0.5 * rng.standard_normal((n_seeds, queries))
+        -signal[:, None] + noise * (model + entity + alone) / 3**0.5 + 0.5 * rng.standard_normal((n_seeds, queries))
     )
     return scores, subsets, outputs, clusters
 
@@ -93,9 +89,7 @@ def simulate_coverage(
     """
     unknown = set(methods) - {"jackknife", "naive"}
     if unknown or replicates < 1:
-        raise ValueError(
-            f"methods {sorted(unknown)}, replicates {replicates}: give jackknife or naive, and at least 1"
-        )
+        raise ValueError(f"methods {sorted(unknown)}, replicates {replicates}: give jackknife or naive, and at least 1")
     rows = []
     for quality in qualities:
         for noise in noises:
@@ -106,13 +100,9 @@ def simulate_coverage(
                     rng = np.random.default_rng([seed, m, g, round(1000 * quality), round(1000 * noise)])
                     found: dict[tuple[str, str], list] = {}
                     for index in range(replicates):
-                        (a, b), subsets, outputs, clusters = simulate_bank(
-                            rng, m, g, per_entity, pair, 2, noise, seed
-                        )
+                        (a, b), subsets, outputs, clusters = simulate_bank(rng, m, g, per_entity, pair, 2, noise, seed)
                         if "jackknife" in methods:
-                            row = lds_intervals({"a": a, "b": b}, subsets, outputs, clusters, level, ("b",))[
-                                "a"
-                            ]
+                            row = lds_intervals({"a": a, "b": b}, subsets, outputs, clusters, level, ("b",))["a"]
                             found.setdefault(("lds", "jackknife"), []).append(row.value)
                             found.setdefault(("difference", "jackknife"), []).append(row.difference["b"])
                         if "naive" in methods:

@@ -117,17 +117,13 @@ def lds_intervals(
         raise ValueError(f"reference rows {missing} are not among the rows {sorted(ranks)}; add their scores")
     parts = jackknife(ranks, output_ranks(outputs))
     result = {}
-    short = {
-        name: float(small_sample_shortfall(value, len(outputs)).mean()) for name, (value, _) in parts.items()
-    }
+    short = {name: float(small_sample_shortfall(value, len(outputs)).mean()) for name, (value, _) in parts.items()}
     for name, (value, pseudo) in parts.items():
         against = {}
         for other in references:
             difference, rest = value - parts[other][0], pseudo - parts[other][1]
             against[other] = two_way_interval(difference, rest, clusters, level, short[name] - short[other])
-        result[name] = RowResult(
-            value, two_way_interval(value, pseudo, clusters, level, short[name]), against
-        )
+        result[name] = RowResult(value, two_way_interval(value, pseudo, clusters, level, short[name]), against)
     return result
 
 
@@ -166,9 +162,7 @@ def two_way_interval(
     spread = subsets_part**2 / (size - 1) + queries_part**2 / (groups - 1)
     df = (subsets_part + queries_part) ** 2 / spread if spread > 0 else float("inf")
     plain = t_interval(float(per_query.mean()), float(np.sqrt(variance)), df, level)
-    return Interval(
-        plain.value, plain.low + min(short, 0.0), plain.high + max(short, 0.0), plain.se, plain.df
-    )
+    return Interval(plain.value, plain.low + min(short, 0.0), plain.high + max(short, 0.0), plain.se, plain.df)
 
 
 def mean_interval(per_query: np.ndarray, clusters: Sequence | None = None, level: float = 0.95) -> Interval:
@@ -185,9 +179,7 @@ def mean_interval(per_query: np.ndarray, clusters: Sequence | None = None, level
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError(f"mean_interval: given shape {values.shape}; give [Q] finite numbers, one per query")
     label, groups = _clusters(clusters, len(values))
-    return t_interval(
-        float(values.mean()), float(np.sqrt(_cluster_variance(values, label, groups))), groups - 1, level
-    )
+    return t_interval(float(values.mean()), float(np.sqrt(_cluster_variance(values, label, groups))), groups - 1, level)
 
 
 def mean_intervals(
@@ -202,9 +194,7 @@ def mean_intervals(
     if missing:
         raise ValueError(f"reference rows {missing} are not among the rows {sorted(rows)}; add their values")
     if len({values.shape for values in rows.values()}) > 1:
-        raise ValueError(
-            "mean_intervals: rows differ in length; give every row the same queries in the same order"
-        )
+        raise ValueError("mean_intervals: rows differ in length; give every row the same queries in the same order")
     result = {}
     for name, values in rows.items():
         against = {other: mean_interval(values - rows[other], clusters, level) for other in references}
@@ -241,8 +231,7 @@ def naive_bootstrap(
     rng = np.random.default_rng(seed)
     # How often subset i ranks above subset j, ties one half: [Q * M, M] for predictions and outputs.
     above = [
-        ((r[:, :, None] > r[:, None, :]) + 0.5 * (r[:, :, None] == r[:, None, :])).reshape(-1, size)
-        for r in (a, b)
+        ((r[:, :, None] > r[:, None, :]) + 0.5 * (r[:, :, None] == r[:, None, :])).reshape(-1, size) for r in (a, b)
     ]
     means = np.empty(resamples)
     for start in range(0, resamples, 50):
@@ -263,15 +252,11 @@ def _clusters(clusters: Sequence | None, queries: int) -> tuple[np.ndarray, int]
         label, groups = np.arange(queries), queries
     else:
         if len(clusters) != queries:
-            raise ValueError(
-                f"{len(clusters)} cluster labels for {queries} queries; give one label per query"
-            )
+            raise ValueError(f"{len(clusters)} cluster labels for {queries} queries; give one label per query")
         names, label = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
         groups = len(names)
     if groups < 2:
-        raise ValueError(
-            f"{queries} queries in {groups} cluster; an interval over queries needs at least 2 clusters"
-        )
+        raise ValueError(f"{queries} queries in {groups} cluster; an interval over queries needs at least 2 clusters")
     return label, groups
 
 

@@ -62,20 +62,14 @@ def prediction_ranks(scores: np.ndarray, subsets: np.ndarray, outputs: np.ndarra
     """
     scores = np.asarray(scores)
     subsets = check_subsets(subsets)
-    if (
-        scores.ndim != 2
-        or scores.shape != (outputs.shape[2], subsets.shape[1])
-        or len(subsets) != len(outputs)
-    ):
+    if scores.ndim != 2 or scores.shape != (outputs.shape[2], subsets.shape[1]) or len(subsets) != len(outputs):
         raise ValueError(
             f"lds: given scores {scores.shape}, subsets {subsets.shape}, outputs {outputs.shape}; "
             "they must be [Q, N], [M, N] and [M, R, Q] with the same Q, N and M"
         )
     if not np.isfinite(scores).all():
         bad = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
-        raise ValueError(
-            f"lds: the scores of query {bad} hold NaN or infinite numbers; mend the method that made them"
-        )
+        raise ValueError(f"lds: the scores of query {bad} hold NaN or infinite numbers; mend the method that made them")
     scores = scores.astype(np.float64)
     mean = scores.mean(axis=1)
     centred = scores - mean[:, None]
@@ -90,13 +84,10 @@ def given_prediction_ranks(predictions: np.ndarray, outputs: np.ndarray) -> np.n
     predictions = np.asarray(predictions, dtype=np.float64)
     if predictions.shape != (outputs.shape[2], outputs.shape[0]):
         raise ValueError(
-            f"group_lds: given predictions {predictions.shape} and outputs {outputs.shape}; "
-            "give [Q, M] and [M, R, Q]"
+            f"group_lds: given predictions {predictions.shape} and outputs {outputs.shape}; give [Q, M] and [M, R, Q]"
         )
     if not np.isfinite(predictions).all():
-        raise ValueError(
-            "group_lds: the predictions hold NaN or infinite numbers; mend the method that made them"
-        )
+        raise ValueError("group_lds: the predictions hold NaN or infinite numbers; mend the method that made them")
     return average_ranks(predictions)
 
 
@@ -109,18 +100,14 @@ def check_outputs(outputs: np.ndarray, subsets: int = 3) -> np.ndarray:
     """Return outputs as an array [M, R, Q] after checking shape, size and finiteness."""
     outputs = np.asarray(outputs)
     if outputs.ndim != 3 or 0 in outputs.shape:
-        raise ValueError(
-            f"outputs have shape {outputs.shape}; give [M, R, Q]: subsets, seeds, queries, none empty"
-        )
+        raise ValueError(f"outputs have shape {outputs.shape}; give [M, R, Q]: subsets, seeds, queries, none empty")
     if len(outputs) < subsets:
         raise ValueError(
             f"{len(outputs)} subsets in the bank; a rank correlation needs at least {subsets}: retrain more"
         )
     if not np.isfinite(outputs).all():
         m, r, q = np.argwhere(~np.isfinite(outputs))[0]
-        raise ValueError(
-            f"the loss of subset {m}, seed {r}, query {q} is NaN or infinite; retrain that model"
-        )
+        raise ValueError(f"the loss of subset {m}, seed {r}, query {q} is NaN or infinite; retrain that model")
     return outputs
 
 
@@ -128,11 +115,7 @@ def check_subsets(subsets: np.ndarray) -> np.ndarray:
     """Return subsets as bool [M, N] after checking type and that they are not all the same."""
     subsets = np.asarray(subsets)
     if subsets.ndim != 2 or subsets.dtype != bool or 0 in subsets.shape:
-        raise ValueError(
-            f"subsets have shape {subsets.shape} and type {subsets.dtype}; give a boolean mask [M, N]"
-        )
+        raise ValueError(f"subsets have shape {subsets.shape} and type {subsets.dtype}; give a boolean mask [M, N]")
     if (subsets == subsets[:1]).all():
-        raise ValueError(
-            f"all {len(subsets)} subsets are identical; draw different subsets of the training set"
-        )
+        raise ValueError(f"all {len(subsets)} subsets are identical; draw different subsets of the training set")
     return subsets

@@ -53,13 +53,9 @@ def spearman_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.ndim != 2 or a.shape != b.shape or a.shape[1] < 2:
-        raise ValueError(
-            f"spearman_rows: given shapes {a.shape} and {b.shape}; give two [Q, M] arrays, M >= 2"
-        )
+        raise ValueError(f"spearman_rows: given shapes {a.shape} and {b.shape}; give two [Q, M] arrays, M >= 2")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError(
-            "spearman_rows: the arrays hold NaN or infinite numbers; drop or repair those rows first"
-        )
+        raise ValueError("spearman_rows: the arrays hold NaN or infinite numbers; drop or repair those rows first")
     return correlate_ranks(average_ranks(a), average_ranks(b))
 
 

@@ -30,21 +30,29 @@ class Removals:
     k: np.ndarray
     seeds: list[int]
 
+    def models(self) -> list[tuple[int, int]]:
+        """(removal, seed) of every model to train."""
+        return [(i, seed) for i in range(len(self.removed)) for seed in self.seeds]
+
 
 def plan(testbed: Testbed, scores: Mapping[str, np.ndarray]) -> Removals:
     """Which documents to remove: per chosen test query the top k of every row, k random ones, and nothing at all.
 
     ``scores``: row id -> [Q, N] over all queries of the testbed. The queries are drawn from the held-out test queries
-    with the config's seed. Ties go to the earlier document.
+    with the config's seed, no two of one person or author, so that they are independent. Ties go to the earlier
+    document.
     """
     wanted = testbed.settings["removals"]
     rng = np.random.default_rng([testbed.config["seed"], 51])
     rows = models.query_rows(testbed)
     eligible = [q for q, row in enumerate(rows) if row["split"] == "test" and row["query_set"] == "held_out"]
-    chosen = sorted(eligible[i] for i in rng.permutation(len(eligible))[: wanted["queries"]])
+    one_each = {rows[eligible[i]]["entity"] or str(i): eligible[i] for i in rng.permutation(len(eligible))}
+    chosen = sorted(list(one_each.values())[: wanted["queries"]])
     n, k = len(testbed.documents), wanted["k"]
     if len(chosen) < 2 or not 0 < k < n:
-        raise ValueError(f"removals: {len(chosen)} queries and k={k} of {n} documents; at least 2 queries and 0 < k < N are needed.")
+        raise ValueError(
+            f"removals: {len(chosen)} queries and k={k} of {n} documents; at least 2 queries and 0 < k < N are needed."
+        )
     removed, row_id, query = [np.zeros(n, bool)], [ZERO], [-1]
     for q in chosen:
         order = {row: np.argsort(-s[q], kind="stable") for row, s in scores.items()} | {RANDOM: rng.permutation(n)}
@@ -58,27 +66,34 @@ def plan(testbed: Testbed, scores: Mapping[str, np.ndarray]) -> Removals:
     return Removals(np.stack(removed), row_id, np.array(query), ks, bank_seeds(testbed, wanted["seeds"]))
 
 
+def _train_all(testbed: Testbed, planned: Removals, wanted: list, progress) -> list[np.ndarray]:
+    losses = []
+    for number, (i, seed) in enumerate(wanted, start=1):
+        losses.append(retrained(testbed, ~planned.removed[i], seed, "mask").outputs[0])
+        if progress and (number % 8 == 0 or number == len(wanted)):
+            progress(f"removals: {number}/{len(wanted)} models")
+    return losses
+
+
 def run_shard(testbed: Testbed, planned: Removals, shard: int, progress: Callable[[str], None] | None = None) -> dict:
-    """Retrain every ``shards``-th model of a plan; cached ones are kept. Writes ``removals.parts/shard<shard>.json``."""
+    """Retrain every ``shards``-th model of a plan; cached ones are kept. Writes
+    ``removals.parts/shard<shard>.json``.
+    """
     shards = testbed.settings["removals"]["shards"]
     if not 0 <= shard < shards:
         raise ValueError(f"shard={shard}; removals have shards 0 to {shards - 1}.")
-    mine = [(i, seed) for i in range(len(planned.removed)) for seed in planned.seeds][shard::shards]
+    mine = planned.models()[shard::shards]
     with Stopwatch() as watch:
-        for number, (i, seed) in enumerate(mine, start=1):
-            retrained(testbed, ~planned.removed[i], seed, "mask")
-            if progress and (number % 8 == 0 or number == len(mine)):
-                progress(f"removals, shard {shard}: {number}/{len(mine)} models")
+        _train_all(testbed, planned, mine, progress)
     made = record({"shard": shard}, planned.seeds, models=len(mine), watch=watch)
     write_json(testbed.folder / "removals.parts" / f"shard{shard}.json", made)
     return {"models": len(mine), "seconds": watch.seconds}
 
 
-def merge(testbed: Testbed, planned: Removals) -> np.ndarray:
+def merge(testbed: Testbed, planned: Removals, progress: Callable[[str], None] | None = None) -> np.ndarray:
     """Losses [K, R, Q] of all removals (training any that is missing), written to ``removals.npz``."""
-    outputs = np.stack(
-        [[retrained(testbed, ~mask, seed, "mask").outputs[0] for seed in planned.seeds] for mask in planned.removed]
-    )
+    outputs = _train_all(testbed, planned, planned.models(), progress)
+    outputs = np.stack(outputs).reshape(len(planned.removed), len(planned.seeds), -1)
     arrays = {
         "removed": planned.removed,
         "outputs": outputs,

@@ -24,9 +24,7 @@ def recall_at_k(
 ) -> float | np.ndarray:
     """Expected (relevant documents among the top k) / min(k, number of relevant documents)."""
     k = _check_k(k, scores)
-    return _each(
-        lambda size, hits: _hits(size, hits, k) / min(k, int(hits.sum())), scores, relevant, query_ids
-    )
+    return _each(lambda size, hits: _hits(size, hits, k) / min(k, int(hits.sum())), scores, relevant, query_ids)
 
 
 def precision_at_k(
@@ -93,19 +91,13 @@ def _each(
     measure: Callable, scores: np.ndarray, relevant: np.ndarray, query_ids: Sequence | None
 ) -> float | np.ndarray:
     scores, relevant = np.asarray(scores), np.asarray(relevant)
-    if (
-        scores.ndim not in (1, 2)
-        or scores.shape[-1] == 0
-        or relevant.shape not in (scores.shape, scores.shape[-1:])
-    ):
+    if scores.ndim not in (1, 2) or scores.shape[-1] == 0 or relevant.shape not in (scores.shape, scores.shape[-1:]):
         raise ValueError(
             f"retrieval: given scores {scores.shape} and relevant {relevant.shape}; "
             "give [N] and [N], or [Q, N] and [Q, N]"
         )
     if relevant.dtype != bool:
-        raise ValueError(
-            f"retrieval: relevant has dtype {relevant.dtype}; give a boolean mask over the documents"
-        )
+        raise ValueError(f"retrieval: relevant has dtype {relevant.dtype}; give a boolean mask over the documents")
     rows = np.atleast_2d(scores)
     masks = np.broadcast_to(relevant, rows.shape)
     names = list(range(len(rows))) if query_ids is None else list(query_ids)
@@ -115,8 +107,7 @@ def _each(
     for index, (row, mask) in enumerate(zip(rows, masks, strict=True)):
         if not np.isfinite(row).all():
             raise ValueError(
-                f"retrieval: query {names[index]!r} has NaN or infinite scores; "
-                "mend the method that made them"
+                f"retrieval: query {names[index]!r} has NaN or infinite scores; mend the method that made them"
             )
         if not mask.any():
             raise ValueError(

@@ -8,12 +8,11 @@ rendering, so that leaderboard.csv stays the same to the byte on every machine.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from .claims import Measurement
 from .intervals import Interval, RowResult
 
 KEY = ("testbed", "query_set", "row_id", "metric")
@@ -84,9 +83,7 @@ def leaderboard(parts: Iterable[pd.DataFrame | Mapping], row_order: Sequence[str
     check_leaderboard(whole)
     place = {name: index for index, name in enumerate(row_order)}
     whole["_place"] = [place.get(name, len(place)) for name in whole["row_id"]]
-    whole = whole.sort_values(
-        ["testbed", "query_set", "metric", "_place", "row_id"], kind="stable", ignore_index=True
-    )
+    whole = whole.sort_values(["testbed", "query_set", "metric", "_place", "row_id"], kind="stable", ignore_index=True)
     return whole[list(LEADERBOARD_COLUMNS)]
 
 
@@ -95,9 +92,7 @@ def check_leaderboard(frame: pd.DataFrame) -> None:
     if tuple(frame.columns) != LEADERBOARD_COLUMNS:
         missing = [c for c in LEADERBOARD_COLUMNS if c not in frame.columns]
         extra = [c for c in frame.columns if c not in LEADERBOARD_COLUMNS]
-        raise ValueError(
-            f"leaderboard columns: missing {missing}, unknown {extra}, order as in LEADERBOARD_COLUMNS"
-        )
+        raise ValueError(f"leaderboard columns: missing {missing}, unknown {extra}, order as in LEADERBOARD_COLUMNS")
     if frame[list(KEY)].isna().any(axis=None):
         raise ValueError(
             f"leaderboard: an empty cell in the key columns {KEY}; name testbed, query set, row and metric"
@@ -113,60 +108,13 @@ def check_leaderboard(frame: pd.DataFrame) -> None:
         if bad.any():
             key = tuple(frame.loc[bad, list(KEY)].iloc[0])
             raise ValueError(
-                f"leaderboard: {name} of {key} is {frame.loc[bad, name].iloc[0]!r}; "
-                "it must be a finite number"
+                f"leaderboard: {name} of {key} is {frame.loc[bad, name].iloc[0]!r}; it must be a finite number"
             )
     for value, low, high in (INTERVAL_COLUMNS, *DELTA_COLUMNS.values()):
         bad = (numbers[low] > numbers[value]) | (numbers[value] > numbers[high])
         if bad.any():
             key = tuple(frame.loc[bad, list(KEY)].iloc[0])
-            raise ValueError(
-                f"leaderboard: {low} <= {value} <= {high} does not hold for {key}; recompute that row"
-            )
-
-
-def measurements(
-    frame: pd.DataFrame, extra: Mapping[tuple, Measurement] | None = None, level: float = 0.95
-) -> Callable:
-    """The `measure` argument of `claims_table`, reading from a leaderboard of one query set per (testbed,
-    row, metric).
-
-    extra   (testbed, metric, row, against) -> Measurement for differences that the leaderboard does not hold
-            (to rows other than gradient_dot and bm25), or (testbed, metric, row, None) for values it does
-            not hold.
-    A claim may name a `query_set`. Errors (at the claim): ValueError if no line, or more than one, answers
-    it.
-    """
-    extra = dict(extra or {})
-
-    def measure(claim: Mapping) -> Measurement:
-        against = claim.get("against") if claim.get("kind", "value") != "value" else None
-        key = (claim["testbed"], claim["metric"], claim["row"], against)
-        if key in extra:
-            return extra[key]
-        chosen = frame[(frame.testbed == key[0]) & (frame.metric == key[1]) & (frame.row_id == key[2])]
-        if claim.get("query_set"):
-            chosen = chosen[chosen.query_set == claim["query_set"]]
-        if len(chosen) != 1:
-            raise ValueError(
-                f"claim {claim['id']!r}: {len(chosen)} leaderboard lines for {key[:3]}; "
-                "it needs exactly one (name its query_set?)"
-            )
-        if against is not None and against not in DELTA_COLUMNS:
-            raise ValueError(
-                f"claim {claim['id']!r}: no difference to {against!r} measured; pass {key} in `extra`"
-            )
-        line = chosen.iloc[0]
-        numbers = [
-            float(line[name]) for name in (INTERVAL_COLUMNS if against is None else DELTA_COLUMNS[against])
-        ]
-        if not np.isfinite(numbers).all():
-            raise ValueError(
-                f"claim {claim['id']!r}: the leaderboard has no number for {key}; compute that difference"
-            )
-        return Measurement(*numbers, int(line.n_queries), int(line.n_subsets), level)
-
-    return measure
+            raise ValueError(f"leaderboard: {low} <= {value} <= {high} does not hold for {key}; recompute that row")
 
 
 def pivot(

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from tda.attribution.gradients import CHUNK, batch_of, flatten, matrix, unflatten
-from tda.task import Examples, Task, chunks, n_examples, take
+from tda.attribution.gradients import batch_of, flatten, matrix, unflatten
+from tda.lm import IGNORE
+from tda.task import Examples, Task, n_examples, take
 
 LEARNING_RATE = 1e-4
 WEIGHT_DECAY, EPSILON, CLIP = 0.01, 1e-8, 1.0
@@ -40,57 +41,37 @@ def tail_patch(
     queries: Examples,
     scores: Mapping[str, np.ndarray],
     ks: Sequence[int],
-    chunk: int = CHUNK,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """``row id -> metric -> values [Q]`` for all rows at once, sharing the work on documents that several rows name.
+    """``row id -> metric -> values [Q]``.
 
-    ``scores``: row id -> [Q, N]. Ties go to the earlier document (the corpus is shuffled). Memory: the gradients of the
-    documents named by any row, U x P x 4 bytes. Raises ``ValueError`` for a k above N.
+    ``scores``: row id -> [Q, N]. Ties go to the earlier document (the corpus is shuffled). Memory: the gradients of one
+    query's top k documents, max(ks) x P x 4 bytes, a few times. Raises ``ValueError`` for a k above N.
     """
     if max(ks) > n_examples(train):
-        raise ValueError(f"tailpatch_k={max(ks)} exceeds the {n_examples(train)} documents; lower evaluation.tailpatch_k.")
-    best = {row: np.argsort(-s, axis=1, kind="stable")[:, : max(ks)] for row, s in scores.items()}
-    named = np.unique(np.concatenate([b.ravel() for b in best.values()]))
-    place = {int(document): i for i, document in enumerate(named)}
-    gradients = matrix(task, take(train, named), chunk)
+        raise ValueError(
+            f"tailpatch_k={max(ks)} exceeds the {n_examples(train)} documents; lower evaluation.tailpatch_k."
+        )
     theta = flatten({k: v.unsqueeze(0) for k, v in task.params.items()})[0]
-    asked = batch_of(queries)
-    tokens = (asked["labels"][:, 1:] != -100).sum(1).float()
-    base = -_losses(task, theta.unsqueeze(0), asked)[0] * tokens  # log p of every query
-
-    each = torch.cat(
-        [-_losses(task, first_adamw_step(theta, gradients[c]), asked) * tokens - base for c in chunks(len(named), 8)]
-    )
-    result: dict[str, dict[str, np.ndarray]] = {}
-    for row, top in best.items():
-        spots = torch.tensor([[place[int(d)] for d in line] for line in top])
-        values = result.setdefault(row, {})
-        for k in ks:
-            chosen = spots[:, :k]
-            gain = each[chosen, torch.arange(len(chosen)).unsqueeze(1)]
-            values[f"tailpatch_each_{k}"] = gain.mean(1).numpy()
-            change = []
-            for c in chunks(len(chosen), 8):
-                moved = first_adamw_step(theta, gradients[chosen[c]].sum(1))
-                change.append(-_own_losses(task, moved, take(asked, c)) * tokens[c] - base[c])
-            dlogp = torch.cat(change)
-            values[f"tailpatch_joint_abs_{k}"] = (100 * torch.expm1(dlogp).abs()).numpy()
-            values[f"tailpatch_joint_dlogp_{k}"] = dlogp.numpy()
-    return result
+    result: dict[str, dict[str, list[float]]] = {row: {} for row in scores}
+    for q in range(n_examples(queries)):
+        asked = batch_of(take(queries, slice(q, q + 1)))
+        tokens = float((asked["labels"][:, 1:] != IGNORE).sum())
+        base = -tokens * _losses(task, theta.unsqueeze(0), asked)  # log p of the query
+        for row, matrix_of_row in scores.items():
+            best = np.argsort(-matrix_of_row[q], kind="stable")[: max(ks)]
+            gradients = matrix(task, take(train, best))
+            sums = gradients.cumsum(0)[[k - 1 for k in ks]]
+            after = -tokens * _losses(task, first_adamw_step(theta, torch.cat([gradients, sums])), asked) - base
+            each, joint = after[: len(best)], after[len(best) :]
+            for k, dlogp in zip(ks, joint.tolist(), strict=True):
+                values = {"each": float(each[:k].mean()), "joint_abs": 100 * abs(np.expm1(dlogp)), "joint_dlogp": dlogp}
+                for form, value in values.items():
+                    result[row].setdefault(f"tailpatch_{form}_{k}", []).append(value)
+    return {row: {metric: np.array(v) for metric, v in values.items()} for row, values in result.items()}
 
 
 def _losses(task: Task, models: Tensor, asked: Examples) -> Tensor:
-    """Loss of every query under every model, [B, Q]."""
+    """Loss of one query under each of B models [B, P], [B]."""
     with torch.no_grad():
-        per_model = vmap(lambda params: task.loss_fn(params, asked, "example"))
+        per_model = vmap(lambda params: task.loss_fn(params, asked, "sum"), chunk_size=8)
         return per_model(unflatten(models, task.params))
-
-
-def _own_losses(task: Task, models: Tensor, asked: Examples) -> Tensor:
-    """Loss of query b under model b, [B]."""
-
-    def one(params, example):
-        return task.loss_fn(params, {k: v.unsqueeze(0) for k, v in example.items()}, "sum")
-
-    with torch.no_grad():
-        return vmap(one)(unflatten(models, task.params), asked)

@@ -58,12 +58,15 @@ class Testbed:
 
     @cached_property
     def corpus_key(self) -> str:
-        """Changes with everything that the corpus depends on: its settings, the seed, the committed or given sources."""
+        """Changes with everything that the corpus depends on: its settings, the seed, the committed or given
+        sources.
+        """
         corpus = self.settings["corpus"]
         index = tda.config.ROOT / "data" / "sources" / "index.json"
         given = Path(corpus.get("path") or index)
         source = file_sha256(given) if corpus["kind"] in ("authors", "file") and given.exists() else ""
-        return key_of({"corpus": corpus, "seed": self.config["seed"], "source": source})
+        tokenizer = self.settings["model"]["from"]  # a saved model brings its own
+        return key_of({"corpus": corpus, "seed": self.config["seed"], "source": source, "tokenizer": tokenizer})
 
     def require_corpus(self) -> None:
         """Build the corpus if it is missing; refuse one that was built from other settings."""
@@ -85,7 +88,10 @@ def load(name: str, profile: str = "smoke", overrides: dict | None = None) -> Te
         path, name = str(Path(name).resolve()), Path(name).stem
         entry = {"corpus": {"kind": "file", "path": path}}
         mine = overrides.setdefault("testbeds", {}).get(name, {})
-        overrides["testbeds"] = {**overrides["testbeds"], name: {**mine, "corpus": {**entry["corpus"], **mine.get("corpus", {})}}}
+        overrides["testbeds"] = {
+            **overrides["testbeds"],
+            name: {**mine, "corpus": {**entry["corpus"], **mine.get("corpus", {})}},
+        }
     config = tda.config.load(profile, overrides)
     if name not in config["testbeds"]:
         raise ValueError(
@@ -109,6 +115,10 @@ def build_corpus(testbed: Testbed) -> dict:
         with Stopwatch() as watch:
             built = kinds[testbed.settings["corpus"]["kind"]].build(testbed.settings["corpus"], testbed.config["seed"])
             built = built if isinstance(built, dict) else vars(built)
+        if testbed.settings["model"]["from"]:
+            from tda.lm import saved_tokenizer
+
+            built["tokenizer"] = saved_tokenizer(testbed.settings["model"]["from"])
         (target / "record.json").unlink(missing_ok=True)
         for part in ("documents", "probes"):
             shutil.rmtree(target / part, ignore_errors=True)
@@ -138,4 +148,6 @@ def _dataset(testbed: Testbed, part: str) -> Dataset:
     try:
         return load_from_disk(str(folder))
     except Exception as error:
-        raise ArtefactError(f"{folder} is damaged or not a data set ({error}). Delete {folder.parent} and run again.") from None
+        raise ArtefactError(
+            f"{folder} is damaged or not a data set ({error}). Delete {folder.parent} and run again."
+        ) from None

