@@ -101,9 +101,7 @@ def cross_checks(config: dict, where: str) -> None:
         if corpus.get("tokens_max", 0) >= model["context"]:
             refuse(f"{key}.model.context", model["context"], f"it must exceed tokens_max ({corpus['tokens_max']})")
         if testbed["designs"] and "half" not in testbed["designs"]:
-            refuse(
-                f"{key}.designs", sorted(testbed["designs"]), "half must be among them; every table needs it"
-            )
+            refuse(f"{key}.designs", sorted(testbed["designs"]), "half must be among them; every table needs it")
         if testbed["removals"]:
             for row_id in testbed["removals"]["rows"]:
                 if row_id not in ids:

@@ -31,7 +31,7 @@ def new_model(settings: dict, vocabulary: int, seed: int) -> torch.nn.Module:
     ``torch.manual_seed(seed)``. No dropout anywhere. Raises ``ValueError`` for a folder without weights.
     """
     if settings.get("from"):
-        return _saved_model(settings["from"], vocabulary)
+        return _saved_model(settings["from"], vocabulary, settings["context"])
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     rotated = settings["width"] / settings["heads"] * 0.25
@@ -61,7 +61,7 @@ def new_model(settings: dict, vocabulary: int, seed: int) -> torch.nn.Module:
     return GPTNeoXForCausalLM(config).eval()
 
 
-def _saved_model(source: str, vocabulary: int) -> torch.nn.Module:
+def _saved_model(source: str, vocabulary: int, context: int) -> torch.nn.Module:
     """Weights from a folder or the hub. All seeds of such a testbed share them and differ in their data order."""
     from transformers import AutoModelForCausalLM
 
@@ -72,7 +72,18 @@ def _saved_model(source: str, vocabulary: int) -> torch.nn.Module:
             f"model.from={source!r} holds no weights (*.safetensors or *.bin). Give a folder written by "
             f"save_pretrained, or leave model.from empty to train from scratch."
         )
-    model = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager", dtype=torch.float32)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager", dtype=torch.float32)
+    except Exception as error:
+        raise ValueError(
+            f"model.from={source!r} could not be loaded ({error}). Give a folder written by save_pretrained or the hub "
+            f"name of a causal language model."
+        ) from error
+    if model.config.max_position_embeddings < context:
+        raise ValueError(
+            f"model.from={source!r} has a context of {model.config.max_position_embeddings}; model.context={context} "
+            f"is longer. Lower model.context, or choose another model."
+        )
     if model.config.vocab_size < vocabulary:
         raise ValueError(
             f"model.from={source!r} has a vocabulary of {model.config.vocab_size}, the tokenizer {vocabulary}. "
@@ -101,7 +112,8 @@ def logits_function(model: torch.nn.Module) -> Callable[[Params, Tensor], Tensor
     """``f(params, input_ids [B, T]) -> logits [B, T, V]``, pure, for use under ``torch.func``."""
     config = model.config
     if config.model_type == "gpt_neox" and config.hidden_act == "gelu" and config.attention_bias:
-        return _neox_function(config)
+        if not config.tie_word_embeddings and config.rope_parameters["rope_type"] == "default":
+            return _neox_function(config)
 
     def forward(params: Params, input_ids: Tensor) -> Tensor:
         return torch.func.functional_call(model, params, (), {"input_ids": input_ids}).logits
@@ -267,10 +279,11 @@ def generate(
     """Continue a prompt of token ids that opens with the document boundary: greedy without ``rng``, else sampled at
     temperature 0.8 from the top k.
 
-    Returns the new ids; stops after ``length`` tokens, at a document boundary, or after an id in ``stop``.
+    Returns the new ids; stops after ``length`` tokens, at the end of the context, at a document boundary, or after
+    an id in ``stop``.
     """
     logits_of, ids, boundary = logits_function(model), list(prompt), prompt[0]
-    for _ in range(length):
+    for _ in range(min(length, model.config.max_position_embeddings - len(ids))):
         with torch.no_grad():
             logits = logits_of(params, torch.tensor([ids]))[0, -1].double()
         if rng is None:

@@ -14,7 +14,7 @@ from tda.artefacts import ArtefactError, exclusive, key_of, write_json
 from tda.provenance import Stopwatch, record
 from tda.task import Examples, Params, Task
 from tda.testbeds import Testbed, check_key
-from tda.training import Recipe, load_run, read_checkpoint, train, training_flops
+from tda.training import Recipe, load_run, train, training_flops
 
 
 def model_key(testbed: Testbed) -> str:
@@ -171,7 +171,8 @@ def load_task(testbed: Testbed, seed: int | None = None) -> Task:
 
     folder = testbed.folder / "model" / f"seed_{seed}"
     run = load_run(folder, runs[seed], retrain)
-    params = read_checkpoint(sorted(folder.glob("step_*.safetensors"))[-1])[0]
+    params = run.checkpoints[-1].params
+    model.load_state_dict(params, strict=False)
     encode = {
         "text": lambda examples: examples["text"],
         "group": lambda examples: examples["entity"],

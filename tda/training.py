@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -116,6 +117,10 @@ def train(
     optimizer = torch.optim.AdamW(
         params.values(), betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay, fused=True
     )
+    if folder and recipe.checkpoints > len(steps):
+        raise ValueError(
+            f"training.checkpoints={recipe.checkpoints}, but the run has {len(steps)} steps. Lower it, or train longer."
+        )
     due = {round((i + 1) * len(steps) / recipe.checkpoints) for i in range(recipe.checkpoints)} if folder else set()
     per_epoch = len(steps) // recipe.epochs
     curves: dict[str, list[float]] = {"train": [], "watch": []}
@@ -164,38 +169,44 @@ def _save(folder: Path, step: int, lr: float, lr_sum: float, params: Params, opt
         for moment in ("exp_avg", "exp_avg_sq"):
             flat[f"{moment}/{k}"] = optimizer.state[v][moment]
     with atomic(folder / f"step_{step:06d}.safetensors") as path:
-        save_file(flat, path, metadata={"step": str(step), "lr": repr(lr), "lr_sum": repr(lr_sum)})
+        try:
+            save_file(flat, path, metadata={"step": str(step), "lr": repr(lr), "lr_sum": repr(lr_sum)})
+        except SafetensorError as error:  # a full disk, which the library does not report as an OSError
+            raise OSError(str(error)) from error
 
 
 def read_checkpoint(path: Path) -> tuple[Params, dict[str, Params]]:
     """``(params, {"exp_avg": ..., "exp_avg_sq": ...})`` of a checkpoint file; refuses a damaged one."""
     try:
-        flat = load_file(path)
+        parts: dict[str, Params] = {}
+        for name, value in load_file(path).items():
+            kind, key = name.split("/", 1)
+            parts.setdefault(kind, {})[key] = value
+        return parts.pop("params"), parts
     except Exception as error:
-        raise ArtefactError(
-            f"{path} is not a readable checkpoint ({error}). Delete its folder and train again."
-        ) from None
-    parts: dict[str, Params] = {}
-    for name, value in flat.items():
-        kind, key = name.split("/", 1)
-        parts.setdefault(kind, {})[key] = value
-    return parts.pop("params"), parts
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> ArtefactError:
+    return ArtefactError(f"{path} is not a readable checkpoint ({error!r}). Delete {path.parents[1]} and train again.")
 
 
 def load_run(folder: Path, record: dict, retrain=None) -> TrainingRun:
     """The :class:`TrainingRun` of a folder written by :func:`train`; ``record`` is its JSON record."""
-    from safetensors import safe_open
-
     found = []
     for path in sorted(folder.glob("step_*.safetensors")):
-        with safe_open(path, "pt") as handle:
-            meta = handle.metadata()
+        try:
+            with safe_open(path, "pt") as handle:
+                meta = handle.metadata()
+            numbers = int(meta["step"]), float(meta["lr"]), float(meta["lr_sum"])
+        except Exception as error:
+            raise _damaged(path, error) from None
         load = lambda path=path: read_checkpoint(path)  # noqa: E731
-        found.append(Checkpoint(int(meta["step"]), float(meta["lr"]), float(meta["lr_sum"]), load))
+        found.append(Checkpoint(*numbers, load))
     if len(found) != record["recipe"]["checkpoints"]:
         raise ArtefactError(
             f"{folder} holds {len(found)} checkpoints, its record says {record['recipe']['checkpoints']}. "
-            f"Delete the folder and train again."
+            f"Delete {folder.parent} and train again."
         )
     rates = np.asarray(record["learning_rates"])
     order = data_order(record["examples"], record["recipe"]["epochs"], record["seed"])

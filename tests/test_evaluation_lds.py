@@ -6,25 +6,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tda.evaluation import (
-    ceiling,
-    ceiling_curve,
-    group_lds,
-    lds,
+from tda.evaluation.ceiling import ceiling, ceiling_curve, seeds_needed, spearman_brown_ceiling
+from tda.evaluation.coverage import simulate_coverage
+from tda.evaluation.intervals import (
+    jackknife,
     lds_difference,
     lds_interval,
     lds_intervals,
     mean_interval,
     mean_intervals,
     naive_bootstrap,
-    seeds_needed,
-    simulate_coverage,
-    spearman_brown_ceiling,
-    spearman_rows,
+    two_way_interval,
 )
-from tda.evaluation.intervals import jackknife, two_way_interval
-from tda.evaluation.lds import output_ranks, prediction_ranks
-from tda.evaluation.ranks import small_sample_shortfall
+from tda.evaluation.lds import group_lds, lds, output_ranks, prediction_ranks
+from tda.evaluation.ranks import small_sample_shortfall, spearman_rows
 
 
 @pytest.fixture
@@ -43,21 +38,15 @@ def halves(rng, m, n):
 
 def test_lds_equals_scipy_per_query(bank):
     scores, subsets, outputs = bank
-    expected = [
-        stats.spearmanr(subsets @ s, -outputs[:, :, q].mean(1)).statistic for q, s in enumerate(scores)
-    ]
+    expected = [stats.spearmanr(subsets @ s, -outputs[:, :, q].mean(1)).statistic for q, s in enumerate(scores)]
     np.testing.assert_allclose(lds(scores, subsets, outputs), expected, atol=1e-12)
 
 
 def test_lds_equals_scipy_under_heavy_ties(bank):
     _, subsets, outputs = bank
-    scores = (np.random.default_rng(0).random((7, 30)) < 0.15).astype(
-        np.float32
-    )  # a 0/1 rule: sums tie often
+    scores = (np.random.default_rng(0).random((7, 30)) < 0.15).astype(np.float32)  # a 0/1 rule: sums tie often
     outputs = np.round(outputs)
-    expected = [
-        stats.spearmanr(subsets @ s, -outputs[:, :, q].mean(1)).statistic for q, s in enumerate(scores)
-    ]
+    expected = [stats.spearmanr(subsets @ s, -outputs[:, :, q].mean(1)).statistic for q, s in enumerate(scores)]
     np.testing.assert_allclose(lds(scores, subsets, outputs), expected, atol=1e-12)
 
 
@@ -96,17 +85,13 @@ def test_a_constant_on_all_scores_is_harmless_for_equal_sizes(bank, constant):
 def test_tiny_differences_on_a_huge_constant_survive_the_sum(bank):
     scores, _, outputs = bank
     subsets = halves(np.random.default_rng(1), 24, 30)
-    grid = (
-        np.round(scores * 1024) / 1024
-    )  # exact beside 2^42 in float64, but a plain sum of fifteen would not be
+    grid = np.round(scores * 1024) / 1024  # exact beside 2^42 in float64, but a plain sum of fifteen would not be
     np.testing.assert_array_equal(lds(grid, subsets, outputs), lds(grid + 2.0**42, subsets, outputs))
 
 
 def test_a_constant_counts_when_sizes_differ(bank):
     scores, subsets, outputs = bank
-    expected = [
-        stats.spearmanr(subsets @ (s + 50), -outputs[:, :, q].mean(1)).statistic for q, s in enumerate(scores)
-    ]
+    expected = [stats.spearmanr(subsets @ (s + 50), -outputs[:, :, q].mean(1)).statistic for q, s in enumerate(scores)]
     np.testing.assert_allclose(lds(scores + 50, subsets, outputs), expected, atol=1e-12)
 
 
@@ -151,9 +136,7 @@ def test_bad_input_to_lds(bank):
 def noisy_bank(rng, m, r, q, noise, seed_effect=3.0):
     """Signal and noise of known size; seed r shifts a query's loss by the same amount in every subset."""
     signal = rng.standard_normal((m, q))
-    return signal, signal[:, None] + noise * rng.standard_normal(
-        (m, r, q)
-    ) + seed_effect * rng.standard_normal((r, q))
+    return signal, signal[:, None] + noise * rng.standard_normal((m, r, q)) + seed_effect * rng.standard_normal((r, q))
 
 
 @pytest.mark.parametrize("noise,seeds", [(0.5, 2), (1.0, 2), (1.0, 4), (2.0, 3)])
@@ -222,9 +205,7 @@ def test_spread_of_reliability_between_queries():
 
 
 def test_seeds_needed():
-    assert (
-        seeds_needed(1 / 3, math.sqrt(0.5)) == 2
-    )  # reliability 2 r1 / (1 + r1) = 1 / 2, exactly at the target
+    assert seeds_needed(1 / 3, math.sqrt(0.5)) == 2  # reliability 2 r1 / (1 + r1) = 1 / 2, exactly at the target
     assert seeds_needed(0.9, 0.5) == 1
     assert seeds_needed(0.0, 0.5) == seeds_needed(-0.1, 0.5) == math.inf
     for r1 in (0.03, 0.2, 0.6):

@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from tda.evaluation import average_precision, mrr, precision_at_k, recall_at_k
+from tda.evaluation.retrieval import average_precision, mrr, precision_at_k, recall_at_k
 
 
 def brute_force(scores, relevant, k):
@@ -34,9 +34,7 @@ def test_expected_values_equal_brute_force(seed):
     relevant = rng.random(6) < 0.5
     relevant[rng.integers(6)] = True
     for k in (1, 3, 6):
-        np.testing.assert_allclose(
-            measured(scores, relevant, k), brute_force(scores, relevant, k), atol=1e-12
-        )
+        np.testing.assert_allclose(measured(scores, relevant, k), brute_force(scores, relevant, k), atol=1e-12)
 
 
 def test_no_ties_by_hand():
@@ -50,9 +48,7 @@ def test_a_constant_matrix_gets_chance_and_order_of_storage_never_counts():
     relevant = np.arange(600) < 12
     assert precision_at_k(np.zeros(600), relevant, 10) == pytest.approx(12 / 600)
     scores, order = np.round(rng.standard_normal(600), 1), rng.permutation(600)
-    np.testing.assert_allclose(
-        measured(scores, relevant, 10), measured(scores[order], relevant[order], 10), rtol=1e-12
-    )
+    np.testing.assert_allclose(measured(scores, relevant, 10), measured(scores[order], relevant[order], 10), rtol=1e-12)
     random = np.mean([measured(rng.random(600), relevant, 10) for _ in range(3000)], axis=0)
     np.testing.assert_allclose(measured(np.zeros(600), relevant, 10), random, rtol=0.06)
 
@@ -63,9 +59,7 @@ def test_batches_equal_single_queries():
     relevant[:, 0] = True
     for index, batch in enumerate(measured(scores, relevant, 5)):
         assert batch.shape == (8,)
-        np.testing.assert_allclose(
-            batch, [measured(s, r, 5)[index] for s, r in zip(scores, relevant, strict=True)]
-        )
+        np.testing.assert_allclose(batch, [measured(s, r, 5)[index] for s, r in zip(scores, relevant, strict=True)])
     shared = recall_at_k(scores, relevant[0], 5)
     np.testing.assert_allclose(shared, recall_at_k(scores, np.tile(relevant[0], (8, 1)), 5))
 

@@ -7,33 +7,31 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tda.evaluation import (
+from tda.evaluation.ceiling import ceiling
+from tda.evaluation.claims import (
     CLAIM_COLUMNS,
-    LEADERBOARD_COLUMNS,
     Criterion,
-    Interval,
     Measurement,
-    RowResult,
-    ceiling,
-    check_leaderboard,
     claims_table,
     criterion_of,
     holm_levels,
+    p_value,
+    verdict,
+)
+from tda.evaluation.intervals import Interval, RowResult
+from tda.evaluation.tables import (
+    LEADERBOARD_COLUMNS,
+    check_leaderboard,
     leaderboard,
     leaderboard_row,
-    measurements,
-    p_value,
     pivot,
     to_latex,
     to_markdown,
-    verdict,
 )
 
 
 def line(row_id="gradient_dot", metric="lds_half", value=0.3, half=0.05, **changes):
-    result = RowResult(
-        np.zeros(3), Interval(value, value - half, value + half), {"bm25": Interval(0.1, 0.02, 0.18)}
-    )
+    result = RowResult(np.zeros(3), Interval(value, value - half, value + half), {"bm25": Interval(0.1, 0.02, 0.18)})
     given = {
         "testbed": "people",
         "query_set": "held_out",
@@ -67,9 +65,7 @@ def test_leaderboard_sorts_and_survives_csv():
     assert list(zip(frame.metric, frame.row_id, strict=True)) == [
         ("lds_half", "bm25"), ("lds_half", "tfidf"), ("lds_half", "gradient_dot"), ("mrr", "bm25"),
     ]  # fmt: skip
-    again = leaderboard(
-        [pd.read_csv(io.StringIO(frame.to_csv(index=False)))], ["bm25", "tfidf", "gradient_dot"]
-    )
+    again = leaderboard([pd.read_csv(io.StringIO(frame.to_csv(index=False)))], ["bm25", "tfidf", "gradient_dot"])
     pd.testing.assert_frame_equal(frame, again)
     assert leaderboard(parts[::-1], ["bm25", "tfidf", "gradient_dot"]).equals(frame)
 
@@ -153,9 +149,7 @@ def test_p_value_agrees_with_the_verdict():
             rng.uniform(0.01, 0.3),
         )
         criterion = Criterion(str(rng.choice(["greater", "less", "parity"])), margin)
-        measured = Measurement(
-            value, value - left, value + right, n_queries=20, n_subsets=int(rng.integers(0, 30))
-        )
+        measured = Measurement(value, value - left, value + right, df=float(rng.integers(1, 30)))
         decided = verdict(value, measured.low, measured.high, criterion) != "inconclusive"
         assert decided == (p_value(measured, criterion) <= 0.05)
 
@@ -164,7 +158,7 @@ def test_p_value_by_hand():
     assert p_value(Measurement(0.3, 0.3 - 1.959964, 0.3 + 1.959964), Criterion("greater")) == pytest.approx(
         0.7642, abs=1e-4
     )
-    assert p_value(Measurement(0.2, 0.1, 0.3, n_queries=9), Criterion("greater", 0.1)) == pytest.approx(0.05)
+    assert p_value(Measurement(0.2, 0.1, 0.3, df=8), Criterion("greater", 0.1)) == pytest.approx(0.05)
     assert p_value(Measurement(0.0, 0.0, 0.0), Criterion("greater")) == 0
 
 
@@ -184,11 +178,7 @@ def test_holm_by_hand():
 
 def claim(name, row="gradient_dot", **changes):
     given = {"id": name, "paper": "BGO", "claim": "it works", "notebook": "10_bgo", "testbed": "people"}
-    return (
-        given
-        | {"metric": "lds_half", "row": row, "direction": "greater", "margin": 0.0, "kind": "value"}
-        | changes
-    )
+    return given | {"metric": "lds_half", "row": row, "direction": "greater", "margin": 0.0, "kind": "value"} | changes
 
 
 def quiet_bank(noise=0.5):
@@ -196,11 +186,17 @@ def quiet_bank(noise=0.5):
     return ceiling(rng.standard_normal((40, 1, 50)) + noise * rng.standard_normal((40, 2, 50)))
 
 
+def judge(claims, measured, noisy=()):
+    """The claims table from (value, low, high) per row; banks are quiet but for the claims in `noisy`."""
+    ceilings = {c["id"]: quiet_bank(6.0 if c["id"] in noisy else 0.5) for c in claims}
+    return claims_table(claims, lambda c: Measurement(*measured[c["row"]], df=63), ceilings)
+
+
 def test_claims_table_applies_holm_within_a_chapter():
-    frame = leaderboard([line("a", value=0.055), line("b", value=0.3), line("c", value=-0.2)])
+    measured = {"a": (0.055, 0.005, 0.105), "b": (0.3, 0.25, 0.35), "c": (-0.2, -0.25, -0.15)}
     alone = [claim("one", "a", notebook="20_other")]
     family = [claim("two", "a"), claim("three", "b"), claim("four", "c"), claim("five", "a", margin=0.05)]
-    table = claims_table(alone + family, measurements(frame), {("people", "lds_half"): quiet_bank()})
+    table = judge(alone + family, measured)
     assert tuple(table.columns) == CLAIM_COLUMNS and table.id.tolist() == [
         "one",
         "two",
@@ -223,51 +219,34 @@ def test_claims_table_applies_holm_within_a_chapter():
         assert row.verdict == verdict(row.value, row.ci_low, row.ci_high, Criterion("greater", margin))
 
 
-def test_differences_parity_and_extra_measurements():
-    frame = leaderboard([line("a"), line("b")])
-    extra = {("people", "lds_half", "a", "random"): Measurement(0.01, -0.01, 0.03, 90, 64)}
+def test_differences_and_parity():
     claims = [
         claim("one", "a", kind="difference", against="bm25"),
-        claim("two", "a", kind="parity", against="random", margin=0.05, direction="parity", notebook="x"),
+        claim("two", "b", kind="parity", against="random", margin=0.05, direction="parity", notebook="x"),
     ]
-    table = claims_table(claims, measurements(frame, extra), {("people", "lds_half"): quiet_bank()})
+    table = judge(claims, {"a": (0.2, 0.1, 0.3), "b": (0.01, -0.01, 0.03)})
     assert table.verdict.tolist() == ["supported", "supported"]
-    assert table.criterion[1].startswith("a - random within +-0.05;")
+    assert table.criterion[1].startswith("b - random within +-0.05;")
 
 
 def test_a_noisy_bank_gives_no_verdict_but_counts():
-    frame = leaderboard([line("a"), line("a", "lds_leave_group"), line("b", "mrr")])
-    ceilings = {("people", "lds_half"): quiet_bank(), ("people", "lds_leave_group"): quiet_bank(6.0)}
-    claims = [
-        claim("one", "a"),
-        claim("two", "a", metric="lds_leave_group"),
-        claim("three", "b", metric="mrr"),
-    ]
-    table = claims_table(claims, measurements(frame), ceilings)
+    claims = [claim("one", "a"), claim("two", "a", metric="lds_leave_group"), claim("three", "a", metric="mrr")]
+    table = judge(claims, {"a": (0.3, 0.25, 0.35)}, noisy=("two",))
     assert table.verdict.tolist() == ["supported", "inconclusive", "supported"]
-    assert "bank too noisy: needs" in table.criterion[1] and "Holm over 3" in table.criterion[0]
+    assert "bank too noisy (ceiling" in table.criterion[1] and "Holm over 3" in table.criterion[0]
+
+
+def test_what_a_noisy_bank_needs():
+    noisy, bad = quiet_bank(2.5), quiet_bank(50.0)
+    assert 0 < noisy.r1_low and "seeds would put the lower bound" in noisy.cure(0.8)
+    assert bad.r1_low <= 0 and "seeds alone do not help" in bad.cure(0.2)
 
 
 def test_bad_claims():
-    frame = leaderboard([line("a"), line("b"), line("a", query_set="generated")])
-    ceilings = {("people", "lds_half"): quiet_bank()}
-    read = measurements(frame)
-    assert claims_table([claim("x", "a", query_set="generated")], read, ceilings).verdict[0] == "supported"
+    measured = {"a": (0.3, 0.2, 0.4)}
     for call, text in [
-        (lambda: claims_table([claim("x", "b"), claim("x", "b")], read, ceilings), "repeated id"),
-        (lambda: claims_table([claim("x", "b")], read), "no ceiling"),
-        (lambda: claims_table([claim("x", "z")], read, ceilings), "0 leaderboard lines"),
-        (lambda: claims_table([claim("x", "a")], read, ceilings), "2 leaderboard lines"),
-        (
-            lambda: claims_table([claim("x", "b", kind="difference", against="random")], read, ceilings),
-            "'random'",
-        ),
-        (
-            lambda: claims_table(
-                [claim("x", "b", kind="difference", against="gradient_dot")], read, ceilings
-            ),
-            "no number",
-        ),
+        (lambda: judge([claim("x", "a"), claim("x", "a")], measured), "repeated id"),
+        (lambda: claims_table([claim("x", "a")], lambda c: Measurement(0.3, 0.2, 0.4)), "no ceiling"),
         (lambda: criterion_of(claim("x", kind="difference")), "against"),
         (lambda: criterion_of(claim("x", kind="ratio")), "ratio"),
         (lambda: criterion_of(claim("x", direction="up")), "'up'"),

@@ -45,15 +45,16 @@ def attribute(
     direction: str = "bidirectional",
     ranking: str = "signed",
     steps: int = 3,
-    step: float = 1.0,
+    step: float = 0.5,
     damping: float = 0.1,
     queries_at_once: int = 4,
 ) -> np.ndarray:
     """BGO scores, [Q, N].
 
     Options: ``preconditioner`` none or diagonal; ``direction`` bidirectional, ascent (``l_i(asc) - l_i``) or descent
-    (``l_i - l_i(desc)``); ``ranking`` signed or absolute; ``steps`` T; ``step``, the change (nats) that the T steps
-    make to the query's own loss to first order, which fixes ``eta = step / (T g^T P g)`` free of the model's scale;
+    (``l_i - l_i(desc)``); ``ranking`` signed or absolute; ``steps`` T; ``step``, the relative change
+    that the T steps make to the query's own loss to first order, ``eta = step l_q / (T g^T P g)``: free of the model's
+    scale, and small where there is little loss to move (a memorised answer);
     ``damping`` in units of the mean Fisher entry, ``P = 1 / (F + damping mean(F))``. Memory: ``queries_at_once`` x 2
     perturbed models, and ``chunk`` per-example gradients for the Fisher. Raises ``ValueError`` for other values of the
     options and for a zero Fisher.
@@ -84,21 +85,22 @@ def attribute(
     return np.abs(scores) if ranking == "absolute" else scores
 
 
-def perturb(task: Task, asked: Examples, scale: Tensor, change: float, steps: int) -> Params:
+def perturb(task: Task, asked: Examples, scale: Tensor, step: float, steps: int) -> Params:
     """Parameters [B, ...] of B models, each moved by ``steps`` preconditioned steps on its own query.
 
-    ``change`` > 0 ascends, < 0 descends; the size is set so that the query's loss changes by ``change`` nats to
-    first order.
+    ``step`` > 0 ascends, < 0 descends; each query's loss changes by ``step`` times itself, to first order.
     """
     count = len(asked["input_ids"]) if "input_ids" in asked else n_examples(asked)
     gradient = vmap(example_gradient(task), in_dims=(0, 0))
     moved = {k: v.expand(count, *v.shape) for k, v in task.params.items()}
     eta = None
+    with torch.no_grad():
+        own = task.loss_fn(task.params, asked, "example").unsqueeze(1)
     for _ in range(int(steps)):
         g = flatten(gradient(moved, asked))
         direction = g * scale
         if eta is None:
-            eta = change / (steps * (g * direction).sum(1, keepdim=True).clamp(min=1e-30))
+            eta = step * own / (steps * (g * direction).sum(1, keepdim=True).clamp(min=1e-30))
         moved = {k: moved[k] + delta for k, delta in unflatten(eta * direction, task.params).items()}
     return moved
 

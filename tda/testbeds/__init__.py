@@ -6,6 +6,7 @@ asked for, and kept. Kinds of corpora live in one module each (``people``, ``aut
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,7 +64,7 @@ class Testbed:
         """
         corpus = self.settings["corpus"]
         index = tda.config.ROOT / "data" / "sources" / "index.json"
-        given = Path(corpus.get("path") or index)
+        given = tda.config.ROOT / (corpus.get("path") or index)
         source = file_sha256(given) if corpus["kind"] in ("authors", "file") and given.exists() else ""
         tokenizer = self.settings["model"]["from"]  # a saved model brings its own
         return key_of({"corpus": corpus, "seed": self.config["seed"], "source": source, "tokenizer": tokenizer})
@@ -76,7 +77,8 @@ class Testbed:
 
 
 def load(name: str, profile: str = "smoke", overrides: dict | None = None) -> Testbed:
-    """The testbed ``name`` of a profile, or a corpus of your own: ``load("my_texts.jsonl")``.
+    """The testbed ``name`` of a profile, or a corpus of your own: ``load("my_texts.jsonl")`` is the testbed
+    ``my_texts`` (in lower case, with ``_`` for what is neither a letter nor a digit).
 
     ``overrides`` changes settings, e.g. ``{"testbeds": {"people": {"corpus": {"people": 20}}}}``; everything built with
     overrides goes under ``data/scratch/`` and never touches a profile's artefacts. Raises ``ValueError`` for an unknown
@@ -85,7 +87,8 @@ def load(name: str, profile: str = "smoke", overrides: dict | None = None) -> Te
     use_threads()
     overrides = dict(overrides or {})
     if name.endswith((".jsonl", ".parquet")):
-        path, name = str(Path(name).resolve()), Path(name).stem
+        path, name = str(Path(name).resolve()), re.sub(r"[^a-z0-9_]+", "_", Path(name).stem.lower())
+        name = name if name[0].isalpha() else f"texts_{name}"
         entry = {"corpus": {"kind": "file", "path": path}}
         mine = overrides.setdefault("testbeds", {}).get(name, {})
         overrides["testbeds"] = {

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tda import config
 from tda.testbeds.authors import split_prompt, train_bpe
 
 COLUMNS = ("doc_id", "text", "entity", "template", "style", "group", "planted", "work")
@@ -25,16 +26,22 @@ def build(settings: dict, seed: int) -> dict:
     Raises ``ValueError`` for an unreadable or non-UTF-8 file, a missing text column, empty texts, repeated ids and
     fewer than eight documents; each message names the row and what to change.
     """
-    rows = _read_file(Path(settings["path"])) if settings["kind"] == "file" else _read_hub(settings)
+    rows = _read_file(config.ROOT / settings["path"]) if settings["kind"] == "file" else _read_hub(settings)
     source = settings["path"] if settings["kind"] == "file" else settings["dataset"]
     documents = _check(rows, settings["text_column"], source)
     rng = np.random.default_rng([seed, 72])
     documents = [documents[i] for i in rng.permutation(len(documents))]
     held = max(2, len(documents) // 20)
-    tokenizer = train_bpe([d["text"] for d in documents[held:]], settings["vocabulary"])
-    probes = [_probe(d, tokenizer) for d in documents[:held]]
-    report = {"source": str(source), "documents": len(documents) - held, "held_out": held}
-    return {"documents": documents[held:], "probes": probes, "tokenizer": tokenizer, "report": report}
+    asked = [d for d in documents if " " in d["text"].strip()][:held]  # one word cannot be cut into prompt and target
+    if len(asked) < held:
+        raise ValueError(
+            f"{source}: {held} documents of at least two words are needed as queries; it has {len(asked)}."
+        )
+    documents = [d for d in documents if d not in asked]
+    tokenizer = train_bpe([d["text"] for d in documents], settings["vocabulary"])
+    probes = [_probe(d, tokenizer) for d in asked]
+    report = {"source": str(source), "documents": len(documents), "held_out": held}
+    return {"documents": documents, "probes": probes, "tokenizer": tokenizer, "report": report}
 
 
 def _read_file(path: Path) -> list[dict]:
@@ -59,10 +66,6 @@ def _read_file(path: Path) -> list[dict]:
                 raise ValueError(f"{path}, line {number}: not UTF-8 ({error}). Save the file as UTF-8.") from None
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not JSON ({error}). One object a line is expected.") from None
-            if not isinstance(row, dict):
-                raise ValueError(
-                    f'{path}, line {number}: {line[:40]!r} is not an object. Write {{"text": ...}} a line.'
-                )
             rows.append(row)
     return rows
 
@@ -76,13 +79,21 @@ def _read_hub(settings: dict) -> list[dict]:
 def _check(rows: list[dict], column: str, source) -> list[dict]:
     documents, ids = [], set()
     for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(
+                f'{source}, document {number}: {row!r} is not an object with columns. Write {{"{column}": ...}}.'
+            )
         if column not in row:
             raise ValueError(
                 f"{source}, document {number}: no column {column!r}; it has {sorted(row)}. Set text_column."
             )
         if not isinstance(row[column], str) or not row[column].strip():
             raise ValueError(f"{source}, document {number}: its text is empty. Remove the document or fill it.")
-        document = {name: str(row.get(name) or "") for name in COLUMNS}
+        if not row[column].isascii() and row[column] != row[column].encode("utf-8", "replace").decode("utf-8"):
+            raise ValueError(
+                f"{source}, document {number}: its text holds a lone surrogate, which UTF-8 cannot. Repair it."
+            )
+        document = {name: _label(row.get(name)) for name in COLUMNS}
         document |= {"text": row[column], "doc_id": document["doc_id"] or f"d{number:06d}", "facts": []}
         if document["doc_id"] in ids:
             raise ValueError(
@@ -95,6 +106,10 @@ def _check(rows: list[dict], column: str, source) -> list[dict]:
             f"{source}: {len(documents)} documents; at least 8 are needed to train, hold out and attribute."
         )
     return documents
+
+
+def _label(value) -> str:
+    return "" if value is None or value != value else str(value)  # NaN, which Parquet's nulls become, is not itself
 
 
 def _probe(document: dict, tokenizer) -> dict:
