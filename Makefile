@@ -22,11 +22,11 @@ help:  ## list the targets
 
 paper: $(STAMP)  ## rebuild every figure and table of the paper (figures/)
 	@echo "paper: running the workflow on $(CORES) cores; a second call does only what changed"
-	@$(BIN)/snakemake --cores $(CORES) --config profile=paper
+	@$(BIN)/python workflow/scripts/run_workflow.py --cores $(CORES) --config profile=paper
 
 smoke: $(STAMP)  ## every step at toy size (data/smoke/)
 	@echo "smoke: running the workflow at toy size on $(CORES) cores"
-	@$(BIN)/snakemake --cores $(CORES) --config profile=smoke
+	@$(BIN)/python workflow/scripts/run_workflow.py --cores $(CORES) --config profile=smoke
 
 test: $(STAMP)  ## run all tests, the end-to-end smoke run included
 	@echo "test: running pytest"

@@ -188,8 +188,8 @@ def loss_function(model: torch.nn.Module) -> Callable[..., Tensor]:
         logits = logits_of(params, batch["input_ids"])
         labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
         target = labels != IGNORE
-        picked = logits.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        nll = (torch.logsumexp(logits, -1) - picked) * target
+        logp = F.log_softmax(logits, -1)
+        nll = -logp.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1) * target
         if reduction == "token":
             return F.pad(nll[:, :-1], (1, 0))
         example = nll.sum(-1) / target.sum(-1)

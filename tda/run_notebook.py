@@ -32,6 +32,8 @@ START_TIMEOUT = 180  # seconds; a busy machine needs more than Papermill's 60
 SOCKET_FOLDER_LIMIT = 60  # characters; a socket's whole path is limited to about 100
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 ENVIRONMENT = {  # for the kernel, where the caller has not set them
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",  # glibc keeps freed buffers: training is some 5 % faster
+    "MALLOC_TRIM_THRESHOLD_": "1073741824",
     "TDA_BATCH": "1",  # notebooks print one line per epoch instead of drawing a bar
     "PYTHONHASHSEED": "0",
     "TOKENIZERS_PARALLELISM": "false",
