@@ -25,7 +25,7 @@ NOT_BY_DUPLICATE = {
 }
 # name -> why an anti-duplicate need not score below zero, although the method is registered `signed`
 NOT_BY_SIGN = {"random": "its signs are coin flips"}
-# The sign is a property of the first order; BGO's default step is large on purpose, and curvature can outweigh it there.
+# The sign is a property of the first order; BGO's default step is large, and curvature can outweigh it there.
 SIGN_OPTIONS = {"bgo": {"step": 0.02}}
 # name -> why its scores may move with the chunk
 NOT_BY_CHUNK: dict[str, str] = {}

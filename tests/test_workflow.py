@@ -2,6 +2,7 @@
 one line.
 """
 
+import fcntl
 import functools
 import os
 import re
@@ -154,3 +155,16 @@ def test_rule_graph_picture(tmp_path):
 def test_slurm_profile_names_existing_rules():
     profile = yaml.safe_load((ROOT / "workflow" / "profiles" / "slurm" / "config.yaml").read_text())
     assert profile["executor"] == "slurm" and set(profile["set-resources"]) <= plan("large")[0]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    script = tmp_path / "workflow" / "scripts" / "run_workflow.py"
+    script.parent.mkdir(parents=True)
+    script.write_text((ROOT / "workflow" / "scripts" / "run_workflow.py").read_text())
+    (tmp_path / ".snakemake").mkdir()
+    with (tmp_path / ".snakemake" / "run.lock").open("a+") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        refused = subprocess.run([sys.executable, script, "--version"], capture_output=True, text=True)
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "another run" in refused.stderr
+    allowed = subprocess.run([sys.executable, script, "--version"], capture_output=True, text=True)
+    assert allowed.returncode == 0, "the lock is gone with the process that held it"

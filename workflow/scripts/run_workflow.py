@@ -1,7 +1,8 @@
 """Snakemake under a lock that dies with its process: `python workflow/scripts/run_workflow.py --cores 2 ...`.
 
-Snakemake's own lock is a file that outlives a kill or a power cut and then has to be removed by hand. This one is held by
-the process (flock), so a run that was killed resumes with the same command, and two runs in one folder are still refused.
+Snakemake's own lock is a file that outlives a kill or a power cut and then has to be removed by hand. This one is held
+by the process (flock), so a run that was killed resumes with the same command, and two runs in one folder are still
+refused.
 """
 
 import fcntl
