@@ -1,6 +1,6 @@
 """The retraining bank: models retrained on designed subsets of the documents, and their losses on every query.
 
-Designs (DESIGN in the README):
+Designs:
 
 - ``half``: random subsets of a fixed share of the documents, trained for the same number of epochs;
 - ``leave_5`` (or any ``leave_<n>``): random subsets with a small share left out, masked and paired with full runs;

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from tda import config, lm, models, queries
 from tda.artefacts import ArtefactError, atomic, file_sha256, key_of
 from tda.provenance import versions
-from tda.task import tensors
+from tda.task import Examples, Params, tensors
 from tda.testbeds import Testbed
 from tda.training import Recipe, train, training_flops
 
@@ -86,12 +87,20 @@ def retrained(testbed: Testbed, mask: np.ndarray, seed: int, how: str) -> Retrai
     return found
 
 
+def query_losses(loss_fn, params: Params, asked: Examples) -> np.ndarray:
+    """Losses [2, Q] float32 of every query, main and second output, from one sweep over the tokens of both."""
+    targets = [asked[name] != lm.IGNORE for name in ("labels", "labels_second")]
+    union = torch.where(targets[0], asked["labels"], asked["labels_second"])
+    nll = lm.losses(loss_fn, params, asked | {"labels": union}, "token")
+    return np.stack([(nll * t.numpy()).sum(1) / t.sum(1).numpy() for t in targets]).astype(np.float32)
+
+
 def _train_one(testbed: Testbed, mask: np.ndarray, seed: int, how: str, path: Path) -> None:
     model, init = models.initial(testbed, seed)
     loss_fn, recipe = lm.loss_function(model), Recipe.of(testbed.settings["training"])
     done = train(loss_fn, init, testbed.train, recipe, seed, mask, how)
     asked = models.query_examples(testbed)
-    outputs = np.stack([lm.losses(loss_fn, done.params, q) for q in (asked, queries.second(asked))])
+    outputs = query_losses(loss_fn, done.params, asked)
     recall = {}
     if testbed.settings["corpus"]["kind"] == "people":
         probes, context = list(testbed.probes), testbed.settings["model"]["context"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,14 +59,18 @@ def tune(testbed: Testbed, row: dict) -> dict:
         )
     truth, task = bank.load(testbed, "half"), models.load_task(testbed)
     queries_used, seed = take(models.query_examples(testbed), chosen), testbed.config["seed"]
-    best, trials = {}, []
+    best, trials, known = {}, [], {}
+    parameters = inspect.signature(attribution.METHODS[row["method"]].function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     with Stopwatch() as watch:
         for option, values in row["tune"].items():
             for value in values:
                 tried = {**row["options"], **best, option: value}
-                found = attribution.attribute(row["method"], task, testbed.train, queries_used, seed=seed, **tried)
-                quality = float(lds(found, truth.subsets, truth.outputs[:, :, chosen]).mean())
-                trials.append({**best, option: value, "lds_tune": quality})
+                same = key_of({**defaults, **tried})  # the default of a later option was tried along with the first
+                if same not in known:
+                    found = attribution.attribute(row["method"], task, testbed.train, queries_used, seed=seed, **tried)
+                    known[same] = float(lds(found, truth.subsets, truth.outputs[:, :, chosen]).mean())
+                trials.append({**best, option: value, "lds_tune": known[same]})
             best[option] = max(trials[-len(values) :], key=lambda trial: trial["lds_tune"])[option]
     cost = {"seconds": watch.seconds, "retrainings": truth.record["retrainings"]}
     write_json(path, {"options": best, "trials": trials, "key": key, **cost})

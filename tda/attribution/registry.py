@@ -75,8 +75,7 @@ def attribute(name: str, task: Task, train: Examples, queries: Examples, **optio
         bad = np.unique(np.argwhere(~np.isfinite(scores))[:, 0])[:5].tolist()
         raise ValueError(
             f"method {name!r} gave scores that are not finite (queries {bad}). Check the model's loss on them, and "
-            f"lower "
-            f"the step size or raise the damping of {name!r}."
+            f"lower the step size or raise the damping of {name!r}."
         )
     return scores
 
@@ -105,8 +104,7 @@ def _check_needs(chosen: Method, task: Task) -> None:
         if not present:
             raise ValueError(
                 f"method {chosen.name!r} needs {need!r}, which the task {task.name!r} does not offer. Give the task "
-                f"that "
-                f"field, or choose a method that does without it."
+                f"that field, or choose a method that does without it."
             )
 
 

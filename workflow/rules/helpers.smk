@@ -28,10 +28,12 @@ def modules(name, rows=()):
 
 
 def method_files(method):
-    """Files of tda/attribution that register a method; all of them where none names it."""
+    """Files of tda/attribution that register a method."""
     files = sorted(Path("tda/attribution").glob("*.py"))
     own = [path for path in files if f'method("{method}"' in path.read_text(encoding="utf-8")]
-    return [str(path) for path in own or files]
+    if not own:
+        sys.exit(f"Error in the configuration: rows[].method: {method!r} is registered by no module of tda/attribution")
+    return [str(path) for path in own]
 
 
 def logs(name):
