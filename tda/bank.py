@@ -14,7 +14,7 @@ designs), ``labels`` [M], ``seeds`` [R], ``tokens``, ``query_set`` and ``split``
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from tda import config, models
 from tda.artefacts import ArtefactError, atomic, key_of, load_arrays, save_arrays, write_json
 from tda.lm import IGNORE
 from tda.provenance import Stopwatch, record
-from tda.retrain import Retrained, bank_seeds, retrained, truth_key
+from tda.retrain import bank_seeds, retrain_all, retrained, training_seconds, truth_key
 from tda.testbeds import Testbed
 from tda.testbeds.people import fact_id
 
@@ -117,8 +117,7 @@ def planted_groups(testbed: Testbed, wanted: int) -> dict[str, list[int]]:
     if len(groups) < 2:
         raise ValueError(
             f"testbed {testbed.name!r} has {len(groups)} groups to leave out; leave_group needs at least 2. Give the "
-            f"documents "
-            f"an 'entity' or 'group' column, or remove the design from the config."
+            f"documents an 'entity' or 'group' column, or remove the design from the config."
         )
     return dict(list(groups.items())[:wanted])
 
@@ -140,7 +139,7 @@ def run_shard(
         raise ValueError(f"shard={shard}; design {name!r} has shards 0 to {shards - 1}.")
     mine = plan.models()[shard::shards]
     with Stopwatch() as watch:
-        done = _train_all(testbed, plan, mine, progress)
+        done = retrain_all(testbed, mine, plan.how, name, progress)
     summary = {"models": len(mine), "training_seconds": training_seconds(done), "flops": sum(d.flops for d in done)}
     write_json(
         parts_folder(testbed, name) / f"shard{shard}.json",
@@ -149,23 +148,10 @@ def run_shard(
     return summary
 
 
-def _train_all(testbed: Testbed, plan: Design, wanted: list, progress) -> list[Retrained]:
-    done: list[Retrained] = []
-    for number, (mask, seed) in enumerate(wanted, start=1):
-        done.append(retrained(testbed, mask, seed, plan.how))
-        if progress and (number % 8 == 0 or number == len(wanted)):
-            progress(f"{plan.name}: {number}/{len(wanted)} models, {training_seconds(done):.0f} s of training")
-    return done
-
-
-def training_seconds(done: Iterable[Retrained]) -> float:
-    return float(sum(d.seconds for d in done))
-
-
 def merge(testbed: Testbed, name: str, progress: Callable[[str], None] | None = None) -> Bank:
     """Collect the models of all shards into ``bank_<name>.npz`` (training any that is missing) and return the bank."""
     plan = design(testbed, name)
-    done = _train_all(testbed, plan, plan.models(), progress)
+    done = retrain_all(testbed, plan.models(), plan.how, name, progress)
     m, r = plan.subsets.shape[0], len(plan.seeds)
     losses = np.stack([d.outputs for d in done]).reshape(-1, r, *done[0].outputs.shape)  # [M (+1), R, 2, Q]
     rows, people = models.query_rows(testbed), testbed.settings["corpus"]["kind"] == "people"
@@ -246,8 +232,7 @@ def take_shipped(testbed: Testbed, name: str, check: int = 2) -> tuple[Bank, flo
         if not agreement > 0.9:
             raise ArtefactError(
                 f"{shipped_path(testbed, name)}: model {m} retrained here correlates {agreement:.2f} with the "
-                f"shipped losses. "
-                f"Use bank: rebuild."
+                f"shipped losses. Use bank: rebuild."
             )
     target = testbed.folder / f"bank_{name}.npz"
     for suffix in ("", ".json"):

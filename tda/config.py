@@ -21,6 +21,7 @@ from tda.config_checks import ConfigError, close, cross_checks, dotted, explain,
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ROOT / "workflow" / "config"
+REFERENCE_ROWS = ("gradient_dot", "bm25")  # every chapter reports paired differences to these
 
 
 def load(profile: str = "smoke", overrides: dict | None = None) -> dict[str, Any]:

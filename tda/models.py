@@ -41,8 +41,10 @@ def train_base(testbed: Testbed, progress: Callable[[str], None] | None = None) 
     there.
     """
     from datasets import Dataset, disable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bars()
+    disable_progress_bar()
     testbed.require_corpus()
     recipe, context = Recipe.of(testbed.settings["training"]), testbed.settings["model"]["context"]
     probes = list(testbed.probes)
@@ -83,6 +85,7 @@ def train_base(testbed: Testbed, progress: Callable[[str], None] | None = None) 
         made = record(testbed.settings["training"], seeds_of(testbed), **details)
         write_json(folder / "record.json", made)
     load_queries.cache_clear()
+    _task.cache_clear()
     return made
 
 
@@ -156,9 +159,14 @@ def load_task(testbed: Testbed, seed: int | None = None) -> Task:
 
     Its ``encode`` offers ``text``, ``group`` (entity) and ``features`` (mean-pooled final hidden states).
     """
-    made = base_record(testbed)
     seed = seeds_of(testbed)[0] if seed is None else seed
-    runs = {run["seed"]: run for run in made["runs"]}
+    return _task(testbed, seed, base_record(testbed)["key"])
+
+
+@lru_cache(maxsize=4)
+def _task(testbed: Testbed, seed: int, key: str) -> Task:
+    """One object per trained model, so that what methods derive from it (a Fisher) can be kept with it."""
+    runs = {run["seed"]: run for run in base_record(testbed)["runs"]}
     if seed not in runs:
         raise ValueError(
             f"testbed {testbed.name!r} has no base model of seed {seed}; trained seeds are {sorted(runs)}."

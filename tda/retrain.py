@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +86,27 @@ def retrained(testbed: Testbed, mask: np.ndarray, seed: int, how: str) -> Retrai
             f"{path} does not belong to these queries. Delete this file and run again; only it is retrained."
         )
     return found
+
+
+def retrain_all(
+    testbed: Testbed,
+    wanted: Sequence[tuple[np.ndarray, int]],
+    how: str,
+    label: str,
+    progress: Callable[[str], None] | None = None,
+) -> list[Retrained]:
+    """:func:`retrained` for every (mask, seed) of ``wanted``, in order, with a line of progress every eight models."""
+    done: list[Retrained] = []
+    for number, (mask, seed) in enumerate(wanted, start=1):
+        done.append(retrained(testbed, mask, seed, how))
+        if progress and (number % 8 == 0 or number == len(wanted)):
+            progress(f"{label}: {number}/{len(wanted)} models, {training_seconds(done):.0f} s of training")
+    return done
+
+
+def training_seconds(done: Iterable[Retrained]) -> float:
+    """Core-seconds that these models took to train, whenever that was."""
+    return float(sum(d.seconds for d in done))
 
 
 def query_losses(loss_fn, params: Params, asked: Examples) -> np.ndarray:

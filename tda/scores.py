@@ -22,8 +22,6 @@ from tda.provenance import Stopwatch, record
 from tda.task import take
 from tda.testbeds import Testbed
 
-REFERENCES = ("gradient_dot", "bm25")
-
 
 def row_of(testbed: Testbed, row_id: str) -> dict:
     """The config's row of this id on this testbed."""
@@ -125,24 +123,29 @@ def evaluate(testbed: Testbed, row_ids: list[str]) -> pd.DataFrame:
 
     Differences to gradient dot and BM25 are paired. Metrics: ``lds_<design>`` on the main loss and
     ``lds_<design>_<second>`` on the second (the scores stay those of the main loss); provenance (recall, reciprocal
-    rank,
-    average precision on stated facts; precision at 10 for authors); the three tail-patch forms on held-out queries.
+    rank, average precision on stated facts; precision at 10 for authors); the three tail-patch forms on held-out
+    queries.
     """
     lines: list[dict] = []
+    described = {row_id: describe(testbed, row_id) for row_id in row_ids}
     for query_set in dict.fromkeys(row["query_set"] for row in models.query_rows(testbed)):
-        for metric, (rows, extra) in measure(testbed, row_ids, query_set, REFERENCES).items():
+        for metric, (rows, extra) in measure(testbed, row_ids, query_set, config.REFERENCE_ROWS).items():
             for row_id in row_ids:
-                row, made = row_of(testbed, row_id), load(testbed, row_id)[1]
                 names = {"testbed": testbed.name, "query_set": query_set, "row_id": row_id, "metric": metric}
-                chosen = attribution.METHODS[row["method"]]
-                options = made["parameters"] | {"models_used": models_used(testbed, chosen)}
-                described = {"method": row["method"], "family": chosen.family, "options": options}
                 counts = {"n_queries": len(rows[row_id].per_query)} | extra
-                lines.append(leaderboard_row(**names, **described, result=rows[row_id], **counts))
+                lines.append(leaderboard_row(**names, **described[row_id], result=rows[row_id], **counts))
     frame = pd.DataFrame(lines, columns=list(LEADERBOARD_COLUMNS))
     for row_id in row_ids:
         write_table(testbed.folder / "metrics" / f"{row_id}.csv", frame[frame.row_id == row_id])
     return frame
+
+
+def describe(testbed: Testbed, row_id: str) -> dict:
+    """A row's method, family and options as the leaderboard prints them."""
+    row, made = row_of(testbed, row_id), load(testbed, row_id)[1]
+    chosen = attribution.METHODS[row["method"]]
+    options = made["parameters"] | {"models_used": models_used(testbed, chosen)}
+    return {"method": row["method"], "family": chosen.family, "options": options}
 
 
 def measure(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from tda.attribution.gradients import CHUNK, batch_of, blocks, example_gradient, flatten, unflatten
+from tda.attribution.gradients import CHUNK, batch_of, blocks, example_gradient, flatten, remembered, unflatten
 from tda.attribution.registry import method
 from tda.lm import real_tokens
 from tda.task import Examples, Params, Task, chunks, n_examples, take
@@ -26,6 +26,7 @@ SWEEP = 16  # documents swept at once
 DIRECTIONS = ("bidirectional", "ascent", "descent")
 
 
+@remembered
 def diagonal_fisher(task: Task, train: Examples, chunk: int = CHUNK) -> Tensor:
     """``F_j = (1/N) sum_i (d l_i / d theta_j)^2``, [P]: the diagonal of the empirical Fisher at the trained
     parameters.

@@ -14,7 +14,7 @@ import numpy as np
 from tda import models
 from tda.artefacts import key_of, save_arrays, write_json
 from tda.provenance import Stopwatch, record
-from tda.retrain import bank_seeds, retrained, truth_key
+from tda.retrain import bank_seeds, retrain_all, truth_key
 from tda.testbeds import Testbed
 
 ZERO, RANDOM = "zero_removal", "random_k"
@@ -30,9 +30,9 @@ class Removals:
     k: np.ndarray
     seeds: list[int]
 
-    def models(self) -> list[tuple[int, int]]:
-        """(removal, seed) of every model to train."""
-        return [(i, seed) for i in range(len(self.removed)) for seed in self.seeds]
+    def models(self) -> list[tuple[np.ndarray, int]]:
+        """(mask of the documents kept, seed) of every model to train."""
+        return [(~removed, seed) for removed in self.removed for seed in self.seeds]
 
 
 def plan(testbed: Testbed, scores: Mapping[str, np.ndarray]) -> Removals:
@@ -66,15 +66,6 @@ def plan(testbed: Testbed, scores: Mapping[str, np.ndarray]) -> Removals:
     return Removals(np.stack(removed), row_id, np.array(query), ks, bank_seeds(testbed, wanted["seeds"]))
 
 
-def _train_all(testbed: Testbed, planned: Removals, wanted: list, progress) -> list[np.ndarray]:
-    losses = []
-    for number, (i, seed) in enumerate(wanted, start=1):
-        losses.append(retrained(testbed, ~planned.removed[i], seed, "mask").outputs[0])
-        if progress and (number % 8 == 0 or number == len(wanted)):
-            progress(f"removals: {number}/{len(wanted)} models")
-    return losses
-
-
 def run_shard(testbed: Testbed, planned: Removals, shard: int, progress: Callable[[str], None] | None = None) -> dict:
     """Retrain every ``shards``-th model of a plan; cached ones are kept. Writes
     ``removals.parts/shard<shard>.json``.
@@ -84,7 +75,7 @@ def run_shard(testbed: Testbed, planned: Removals, shard: int, progress: Callabl
         raise ValueError(f"shard={shard}; removals have shards 0 to {shards - 1}.")
     mine = planned.models()[shard::shards]
     with Stopwatch() as watch:
-        _train_all(testbed, planned, mine, progress)
+        retrain_all(testbed, mine, "mask", "removals", progress)
     made = record({"shard": shard}, planned.seeds, models=len(mine), watch=watch)
     write_json(testbed.folder / "removals.parts" / f"shard{shard}.json", made)
     return {"models": len(mine), "seconds": watch.seconds}
@@ -92,8 +83,8 @@ def run_shard(testbed: Testbed, planned: Removals, shard: int, progress: Callabl
 
 def merge(testbed: Testbed, planned: Removals, progress: Callable[[str], None] | None = None) -> np.ndarray:
     """Losses [K, R, Q] of all removals (training any that is missing), written to ``removals.npz``."""
-    outputs = _train_all(testbed, planned, planned.models(), progress)
-    outputs = np.stack(outputs).reshape(len(planned.removed), len(planned.seeds), -1)
+    done = retrain_all(testbed, planned.models(), "mask", "removals", progress)
+    outputs = np.stack([d.outputs[0] for d in done]).reshape(len(planned.removed), len(planned.seeds), -1)
     arrays = {
         "removed": planned.removed,
         "outputs": outputs,

@@ -13,13 +13,15 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from tda.config import REFERENCE_ROWS
+
 from .intervals import Interval, RowResult
 
 KEY = ("testbed", "query_set", "row_id", "metric")
 INTERVAL_COLUMNS = ("value", "ci_low", "ci_high")
+SHORT = {"gradient_dot": "gd", "bm25": "bm25"}
 DELTA_COLUMNS = {
-    "gradient_dot": ("delta_vs_gradient_dot", "delta_gd_low", "delta_gd_high"),
-    "bm25": ("delta_vs_bm25", "delta_bm25_low", "delta_bm25_high"),
+    name: (f"delta_vs_{name}", f"delta_{SHORT[name]}_low", f"delta_{SHORT[name]}_high") for name in REFERENCE_ROWS
 }
 COUNTS = ("n_queries", "n_subsets", "n_seeds")
 LEADERBOARD_COLUMNS = (
@@ -27,11 +29,7 @@ LEADERBOARD_COLUMNS = (
     *DELTA_COLUMNS["gradient_dot"], *DELTA_COLUMNS["bm25"], *COUNTS,
 )  # fmt: skip
 COST_COLUMNS = ("testbed", "row_id", "attribute_seconds", "setup_seconds", "peak_mb", "retrainings")
-OPTIONAL = (
-    "ceiling",
-    *DELTA_COLUMNS["gradient_dot"],
-    *DELTA_COLUMNS["bm25"],
-)  # empty where they do not apply
+OPTIONAL = ("ceiling", *DELTA_COLUMNS["gradient_dot"], *DELTA_COLUMNS["bm25"])  # empty where they do not apply
 
 
 def leaderboard_row(

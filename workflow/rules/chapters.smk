@@ -22,6 +22,7 @@ for CHAPTER, NAMES in CHAPTERS.items():
                 rows=key_of(rows_of(NAME, CHAPTER)),
                 config=section("evaluation", testbed=NAME),
                 statistics=section("statistics"),
+            priority: 20
             log:
                 **logs(f"{CHAPTER}_{NAME}"),
             benchmark:

@@ -35,7 +35,6 @@ CHAPTERS = {
 }
 REMOVAL_TESTBEDS = [name for name in TESTBEDS if CONFIG["testbeds"][name]["removals"]]
 FIGURE_NAMES = yaml.safe_load(Path("workflow/figures.yaml").read_text(encoding="utf-8"))
-REFERENCE_ROWS = ("gradient_dot", "bm25")  # every chapter reports paired differences to these
 MEMORY = 3000  # MB per job; two jobs side by side stay below the 6 GB of the paper profile
 MINUTES = {"smoke": 10, "paper": 60}.get(CONFIG["profile"], 1440)  # per job; also the time limit of one cell
 

@@ -98,7 +98,7 @@ def rows_of(testbed, name=None):
 
 def references(testbed, name):
     """Score files of the reference rows on a testbed, for chapters other than the one that makes them."""
-    return scores(testbed, [row for row in rows_of(testbed) if row["id"] in REFERENCE_ROWS and row["notebook"] != name])
+    return scores(testbed, [row for row in rows_of(testbed) if row["id"] in configuration.REFERENCE_ROWS and row["notebook"] != name])
 
 
 def source_files():
