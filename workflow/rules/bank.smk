@@ -12,6 +12,7 @@ rule bank_shard:
     params:
         parameters=bank_parameters,
         config=bank_config,
+    priority: 10
     log:
         **logs("03_bank_{testbed}_{design}_{shard}"),
     benchmark:
@@ -45,6 +46,7 @@ for NAME in TESTBEDS:
                 parameters=parameters(testbed=NAME, design="all", shard="all"),
                 config=section("designs", testbed=NAME),
                 statistics=section("statistics", "bank"),
+            priority: 20
             log:
                 **logs(f"03_retraining_bank_{NAME}"),
             benchmark:
