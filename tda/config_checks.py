@@ -64,7 +64,7 @@ def explain(error: jsonschema.ValidationError) -> str:
 
 METRICS = (
     r"lds_(half|leave_5|leave_group)(_answer|_passage)?|mrr|average_precision|recall_at_[0-9]+|precision_at_10"
-    r"|tailpatch_(each|joint_abs|joint_dlogp)_[0-9]+"
+    r"|tailpatch_(each|joint_abs|joint_dlogp)_[0-9]+|low_overlap_lift_at_10|removal_[0-9]+|removal_growth"
 )
 
 
@@ -74,10 +74,8 @@ def cross_checks(config: dict, where: str) -> None:
     def refuse(key: str, given: Any, allowed: str) -> None:
         raise ConfigError(f"{where}: {key}: {given!r} is not allowed; {allowed}")
 
-    ids = [row["id"] for row in config["rows"]]
+    ids, of = [row["id"] for row in config["rows"]], {name: [] for name in config["testbeds"]}
     for index, row in enumerate(config["rows"]):
-        if ids.count(row["id"]) > 1:
-            refuse(f"rows[{index}].id", row["id"], "row ids must be unique, each names a score file")
         for name in row["testbeds"]:
             if name not in config["testbeds"]:
                 refuse(
@@ -85,6 +83,10 @@ def cross_checks(config: dict, where: str) -> None:
                     name,
                     f"testbeds of this profile: {_list(config['testbeds'], name)}",
                 )
+        if any(row["id"] in of[name] for name in row_testbeds(config["testbeds"], row)):
+            refuse(f"rows[{index}].id", row["id"], "row ids must be unique on a testbed, each names a score file")
+        for name in row_testbeds(config["testbeds"], row):
+            of[name].append(row["id"])
     for name, testbed in config["testbeds"].items():
         key, corpus, model = f"testbeds.{name}", testbed["corpus"], testbed["model"]
         for low, high in (("docs_min", "docs_max"), ("tokens_min", "tokens_max")):
@@ -106,8 +108,13 @@ def cross_checks(config: dict, where: str) -> None:
             for row_id in testbed["removals"]["rows"]:
                 if row_id not in ids:
                     refuse(f"{key}.removals.rows", row_id, f"rows of this profile: {_list(ids, row_id)}")
-                if name not in row_testbeds(config["testbeds"], config["rows"][ids.index(row_id)]):
+                if row_id not in of[name]:
                     refuse(f"{key}.removals.rows", row_id, f"that row does not run on testbed {name}")
+            for row_id, more in testbed["removals"]["more_k"].items():
+                if row_id not in testbed["removals"]["rows"]:
+                    refuse(f"{key}.removals.more_k", row_id, "it must be one of removals.rows")
+                if testbed["removals"]["k"] in more:
+                    refuse(f"{key}.removals.more_k.{row_id}", more, "removals.k is removed anyway; name other k")
     claim_ids = [claim["id"] for claim in config["claims"]]
     for index, claim in enumerate(config["claims"]):
         key = f"claims[{index}]"
@@ -128,9 +135,7 @@ def cross_checks(config: dict, where: str) -> None:
         for part in ("row", "against"):
             if claim[part] and claim[part] not in ids:
                 refuse(f"{key}.{part}", claim[part], f"rows of this profile: {_list(ids, claim[part])}")
-            if claim[part] and claim["testbed"] not in row_testbeds(
-                config["testbeds"], config["rows"][ids.index(claim[part])]
-            ):
+            if claim[part] and claim[part] not in of[claim["testbed"]]:
                 refuse(f"{key}.{part}", claim[part], f"that row does not run on testbed {claim['testbed']}")
         if not re.fullmatch(METRICS, claim["metric"]):
             refuse(f"{key}.metric", claim["metric"], f"metrics are {METRICS}")

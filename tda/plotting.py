@@ -105,3 +105,32 @@ def ranking_html(query: str, lines: Sequence[tuple[float, str, str]]) -> str:
     )
     head = "<tr><th>score</th><th>what it is</th><th style='text-align:left'>training document</th></tr>"
     return f"<p><b>Query:</b> {html.escape(query)}</p><table>{head}{rows}</table>"
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """A self-contained HTML page (no scripts, no outside files) around pieces such as :func:`ranking_html`."""
+    look = "body{font:15px sans-serif;max-width:60em;margin:2em auto}td{padding:.3em .6em;vertical-align:top}"
+    body = "\n<hr>\n".join(parts)
+    return (
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title>"
+        f"<style>{look}</style><h1>{html.escape(title)}</h1>{body}</html>\n"
+    )
+
+
+def shaded_lines(ax, lines: Sequence[tuple[str, Sequence[str], np.ndarray]], largest: float, width: int = 88) -> None:
+    """Lines of (label, words, weights) as text shaded like :func:`shaded`, wrapped at ``width`` characters."""
+    ax.set_axis_off()
+    row = 0
+    for label, words, weights in lines:
+        ax.text(0, -row, label, fontsize=9, color="0.35", va="center", transform=ax.transData)
+        row, column = row + 1, 0
+        for word, weight in zip(words, weights, strict=True):
+            if column + len(word) > width:
+                row, column = row + 1, 0
+            colour = "#E69F00" if weight > 0 else "#56B4E9"
+            alpha = min(1.0, abs(float(weight)) / largest) * 0.9
+            box = {"facecolor": colour, "alpha": alpha, "edgecolor": "none", "boxstyle": "square,pad=0.12"}
+            ax.text(column, -row, word, fontsize=9, family="monospace", va="center", bbox=box)
+            column += len(word) + 1
+        row += 1.6
+    ax.set(xlim=(0, width), ylim=(-row, 0.8))

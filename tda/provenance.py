@@ -5,6 +5,7 @@ artefact.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -84,8 +85,18 @@ def environment_record() -> dict[str, Any]:
     }
 
 
+_running: list[Stopwatch] = []
+
+
+def charge(seconds: float) -> None:
+    """Add to every running :class:`Stopwatch` the seconds that a result took which was taken from memory instead."""
+    for watch in _running:
+        watch.seconds += seconds
+
+
 class Stopwatch:
-    """Context manager: ``.seconds`` (wall clock), ``.cpu_seconds`` and ``.peak_mb`` of a block.
+    """Context manager: ``.seconds`` (wall clock, and what was charged for remembered results), ``.cpu_seconds`` and
+    ``.peak_mb`` of a block.
 
     ``peak_mb`` is the largest resident set of *this process* (not of its children), in 10^6 bytes, sampled
     every 0.1 s by a thread and once at either end; a spike shorter than that can be missed, and memory that
@@ -101,10 +112,13 @@ class Stopwatch:
         self._start, self._cpu = time.perf_counter(), time.process_time()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
+        _running.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.seconds, self.cpu_seconds = time.perf_counter() - self._start, time.process_time() - self._cpu
+        _running.remove(self)
+        self.seconds += time.perf_counter() - self._start
+        self.cpu_seconds = time.process_time() - self._cpu
         self._stop.set()
         self._thread.join()
         self._sample()
@@ -226,9 +240,10 @@ def _threads() -> int | None:
     return int(stated) if stated.isdigit() else None
 
 
+@functools.cache
 def _git() -> dict[str, Any] | None:
-    """``{"commit", "dirty"}``, or ``None`` outside a git repository, before its first commit or without
-    git.
+    """``{"commit", "dirty"}`` when first asked, or ``None`` outside a git repository, before its first commit or
+    without git. Asked once a process: with edited notebooks the filter of ``git status`` takes seconds.
     """
 
     def ask(*arguments: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,10 @@ import psutil
 
 from tda import attribution, bank, config, models, queries
 from tda.artefacts import ArtefactError, key_of, load_arrays, read_json, save_arrays, write_json, write_table
-from tda.evaluation import retrieval
+from tda.evaluation import removal, retrieval
 from tda.evaluation.ceiling import Ceiling, ceiling
-from tda.evaluation.claims import Measurement
-from tda.evaluation.intervals import lds_intervals, mean_intervals
+from tda.evaluation.claims import Criterion, Measurement
+from tda.evaluation.intervals import lds_intervals, mean_interval, mean_intervals
 from tda.evaluation.lds import lds
 from tda.evaluation.tables import LEADERBOARD_COLUMNS, leaderboard_row
 from tda.evaluation.tailpatch import tail_patch
@@ -56,7 +57,7 @@ def tune(testbed: Testbed, row: dict) -> dict:
             f"row {row['id']!r} is to be tuned, but no held-out query is in the tune split; raise queries.tune."
         )
     truth, task = bank.load(testbed, "half"), models.load_task(testbed)
-    queries_used, seed = take(models.query_examples(testbed), chosen), testbed.config["seed"]
+    queries_used, seed = _queries(testbed, models.model_key(testbed), "tune"), testbed.config["seed"]
     best, trials, known = {}, [], {}
     parameters = inspect.signature(attribution.METHODS[row["method"]].function).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
@@ -66,18 +67,58 @@ def tune(testbed: Testbed, row: dict) -> dict:
                 tried = {**row["options"], **best, option: value}
                 same = key_of({**defaults, **tried})  # the default of a later option was tried along with the first
                 if same not in known:
-                    found = attribution.attribute(row["method"], task, testbed.train, queries_used, seed=seed, **tried)
-                    known[same] = float(lds(found, truth.subsets, truth.outputs[:, :, chosen]).mean())
+                    known[same] = _trial(row, task, testbed.train, queries_used, seed, tried, truth, chosen)
                 trials.append({**best, option: value, "lds_tune": known[same]})
-            best[option] = max(trials[-len(values) :], key=lambda trial: trial["lds_tune"])[option]
+            usable = [trial for trial in trials[-len(values) :] if trial["lds_tune"] is not None]
+            if not usable:
+                raise ValueError(f"row {row['id']!r}: every value of {option} breaks the model; tune smaller ones.")
+            best[option] = max(usable, key=lambda trial: trial["lds_tune"])[option]
     cost = {"seconds": watch.seconds, "retrainings": truth.record["retrainings"]}
     write_json(path, {"options": best, "trials": trials, "key": key, **cost})
     return read_json(path)
 
 
+def _trial(row: dict, task, train, asked, seed: int, options: dict, truth, chosen: np.ndarray) -> float | None:
+    """LDS of one trial, or None where the method refuses the step."""
+    try:
+        found = attribution.attribute(row["method"], task, train, asked, seed=seed, **options)
+    except attribution.StepTooLarge as error:
+        print(f"{row['id']}: {error}")
+        return None
+    return float(lds(found, truth.subsets, truth.outputs[:, :, chosen]).mean())
+
+
+@lru_cache(maxsize=8)
+def _queries(testbed: Testbed, key: str, which: str):
+    """All queries, or the held-out tune queries: one object each, so that methods can remember what they did for it."""
+    asked = models.query_examples(testbed)
+    rows = models.query_rows(testbed)
+    tune_rows = [row["split"] == "tune" and row["query_set"] == "held_out" for row in rows]
+    return asked if which == "all" else take(asked, np.array(tune_rows))
+
+
+def ensemble(testbed: Testbed, row: dict, asked, options: dict) -> np.ndarray:
+    """Scores [Q, N] of a row: of one model, or summed over base models of ``row["seeds"]`` training seeds.
+
+    Each seed's scores are scaled to unit mean magnitude first, so that no seed outweighs the others.
+    """
+    seeds = models.seeds_of(testbed)
+    if row["seeds"] > len(seeds):
+        raise ValueError(
+            f"row {row['id']!r} asks for {row['seeds']} seeds; {testbed.name} trains {len(seeds)}. Raise "
+            f"training.seeds."
+        )
+    found = []
+    for seed in seeds[: row["seeds"]]:
+        task = models.load_task(testbed, seed)
+        one = attribution.attribute(row["method"], task, testbed.train, asked, seed=testbed.config["seed"], **options)
+        found.append(one if row["seeds"] == 1 else one / np.abs(one).mean())
+    return np.sum(found, axis=0, dtype=np.float32)
+
+
 def scores_key(testbed: Testbed, row: dict) -> str:
     used = options_of(testbed, row)
-    return key_of([models.model_key(testbed), row["method"], used, testbed.config["seed"]])
+    return key_of([models.model_key(testbed), row["method"], used, row["seeds"], testbed.config["seed"]])
 
 
 def run(testbed: Testbed, row_id: str) -> np.ndarray:
@@ -86,10 +127,10 @@ def run(testbed: Testbed, row_id: str) -> np.ndarray:
     The record holds the options used, ``seconds``, the memory that the run added (``added_mb``) and ``peak_mb``.
     """
     row = row_of(testbed, row_id)
-    task, asked, used = models.load_task(testbed), models.query_examples(testbed), options_of(testbed, row)
+    used, asked = options_of(testbed, row), _queries(testbed, models.model_key(testbed), "all")
     before = psutil.Process().memory_info().rss / 1e6
     with Stopwatch() as watch:
-        scores = attribution.attribute(row["method"], task, testbed.train, asked, seed=testbed.config["seed"], **used)
+        scores = ensemble(testbed, row, asked, used)
     made = record(used, testbed.config["seed"], key=scores_key(testbed, row), method=row["method"], watch=watch)
     made["added_mb"] = max(0.0, watch.peak_mb - before)
     save_arrays(testbed.folder / "scores" / f"{row_id}.npz", {"scores": scores}, made | {"kind": "scores"})
@@ -111,11 +152,12 @@ def load(testbed: Testbed, row_id: str) -> tuple[np.ndarray, dict]:
     return arrays["scores"], made
 
 
-def models_used(testbed: Testbed, method: attribution.Method) -> int:
-    """How many parameter vectors a method looks at: 0 (text only), 1, or all checkpoints. Compare like with like."""
-    if "checkpoints" in method.needs:
-        return testbed.settings["training"]["checkpoints"]
-    return int("params" in method.needs or "features" in method.needs)
+def models_used(testbed: Testbed, row: dict, options: dict) -> int:
+    """How many parameter vectors a row looks at: 0 (text only), 1, or checkpoints x seeds. Compare like with like."""
+    needs = attribution.METHODS[row["method"]].needs
+    if "checkpoints" in needs:
+        return (options.get("checkpoints") or testbed.settings["training"]["checkpoints"]) * row["seeds"]
+    return int("params" in needs or "features" in needs) * row["seeds"]
 
 
 def evaluate(testbed: Testbed, row_ids: list[str]) -> pd.DataFrame:
@@ -144,7 +186,7 @@ def describe(testbed: Testbed, row_id: str) -> dict:
     """A row's method, family and options as the leaderboard prints them."""
     row, made = row_of(testbed, row_id), load(testbed, row_id)[1]
     chosen = attribution.METHODS[row["method"]]
-    options = made["parameters"] | {"models_used": models_used(testbed, chosen)}
+    options = made["parameters"] | {"models_used": models_used(testbed, row, made["parameters"])}
     return {"method": row["method"], "family": chosen.family, "options": options}
 
 
@@ -179,6 +221,8 @@ def measure(
 
 def measure_claim(testbed: Testbed, claim: dict) -> Measurement:
     """The interval that decides a claim of the config: a row's metric, or its paired difference to another row."""
+    if claim["metric"].startswith("removal_"):
+        return _measure_removal(testbed, claim)
     against = (claim["against"],) if claim["against"] else ()
     results = measure(testbed, [claim["row"]], claim["query_set"], against, claim["metric"])
     if claim["metric"] not in results:
@@ -188,6 +232,37 @@ def measure_claim(testbed: Testbed, claim: dict) -> Measurement:
     found = results[claim["metric"]][0][claim["row"]]
     interval = found.difference[against[0]] if against else found.value
     return Measurement(interval.value, interval.low, interval.high, interval.df, _level(testbed))
+
+
+def claims_so_far(testbed: Testbed, notebook: str) -> pd.DataFrame:
+    """The measurements behind a chapter's claims on this testbed, before the correction for their number (chapter 60).
+
+    Claims on removals are left to chapter 60, since chapter 05 trains their models.
+    """
+    lines = []
+    for claim in testbed.config["claims"]:
+        if (claim["notebook"], claim["testbed"]) == (notebook, testbed.name) and "removal" not in claim["metric"]:
+            found, region = measure_claim(testbed, claim), Criterion(claim["direction"], claim["margin"])
+            numbers = {"value": found.value, "low": found.low, "high": found.high}
+            lines.append({"claim": claim["claim"]} | numbers | {"true if": str(region)})
+    return pd.DataFrame(lines)
+
+
+def removal_rows(testbed: Testbed) -> list[str]:
+    """Rows whose top documents are removed, in the config's order, without those that are not installed."""
+    wanted = testbed.settings["removals"]["rows"] if testbed.settings["removals"] else []
+    return [row["id"] for row in config.rows(testbed.config, testbed.name) if row["id"] in wanted]
+
+
+def _measure_removal(testbed: Testbed, claim: dict) -> Measurement:
+    """A claim on removals: above random documents, or above another row's."""
+    planned = removal.plan(testbed, {row: load(testbed, row)[0] for row in removal_rows(testbed)})
+    outputs = removal.merge(testbed, planned)
+    values = removal.claimed(planned, outputs, claim["row"], claim["metric"])
+    if claim["against"]:
+        values = values - removal.claimed(planned, outputs, claim["against"], claim["metric"])
+    found = mean_interval(values, level=_level(testbed))
+    return Measurement(found.value, found.low, found.high, found.df, _level(testbed))
 
 
 def claim_ceiling(testbed: Testbed, claim: dict) -> Ceiling | None:
@@ -229,12 +304,24 @@ def _provenance(
         measures = {f"recall_at_{k}": _recall(k) for k in testbed.settings["evaluation"]["recall_k"]}
         measures |= {"mrr": retrieval.mrr, "average_precision": retrieval.average_precision}
     else:
-        measures = {"precision_at_10": lambda s, r: retrieval.precision_at_k(s, r, 10)}
+        common = _common_words(testbed)[chosen]
+        measures = {
+            "precision_at_10": lambda s, r: retrieval.precision_at_k(s, r, 10),
+            "low_overlap_lift_at_10": lambda s, r: retrieval.lift_among(
+                s, r, common <= np.median(common, 1)[:, None], 10
+            ),
+        }
     results = {}
     for metric, measure in measures.items():
         values = {row_id: measure(s, relevant) for row_id, s in scores.items()}
         results[metric] = (mean_intervals(values, clusters, _level(testbed), references), {})
     return results
+
+
+def _common_words(testbed: Testbed) -> np.ndarray:
+    """BM25 of every query and document, [Q, N]: what "few words in common" is measured by, whatever rows there are."""
+    asked = _queries(testbed, models.model_key(testbed), "all")
+    return attribution.attribute("bm25", models.load_task(testbed), testbed.train, asked)
 
 
 def _recall(k: int):

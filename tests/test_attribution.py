@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 import tda
 from tda import lm, models
 from tda import queries as query_module
-from tda.attribution import METHODS, attribute, bgo, minilm
+from tda.attribution import METHODS, attribute, bgo, fisher, minilm
 from tda.attribution.gradients import blocks, flatten, matrix, unflatten
 from tda.attribution.registry import method
 from tda.evaluation import retrieval
@@ -26,7 +26,8 @@ NOT_BY_DUPLICATE = {
 # name -> why an anti-duplicate need not score below zero, although the method is registered `signed`
 NOT_BY_SIGN = {"random": "its signs are coin flips"}
 # The sign is a property of the first order; BGO's default step is large, and curvature can outweigh it there.
-SIGN_OPTIONS = {"bgo": {"step": 0.02}}
+SIGN_OPTIONS = {"bgo": {"step": 0.02}, "bgo_trajectory": {"step": 0.02}}
+WHOLE_CORPUS = ("bm25", "tfidf", "hidden_cosine")  # scores of a document depend on the others, as with every Fisher
 # name -> why its scores may move with the chunk
 NOT_BY_CHUNK: dict[str, str] = {}
 
@@ -81,7 +82,8 @@ def test_exemptions_name_registered_methods():
     for exempt in (NOT_BY_DUPLICATE, NOT_BY_SIGN, NOT_BY_CHUNK):
         assert set(exempt) <= set(METHODS) and all(exempt.values())
     assert {"random", "metadata", "bm25", "tfidf", "hidden_cosine", "minilm", "gradient_dot", "gradient_cosine",
-            "tracincp", "bgo"} <= set(METHODS)  # fmt: skip
+            "tracincp", "bgo", "bgo_trajectory", "fisher_influence",
+            "fisher_influence_trajectory"} <= set(METHODS)  # fmt: skip
     assert tda.attribute is attribute and tda.METHODS is METHODS
 
 
@@ -92,6 +94,7 @@ def test_scores_have_the_contract(name, scored, task, tiny, queries):
     assert np.isfinite(scores).all() and METHODS[name].cost in ("per query", "amortised")
     if not METHODS[name].signed and name not in ("hidden_cosine", "minilm"):
         assert (scores >= 0).all()
+    bgo.moved_losses.forget(), bgo.base_losses.forget(), fisher.diagonal.forget(), fisher.gradients.forget()
     again = attribute(name, task, tiny.train, queries)
     np.testing.assert_array_equal(again, scores, err_msg="the same call gives the same scores")
 
@@ -149,7 +152,7 @@ def test_chunk_does_not_matter(name, task, tiny, few, scored):
     if name in NOT_BY_CHUNK:
         pytest.skip(f"{name}: {NOT_BY_CHUNK[name]}")
     whole = scored(name)[:5]
-    for chunk in (1, 7) if name not in ("bgo",) else (7,):
+    for chunk in (1, 7) if METHODS[name].cost != "per query" else (7,):
         parts = attribute(name, task, tiny.train, few, chunk=chunk)
         if name == "random":
             assert parts.shape == whole.shape
@@ -165,13 +168,13 @@ def test_order_of_documents_and_queries_does_not_matter(name, task, tiny, querie
     documents = np.random.default_rng(0).permutation(n_examples(tiny.train))[:50]
     asked = np.array([4, 0, 2])
     whole = scored(name)
-    if name in ("bm25", "tfidf", "hidden_cosine", "bgo"):
+    if name in WHOLE_CORPUS or METHODS[name].family in ("unlearning", "curvature"):
         documents = np.random.default_rng(0).permutation(n_examples(tiny.train))  # they look at the whole corpus
     parts = attribute(name, task, take(tiny.train, documents), take(queries, asked))
     np.testing.assert_allclose(parts, whole[np.ix_(asked, documents)], atol=3e-4 * np.abs(whole).max(), rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].family in ("gradient", "unlearning")])
+@pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].family in ("gradient", "unlearning", "curvature")])
 def test_gradient_methods_differ_from_gradient_dot_and_from_lexical_ones(name, scored):
     if name != "gradient_dot":
         gaps = [spearmanr(a, b).statistic for a, b in zip(scored(name), scored("gradient_dot"), strict=True)]
@@ -328,124 +331,6 @@ def test_repeated_parameters_of_another_order_give_the_same_scores(task, tiny, f
     for name in ("gradient_dot", "bgo"):
         one, two = (attribute(name, t, tiny.train, few) for t in (task, shuffled))
         np.testing.assert_allclose(one, two, rtol=2e-3, atol=2e-4 * np.abs(one).max())
-
-
-# --- BGO
-
-
-@pytest.fixture(scope="module")
-def exact(task):
-    """The same task in float64, where differences of losses are exact enough to take limits."""
-    torch.set_default_dtype(torch.float64)  # the tables of the forward pass are made in the default type
-    try:
-        loss_fn = lm.loss_function(task.model)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    return replace(task, loss_fn=loss_fn, params={k: v.double() for k, v in task.params.items()})
-
-
-def bgo64(exact, train, asked, **options):
-    """The method's own code; float64 in, so that the registry's rounding to float32 is the only one."""
-    return np.asarray(bgo.attribute(exact, train, asked, **options), float)
-
-
-@pytest.mark.parametrize("preconditioner", ["diagonal", "none"])
-@pytest.mark.parametrize("steps", [1, 3])
-def test_bgo_small_step_is_the_preconditioned_dot_product(exact, tiny, few, preconditioner, steps):
-    asked, documents = matrix(exact, few), matrix(exact, tiny.train)
-    scale = torch.ones(asked.shape[1], dtype=asked.dtype)
-    if preconditioner == "diagonal":
-        fisher = documents.square().mean(0)
-        scale = 1 / (fisher + 0.1 * fisher.mean())
-    dot = (asked * scale) @ documents.T
-    size = 1e-4
-    own = exact.loss_fn(exact.params, {k: few[k] for k in ("input_ids", "labels")}, "example").unsqueeze(1)
-    wanted = 2 * size * own * dot / (asked * scale * asked).sum(1, keepdim=True)  # 2 T eta g_i P g_q, as documented
-    scores = bgo64(exact, tiny.train, few, preconditioner=preconditioner, steps=steps, step=size)
-    for found, reference in zip(scores, wanted.numpy(), strict=True):
-        assert spearmanr(found, reference).statistic > 0.999
-        assert np.linalg.norm(found - reference) < 0.01 * np.linalg.norm(reference)
-
-
-def test_bgo_without_preconditioner_tends_to_gradient_dot(exact, task, tiny, few):
-    scores = bgo64(exact, tiny.train, few, preconditioner="none", steps=1, step=1e-4)
-    for found, dot in zip(scores, attribute("gradient_dot", task, tiny.train, few), strict=True):
-        assert spearmanr(found, dot).statistic > 0.999
-    assert (np.sign(scores) == np.sign(attribute("gradient_dot", task, tiny.train, few)))[
-        np.abs(scores) > 1e-6
-    ].mean() > 0.99
-
-
-def test_bgo_small_step_in_single_precision(task, tiny, few, reference):
-    """What users run: float32, the default damping, a step of one percent of the query's loss."""
-    asked, documents = reference
-    fisher = documents.square().mean(0)
-    dot = (asked / (fisher + 0.1 * fisher.mean())) @ documents.T
-    scores = attribute("bgo", task, tiny.train, few, steps=1, step=0.01)
-    for found, wanted in zip(scores, dot.numpy(), strict=True):
-        assert spearmanr(found, wanted).statistic > 0.99
-
-
-def test_bgo_directions_add_up(task, tiny, few):
-    up, down, both = (
-        attribute("bgo", task, tiny.train, few, direction=d).astype(float)
-        for d in ("ascent", "descent", "bidirectional")
-    )
-    np.testing.assert_allclose(up + down, both, atol=1e-6 + 1e-6 * np.abs(both).max())
-    assert not np.allclose(up, down, rtol=0.01), "a finite step is not linear"
-    np.testing.assert_array_equal(
-        attribute("bgo", task, tiny.train, few, ranking="absolute"), np.abs(both).astype(np.float32)
-    )
-
-
-def test_bgo_moves_the_query_by_the_step(task, tiny, few):
-    """To first order its own loss rises by ``step`` times itself on the way up and falls by as much on the way down."""
-    asked = {k: few[k] for k in ("input_ids", "labels")}
-    scale = torch.ones(sum(v.numel() for v in task.params.values()))
-    before = lm.losses(task.loss_fn, task.params, few)
-    for sign in (1, -1):
-        moved = bgo.perturb(task, asked, scale, sign * 0.002, 3)
-        after = [
-            lm.losses(task.loss_fn, {k: v[b] for k, v in moved.items()}, take(few, slice(b, b + 1)))[0]
-            for b in range(5)
-        ]
-        np.testing.assert_allclose(np.array(after) / before - 1, sign * 0.002, rtol=0.25)
-
-
-def test_bgo_queries_at_once_do_not_matter(task, tiny, few):
-    one, many = (attribute("bgo", task, tiny.train, few, queries_at_once=n) for n in (1, 5))
-    np.testing.assert_allclose(one, many, rtol=2e-3, atol=2e-4 * np.abs(one).max())
-
-
-def test_fisher_is_an_explicit_loop(task, tiny, reference):
-    np.testing.assert_allclose(
-        bgo.diagonal_fisher(task, tiny.train, 7).numpy(), reference[1].square().mean(0).numpy(), rtol=1e-2, atol=1e-9
-    )
-
-
-def test_damping_to_infinity_is_no_preconditioner(exact, tiny, few):
-    damped = bgo64(exact, tiny.train, few, steps=1, step=1e-3, damping=1e8)
-    plain = bgo64(exact, tiny.train, few, steps=1, step=1e-3, preconditioner="none")
-    np.testing.assert_allclose(damped, plain, rtol=1e-3, atol=1e-5 * np.abs(plain).max())
-
-
-@pytest.mark.parametrize(
-    "options, words",
-    [
-        ({"preconditioner": "full"}, r"preconditioner='full'; one of \('none', 'diagonal'\)"),
-        ({"direction": "up"}, "direction='up'"),
-        ({"ranking": "abs"}, "ranking='abs'"),
-        ({"steps": 0}, "steps=0; it must be positive"),
-        ({"step": -0.1}, "step=-0.1"),
-        ({"step": float("nan")}, "step=nan"),
-        ({"damping": 0.0}, "damping=0.0"),
-        ({"queries_at_once": 0}, "queries_at_once|chunk"),
-        ({"steps": 1.5}, "steps"),
-    ],
-)
-def test_bgo_refuses_impossible_options(task, tiny, few, options, words):
-    with pytest.raises(ValueError, match=words):
-        attribute("bgo", task, tiny.train, few, **options)
 
 
 # --- refusals

@@ -1,13 +1,17 @@
-"""BGO: bidirectional gradient optimisation (Berdoz et al. 2026), natural-gradient form, finite steps.
+"""BGO: bidirectional gradient optimisation (Berdoz et al. 2026).
 
-Learn the query a little more, and a little less, and see which training documents notice. With P the inverse of the
-damped diagonal empirical Fisher and g the gradient of the query's loss,
+Learn a query a little more, and a little less, and see which training documents notice:
 
-    theta_asc <- theta + eta P g(theta),   theta_desc <- theta - eta P g(theta)     (T steps each, P fixed)
-    score(i)  = l_i(theta_asc) - l_i(theta_desc)
+    score(i) = l_i(theta_asc) - l_i(theta_desc)            bidirectional
+    score(i) = l_i(theta_asc) - l_i(theta)                 ascent
+    score(i) = l_i(theta)     - l_i(theta_desc)            descent
 
-To first order the score is ``2 T eta g_i^T P g_q``: a preconditioned gradient dot product, read off two forward sweeps.
-Positive = learning the document and learning the query go the same way (a proponent).
+theta_asc and theta_desc come from T preconditioned gradient steps on the query's loss, or from the EWC-regularised
+fine-tuning of the first release (:mod:`tda.attribution.perturb`). To first order the bidirectional score is
+``2 T eta g_i^T P g_q``: influence with the Fisher as its Hessian (:mod:`tda.attribution.fisher`), read off two
+sweeps. It is a central difference, so its error is of third order in the step; the one-sided scores carry the
+documents' curvature along the step as well. Positive = learning the document and learning the query go the same way
+(a proponent).
 """
 
 from __future__ import annotations
@@ -15,23 +19,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 
-from tda.attribution.gradients import CHUNK, batch_of, blocks, example_gradient, flatten, remembered, unflatten
-from tda.attribution.registry import method
-from tda.lm import real_tokens
+from tda.attribution import fisher
+from tda.attribution.gradients import CHUNK, batch_of
+from tda.attribution.memory import remembered
+from tda.attribution.perturb import UNITS, ewc_steps, natural_steps, sweep
+from tda.attribution.registry import StepTooLarge, method
 from tda.task import Examples, Params, Task, chunks, n_examples, take
 
-SWEEP = 16  # documents swept at once
+PRECONDITIONERS = (*fisher.KINDS, "ewc_released", "ewc_corrected")
 DIRECTIONS = ("bidirectional", "ascent", "descent")
-
-
-@remembered
-def diagonal_fisher(task: Task, train: Examples, chunk: int = CHUNK) -> Tensor:
-    """``F_j = (1/N) sum_i (d l_i / d theta_j)^2``, [P]: the diagonal of the empirical Fisher at the trained
-    parameters.
-    """
-    return sum(block.square().sum(0) for _, block in blocks(task, train, chunk)) / n_examples(train)
+RANKINGS = ("signed", "absolute")
+READING = ("direction", "ranking", "max_rise", "queries_at_once", "seed")
 
 
 @method("bgo", family="unlearning", paper="BGO", needs=("params",), signed=True, cost="per query")
@@ -47,90 +46,161 @@ def attribute(
     ranking: str = "signed",
     steps: int = 3,
     step: float = 0.5,
+    unit: str = "relative",
     damping: float = 0.1,
-    queries_at_once: int = 4,
+    ewc_weight: float = 50.0,
+    max_rise: float = 1.0,
+    queries_at_once: int = 8,
 ) -> np.ndarray:
-    """BGO scores, [Q, N].
+    """BGO scores by finite steps, [Q, N], in nats.
 
-    Options: ``preconditioner`` none or diagonal; ``direction`` bidirectional, ascent (``l_i(asc) - l_i``) or descent
-    (``l_i - l_i(desc)``); ``ranking`` signed or absolute; ``steps`` T; ``step``, the relative change
-    that the T steps make to the query's own loss to first order, ``eta = step l_q / (T g^T P g)``: free of the model's
-    scale, and small where there is little loss to move (a memorised answer);
-    ``damping`` in units of the mean Fisher entry, ``P = 1 / (F + damping mean(F))``. Memory: ``queries_at_once`` x 2
-    perturbed models, and ``chunk`` per-example gradients for the Fisher. Raises ``ValueError`` for other values of the
-    options and for a zero Fisher.
+    Options: ``preconditioner`` none, diagonal, full (:mod:`tda.attribution.fisher`, with ``damping`` in units of the
+    Fisher's scale), or ewc_released, ewc_corrected (``ewc_weight``); ``direction``; ``ranking`` signed or absolute;
+    ``steps`` T; ``step`` in ``unit`` relative (T steps change the query's own loss by ``step`` times itself) or
+    absolute (eta, or AdamW's learning rate); ``max_rise``, how far (nats) a step may raise the mean training loss.
+    Memory: ``queries_at_once`` x 2 models, and what the Fisher needs. No randomness.
+    Raises ``ValueError`` for other values, for a zero Fisher and for a query without gradient, and
+    :class:`StepTooLarge` where a step breaks the model (the scores would rank its ruins).
     """
-    _check(preconditioner, direction, ranking, steps, step, damping)
-    scale = torch.ones(sum(p.numel() for p in task.params.values()))
-    if preconditioner == "diagonal":
-        fisher = diagonal_fisher(task, train, chunk)
-        if not fisher.isfinite().all():
-            raise ValueError(
-                "the empirical Fisher is not finite: some training gradient is not. Check the model's losses."
-            )
-        if not fisher.mean() > 0:
-            raise ValueError(
-                "the empirical Fisher is zero: every training gradient vanishes. Attribute an earlier checkpoint."
-            )
-        scale = 1.0 / (fisher + damping * fisher.mean())
-    signs = {"bidirectional": (1.0, -1.0), "ascent": (1.0,), "descent": (-1.0,)}[direction]
-    rows = []
-    for part in chunks(n_examples(queries), queries_at_once):
-        asked = batch_of(take(queries, part))
-        swept = [sweep(task, perturb(task, asked, scale, sign * step, steps), train, SWEEP) for sign in signs]
-        if len(swept) == 1:
-            base = sweep(task, {k: v.unsqueeze(0) for k, v in task.params.items()}, train, SWEEP)
-            swept = [swept[0], base] if direction == "ascent" else [base, swept[0]]
-        rows.append(swept[0] - swept[1])
-    scores = torch.cat(rows).numpy()
+    options = _checked("bgo", preconditioner, direction, ranking, steps, step, unit, damping, ewc_weight, max_rise)
+    scores, _ = _difference(task, train, queries, direction, (*options, chunk, queries_at_once))
     return np.abs(scores) if ranking == "absolute" else scores
 
 
-def perturb(task: Task, asked: Examples, scale: Tensor, step: float, steps: int) -> Params:
-    """Parameters [B, ...] of B models, each moved by ``steps`` preconditioned steps on its own query.
+@method(
+    "bgo_trajectory", family="unlearning", paper="BGO", needs=("params", "checkpoints"), signed=True, cost="per query"
+)
+def attribute_trajectory(
+    task: Task,
+    train: Examples,
+    queries: Examples,
+    *,
+    seed: int = 0,
+    chunk: int = CHUNK,
+    preconditioner: str = "diagonal",
+    direction: str = "bidirectional",
+    ranking: str = "signed",
+    steps: int = 3,
+    step: float = 0.5,
+    unit: str = "relative",
+    damping: float = 0.1,
+    ewc_weight: float = 50.0,
+    max_rise: float = 1.0,
+    queries_at_once: int = 8,
+    checkpoints: int = 0,
+) -> np.ndarray:
+    """BGO along the trajectory: finite-step scores at ``checkpoints`` of the run (0: all), summed, [Q, N].
 
-    ``step`` > 0 ascends, < 0 descends; each query's loss changes by ``step`` times itself, to first order.
+    Each is divided by its step, so that it estimates ``g_i^T P g_q`` whatever step the query took there, and weighted
+    by the learning rate (:func:`tda.attribution.fisher.along`). The other options are those of :func:`attribute`.
     """
-    count = len(asked["input_ids"]) if "input_ids" in asked else n_examples(asked)
-    gradient = vmap(example_gradient(task), in_dims=(0, 0))
-    moved = {k: v.expand(count, *v.shape) for k, v in task.params.items()}
-    eta = None
-    with torch.no_grad():
-        own = task.loss_fn(task.params, asked, "example").unsqueeze(1)
-    for _ in range(int(steps)):
-        g = flatten(gradient(moved, asked))
-        direction = g * scale
-        if eta is None:
-            eta = step * own / (steps * (g * direction).sum(1, keepdim=True).clamp(min=1e-30))
-        moved = {k: moved[k] + delta for k, delta in unflatten(eta * direction, task.params).items()}
-    return moved
+    name = "bgo_trajectory"
+    options = _checked(name, preconditioner, direction, ranking, steps, step, unit, damping, ewc_weight, max_rise)
+    parts = []
+    for part, weight in fisher.trajectory(task, checkpoints):
+        scores, size = _difference(part, train, queries, direction, (*options, chunk, queries_at_once))
+        parts.append((scores / size[:, None], weight))
+    scores = fisher.along(parts)
+    return np.abs(scores) if ranking == "absolute" else scores
 
 
-def sweep(task: Task, models: Params, train: Examples, chunk: int) -> Tensor:
-    """Losses [B, N] of every document under each of B models whose parameters carry a leading axis.
-
-    One model after the other, over small batches of documents of similar length: measured three times faster on a CPU
-    than one ``vmap`` over the models, whose activations leave the cache.
-    """
-    count, n = len(next(iter(models.values()))), n_examples(train)
-    order = np.argsort(real_tokens(train).sum(1).numpy(), kind="stable") if "input_ids" in train else np.arange(n)
-    batches = [batch_of(take(train, order[part])) for part in chunks(n, chunk)]
-    losses = torch.empty(count, n, dtype=next(iter(models.values())).dtype)
-    with torch.no_grad():
-        for b in range(count):
-            params = {k: v[b] for k, v in models.items()}
-            losses[b, order] = torch.cat([task.loss_fn(params, batch, "example") for batch in batches])
-    return losses
+def _difference(task, train, queries, direction, options) -> tuple[np.ndarray, np.ndarray]:
+    """Signed scores [Q, N] and the whole step between the two models [Q]."""
+    zero = base_losses(task, train), 0.0
+    up = moved_losses(task, train, queries, 1, *options) if direction != "descent" else zero
+    down = moved_losses(task, train, queries, -1, *options) if direction != "ascent" else zero
+    return (up[0] - down[0]).numpy(), np.asarray((up[1] + down[1]) * options[1])
 
 
-def _check(preconditioner, direction, ranking, steps, step, damping) -> None:
-    allowed = {"preconditioner": ("none", "diagonal"), "direction": DIRECTIONS, "ranking": ("signed", "absolute")}
-    given = {"preconditioner": preconditioner, "direction": direction, "ranking": ranking}
-    for name, value in given.items():
-        if value not in allowed[name]:
-            raise ValueError(f"bgo: {name}={value!r}; one of {allowed[name]}.")
-    for name, value in {"steps": steps, "step": step, "damping": damping}.items():
-        if not value > 0 or (name == "steps" and value != int(value)):
-            raise ValueError(
-                f"bgo: {name}={value}; it must be positive{', and a whole number' if name == 'steps' else ''}."
+@remembered(2)
+def base_losses(task: Task, train: Examples) -> Tensor:
+    """Losses [1, N] of the documents under the model itself."""
+    return sweep(task, {k: v.unsqueeze(0) for k, v in task.params.items()}, train)
+
+
+@remembered(12)
+def moved_losses(
+    task: Task,
+    train: Examples,
+    queries: Examples,
+    sign: int,
+    preconditioner: str,
+    steps: int,
+    step: float,
+    unit: str,
+    damping: float,
+    ewc_weight: float,
+    max_rise: float,
+    chunk: int = CHUNK,
+    queries_at_once: int = 8,
+) -> tuple[Tensor, Tensor]:
+    """``(losses [Q, N] after moving the model along each query, eta [Q])``; shared by directions and rankings."""
+    move = mover(task, train, sign, preconditioner, steps, step, unit, damping, ewc_weight, chunk)
+    base, losses, sizes = base_losses(task, train).mean(), [], []
+    for part in chunks(n_examples(queries), queries_at_once):
+        models, eta = move(batch_of(take(queries, part)))
+        swept = sweep(task, models, train)
+        rise = swept.mean(1) - base
+        bad = torch.nonzero(~(rise <= max_rise)).flatten().tolist()
+        if bad:
+            raise StepTooLarge(
+                f"bgo: {steps} steps of step={step} ({unit}, sign {sign:+d}) on query {part.start + bad[0]} change the "
+                f"mean training loss by {rise[bad[0]]:.3g} nats from {base:.3g}; at most max_rise={max_rise} is "
+                f"allowed. Lower step, or raise damping; a broken model ranks noise."
             )
+        losses.append(swept)
+        sizes.append(eta)
+    return torch.cat(losses), torch.cat(sizes)
+
+
+def mover(task, train, sign, preconditioner, steps, step, unit="relative", damping=0.1, ewc_weight=50.0, chunk=CHUNK):
+    """``move(batch of queries) -> (parameters [B, ...], eta [B])`` for one preconditioner and direction."""
+    if preconditioner.startswith("ewc"):
+        released, diagonal = preconditioner == "ewc_released", fisher.diagonal(task, train, chunk)
+        return lambda asked: ewc_steps(task, asked, diagonal, sign, step, steps, unit, ewc_weight, released)
+    apply = fisher.inverse(preconditioner, task, train, damping, chunk)
+    return lambda asked: natural_steps(task, asked, apply, sign, step, steps, unit)
+
+
+def token_scores(task: Task, train: Examples, queries: Examples, shown=None, **options) -> np.ndarray:
+    """Bidirectional scores of every token, [Q, n, T] nats: how much more the model that unlearnt the query is surprised
+    than the one that learnt it.
+
+    ``shown``: the documents wanted (index into ``train``; all by default, 2 Q N T numbers). ``options``: those of
+    :func:`attribute` that move the model. The mean over a document's target tokens is its document score; other
+    granularities in :mod:`tda.attribution.granularity`.
+    """
+    documents = train if shown is None else take(train, shown)
+    up, down = (
+        sweep(task, perturbed(task, train, queries, sign, **options)[0], documents, reduction="token")
+        for sign in (1, -1)
+    )
+    return (up - down).numpy()
+
+
+def perturbed(task: Task, train: Examples, queries: Examples, sign: int, **options) -> tuple[Params, Tensor]:
+    """The moved models themselves, parameters [Q, ...], and eta [Q]: for plots of what a step does.
+
+    ``options``: those of :func:`attribute`; the ones that only concern how its scores are read are ignored.
+    """
+    settings = {"preconditioner": "diagonal", "steps": 3, "step": 0.5} | options
+    settings = {name: value for name, value in settings.items() if name not in READING}
+    return mover(task, train, sign, **settings)(batch_of(queries))
+
+
+def _checked(name, preconditioner, direction, ranking, steps, step, unit, damping, ewc_weight, max_rise) -> tuple:
+    """The options that move a model, in the order of :func:`moved_losses`."""
+    fisher.check(preconditioner, PRECONDITIONERS, damping, name)
+    for option, value, allowed in (
+        ("direction", direction, DIRECTIONS),
+        ("ranking", ranking, RANKINGS),
+        ("unit", unit, UNITS),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name}: {option}={value!r}; one of {allowed}.")
+    for option, value in {"steps": steps, "step": step, "ewc_weight": ewc_weight, "max_rise": max_rise}.items():
+        if not value > 0 or (option == "steps" and value != int(value)):
+            raise ValueError(
+                f"{name}: {option}={value}; it must be positive{', and a whole number' if option == 'steps' else ''}."
+            )
+    return preconditioner, int(steps), float(step), unit, float(damping), float(ewc_weight), float(max_rise)

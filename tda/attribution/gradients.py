@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -15,24 +14,6 @@ from tda.task import Examples, Params, Task, chunks, n_examples, take, tensors
 # Largest gradient block held at once, in examples. Memory of a block: chunk x parameters x 4 bytes, and about as much
 # again for the intermediate activations (32 examples of 420,000 parameters: 54 MB).
 CHUNK = 32
-
-
-def remembered(function: Callable) -> Callable:
-    """Keep the last result of ``function`` and return it again when called with the same objects.
-
-    For what depends on the model and the documents only (a Fisher), which tuning would otherwise compute once per
-    trial. The arguments are held, so that an identity cannot pass to another object.
-    """
-    kept: list = [(), None]
-
-    @functools.wraps(function)
-    def once(*arguments):
-        if list(map(id, arguments)) != list(map(id, kept[0])):
-            kept[:] = (), None  # free the old result before the new one is made
-            kept[:] = arguments, function(*arguments)
-        return kept[1]
-
-    return once
 
 
 def flatten(tree: Params) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tda.lm import IGNORE
+from tda.lm import IGNORE, PAD_ID
 from tda.task import Examples, Task, n_examples, tensors
 
 
@@ -30,6 +30,10 @@ class Method:
     needs: tuple[str, ...]
     signed: bool
     cost: str
+
+
+class StepTooLarge(ValueError):
+    """A finite step broke the model: what it would rank is noise. Tuning records such a trial as refused."""
 
 
 METHODS: dict[str, Method] = {}
@@ -88,11 +92,14 @@ def _check_examples(examples: Examples, what: str) -> None:
         raise ValueError(f"{what}: its columns differ in length ({sizes}); the first axis of all is the example axis.")
     labels = tensors(examples).get("labels")
     if labels is not None and labels.dim() == 2:
+        padding = torch.nonzero(((labels[:, 1:] == PAD_ID) | (labels[:, 1:] == IGNORE)).all(1)).flatten().tolist()
         empty = torch.nonzero((labels[:, 1:] != IGNORE).sum(1) == 0).flatten().tolist()
         if empty:
             raise ValueError(
                 f"{what}: rows {empty[:5]} have no target tokens; give each at least one label other than {IGNORE}."
             )
+        if padding:
+            raise ValueError(f"{what}: rows {padding[:5]} are nothing but padding (id {PAD_ID}); give them text.")
 
 
 def _check_needs(chosen: Method, task: Task) -> None:

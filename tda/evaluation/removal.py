@@ -38,6 +38,7 @@ class Removals:
 def plan(testbed: Testbed, scores: Mapping[str, np.ndarray]) -> Removals:
     """Which documents to remove: per chosen test query the top k of every row, k random ones, and nothing at all.
 
+    Rows of ``removals.more_k`` are removed with further k, random documents with all of them (the same draw, longer).
     ``scores``: row id -> [Q, N] over all queries of the testbed. The queries are drawn from the held-out test queries
     with the config's seed, no two of one person or author, so that they are independent. Ties go to the earlier
     document.
@@ -48,22 +49,22 @@ def plan(testbed: Testbed, scores: Mapping[str, np.ndarray]) -> Removals:
     eligible = [q for q, row in enumerate(rows) if row["split"] == "test" and row["query_set"] == "held_out"]
     one_each = {rows[eligible[i]]["entity"] or str(i): eligible[i] for i in rng.permutation(len(eligible))}
     chosen = sorted(list(one_each.values())[: wanted["queries"]])
-    n, k = len(testbed.documents), wanted["k"]
-    if len(chosen) < 2 or not 0 < k < n:
+    n, ks = len(testbed.documents), {row: [wanted["k"], *wanted["more_k"].get(row, ())] for row in scores}
+    ks[RANDOM] = sorted({k for of_row in ks.values() for k in of_row})
+    if len(chosen) < 2 or not 0 < max(ks[RANDOM]) < n:
         raise ValueError(
-            f"removals: {len(chosen)} queries and k={k} of {n} documents; at least 2 queries and 0 < k < N are needed."
+            f"removals: {len(chosen)} queries and k={ks[RANDOM]} of {n} documents; at least 2 queries and 0 < k < N "
+            f"are needed."
         )
-    removed, row_id, query = [np.zeros(n, bool)], [ZERO], [-1]
+    removed, row_id, query, size = [np.zeros(n, bool)], [ZERO], [-1], [0]
     for q in chosen:
         order = {row: np.argsort(-s[q], kind="stable") for row, s in scores.items()} | {RANDOM: rng.permutation(n)}
-        for row, ranked in order.items():
-            mask = np.zeros(n, bool)
-            mask[ranked[:k]] = True
-            removed.append(mask)
+        for row, k in [(name, size) for name in order for size in ks[name]]:
+            removed.append(np.isin(np.arange(n), order[row][:k]))
             row_id.append(row)
             query.append(q)
-    ks = np.array([0] + [k] * (len(removed) - 1))
-    return Removals(np.stack(removed), row_id, np.array(query), ks, bank_seeds(testbed, wanted["seeds"]))
+            size.append(k)
+    return Removals(np.stack(removed), row_id, np.array(query), np.array(size), bank_seeds(testbed, wanted["seeds"]))
 
 
 def run_shard(testbed: Testbed, planned: Removals, shard: int, progress: Callable[[str], None] | None = None) -> dict:
@@ -98,14 +99,32 @@ def merge(testbed: Testbed, planned: Removals, progress: Callable[[str], None] |
     return outputs
 
 
-def loss_changes(planned: Removals, outputs: np.ndarray) -> dict[str, np.ndarray]:
-    """``row id -> removal_k`` per chosen query [q]: loss without the documents minus loss with nothing removed.
+def loss_changes(planned: Removals, outputs: np.ndarray, k: int) -> dict[str, np.ndarray]:
+    """``row id -> removal_k`` per chosen query [q]: loss without the top k minus loss with nothing removed.
 
-    Both are means over the same seeds. Positive: the removed documents had been lowering the query's loss.
+    Both are means over the same seeds. Positive: the removed documents had been lowering the query's loss. Only rows
+    that were removed with this k.
     """
     control = outputs[planned.row_id.index(ZERO)].mean(0)
     changes: dict[str, list[float]] = {}
-    for row, q, losses in zip(planned.row_id, planned.query, outputs, strict=True):
-        if row != ZERO:
+    for row, q, size, losses in zip(planned.row_id, planned.query, planned.k, outputs, strict=True):
+        if size == k:
             changes.setdefault(row, []).append(float(losses[:, q].mean() - control[q]))
     return {row: np.array(values) for row, values in changes.items()}
+
+
+def claimed(planned: Removals, outputs: np.ndarray, row_id: str, metric: str) -> np.ndarray:
+    """What a claim on a removal is judged on, per chosen query [q], always *above random documents*.
+
+    ``removal_<k>``: the change without the row's top k minus the change without k random documents.
+    ``removal_growth``: that at the row's largest k minus that at its smallest.
+    """
+    known = sorted(set(planned.k[[row == row_id for row in planned.row_id]].tolist()))
+    wanted = [known[-1], known[0]] if metric == "removal_growth" else [int(metric.removeprefix("removal_"))]
+    if not set(wanted) <= set(known) or len(set(wanted)) < len(wanted):
+        raise ValueError(f"row {row_id!r} was removed with k in {known}; {metric!r} needs other k (removals.more_k).")
+    above = []
+    for k in wanted:
+        changes = loss_changes(planned, outputs, k)
+        above.append(changes[row_id] - changes[RANDOM])
+    return above[0] if len(above) == 1 else above[0] - above[1]

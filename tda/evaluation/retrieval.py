@@ -35,6 +35,20 @@ def precision_at_k(
     return _each(lambda size, hits: _hits(size, hits, k) / k, scores, relevant, query_ids)
 
 
+def lift_among(scores: np.ndarray, relevant: np.ndarray, among: np.ndarray, k: int) -> np.ndarray:
+    """Precision at k within a part of the documents, minus the share of relevant ones in that part, per query [Q].
+
+    ``among`` [Q, N] bool. 0 is chance, whatever the part: it asks whether a method still finds the author when the
+    passages that share the query's words are taken away.
+    """
+    return np.array(
+        [
+            float(precision_at_k(s[part][None], r[part][None], k)[0]) - r[part].mean() if r[part].any() else 0.0
+            for s, r, part in zip(scores, relevant, among, strict=True)
+        ]
+    )
+
+
 def mrr(scores: np.ndarray, relevant: np.ndarray, query_ids: Sequence | None = None) -> float | np.ndarray:
     """Expected 1 / rank of the first relevant document.
 

@@ -1,6 +1,7 @@
 # Configuration and paths. A configuration error stops here, in one line, before any rule is defined.
 import json
 import os
+import re
 import sys
 from pathlib import Path
 

@@ -30,7 +30,8 @@ def modules(name, rows=()):
 def method_files(method):
     """Files of tda/attribution that register a method."""
     files = sorted(Path("tda/attribution").glob("*.py"))
-    own = [path for path in files if f'method("{method}"' in path.read_text(encoding="utf-8")]
+    declared = re.compile(rf'@method\(\s*"{method}"')
+    own = [path for path in files if declared.search(path.read_text(encoding="utf-8"))]
     if not own:
         sys.exit(f"Error in the configuration: rows[].method: {method!r} is registered by no module of tda/attribution")
     return [str(path) for path in own]

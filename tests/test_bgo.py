@@ -1,0 +1,433 @@
+"""BGO and the Fisher it stands on: against materialised matrices, loops, forward-mode derivatives and limits."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_testbed
+from scipy.stats import spearmanr
+from torch.func import jvp
+
+from tda import config, lm, models, provenance, scores
+from tda.attribution import StepTooLarge, attribute, bgo, fisher, granularity, perturb
+from tda.attribution.gradients import flatten, matrix, unflatten
+from tda.attribution.memory import remembered
+from tda.task import Checkpoint, Task, TrainingRun, n_examples, take, tensors
+
+KINDS = fisher.KINDS
+
+
+@pytest.fixture(scope="module")
+def few(queries):
+    return take(queries, slice(0, 5))
+
+
+@pytest.fixture(scope="module")
+def exact(task):
+    """The same task in float64, where differences of losses are exact enough to take limits."""
+    torch.set_default_dtype(torch.float64)  # the tables of the forward pass are made in the default type
+    try:
+        loss_fn = lm.loss_function(task.model)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return replace(task, loss_fn=loss_fn, params={k: v.double() for k, v in task.params.items()})
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A curved float64 task of 21 parameters: its Fisher can be written out and inverted. (task, train, queries)"""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    def loss_fn(params, batch, reduction="mean"):
+        hidden = torch.tanh(batch["x"] @ params["w"])
+        example = (hidden @ params["v"] - batch["y"]).square()
+        return {"mean": example.mean, "sum": example.sum, "example": lambda: example}[reduction]()
+
+    params = {"w": draw(4, 4), "v": draw(4) + 1.0}
+    data = {"x": draw(40, 4), "y": draw(40)}
+    return Task("small", loss_fn, params), take(data, slice(0, 34)), take(data, slice(34, 40))
+
+
+def written_out(kind, gradients, damping):
+    """P as a matrix, from its definition."""
+    n, width = gradients.shape
+    full = gradients.T @ gradients / n
+    if kind == "none":
+        return torch.eye(width, dtype=gradients.dtype)
+    if kind == "diagonal":
+        return torch.diag(1 / (full.diag() + damping * full.diag().mean()))
+    return torch.linalg.inv(full + damping * full.trace() / n * torch.eye(width, dtype=gradients.dtype))
+
+
+# --- the Fisher and the linear limit
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("damping", [0.01, 1.0])
+def test_inverse_and_linear_scores_are_the_written_out_matrix(small, kind, damping):
+    task, train, asked = small
+    documents, of_queries = matrix(task, train), matrix(task, asked)
+    inverse = written_out(kind, documents, damping)
+    np.testing.assert_allclose(
+        fisher.inverse(kind, task, train, damping)(of_queries), of_queries @ inverse, rtol=1e-8, atol=1e-10
+    )
+    found = fisher.linear_scores(kind, task, train, asked, damping, 7)
+    np.testing.assert_allclose(found, of_queries @ inverse @ documents.T, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("damping", [0.03, 1.0])
+def test_full_fisher_of_the_language_model_by_its_spectrum(task, tiny, few, damping):
+    """Independent of Woodbury: through the singular vectors of the gradient matrix, in float64."""
+    documents, asked = matrix(task, tiny.train).double(), matrix(task, few).double()
+    n = len(documents)
+    _, sizes, directions = torch.linalg.svd(documents, full_matrices=False)
+    eigenvalues, delta = sizes.square() / n, damping * documents.square().sum() / n**2
+    along = asked @ directions.T
+    moved = (along / (eigenvalues + delta)) @ directions + (asked - along @ directions) / delta
+    wanted = (moved @ documents.T).numpy()
+    found = attribute("fisher_influence", task, tiny.train, few, damping=damping)
+    np.testing.assert_allclose(found, wanted, rtol=5e-3, atol=2e-4 * np.abs(wanted).max())
+
+
+def test_diagonal_fisher_is_an_explicit_loop(task, tiny):
+    wanted = 0.0
+    for i in range(n_examples(tiny.train)):
+        at = {k: v.clone().requires_grad_() for k, v in task.params.items()}
+        task.loss_fn(at, {k: v[i : i + 1] for k, v in tensors(tiny.train).items()}, "mean").backward()
+        wanted = wanted + torch.cat([at[k].grad.flatten() for k in task.params]).square()
+    wanted = wanted / n_examples(tiny.train)
+    np.testing.assert_allclose(fisher.diagonal(task, tiny.train, 7), wanted, rtol=1e-2, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_linear_scores_are_the_directional_derivative(exact, tiny, few, kind):
+    """Forward mode as the oracle: d l_i along P g_q."""
+    apply = fisher.inverse(kind, exact, tiny.train, 0.3)
+    tangent = unflatten(apply(matrix(exact, few))[2], exact.params)
+    batch = tensors(take(tiny.train, slice(0, 20)))
+    _, wanted = jvp(lambda p: exact.loss_fn(p, batch, "example"), (exact.params,), (tangent,))
+    found = fisher.linear_scores(kind, exact, tiny.train, few, 0.3)[2, :20]
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-6, atol=1e-9 * np.abs(found).max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_small_steps_tend_to_the_linear_limit(exact, tiny, few, kind, steps):
+    size = 1e-4
+    found = bgo.attribute(exact, tiny.train, few, preconditioner=kind, steps=steps, step=size, damping=0.3)
+    linear = fisher.linear_scores(kind, exact, tiny.train, few, 0.3)
+    own = exact.loss_fn(exact.params, tensors(few), "example").numpy()
+    asked = matrix(exact, few)
+    slope = (asked * fisher.inverse(kind, exact, tiny.train, 0.3)(asked)).sum(1).numpy()
+    wanted = 2 * size * (own / slope)[:, None] * linear  # 2 T eta g_i P g_q, eta as documented
+    for one, other in zip(np.asarray(found, float), wanted, strict=True):
+        assert spearmanr(one, other).statistic > 0.999
+        assert np.linalg.norm(one - other) < 0.01 * np.linalg.norm(other)
+
+
+def test_small_step_in_single_precision(task, tiny, few):
+    """What users run: float32, the default damping, a step of one percent of the query's loss."""
+    linear = fisher.linear_scores("diagonal", task, tiny.train, few, 0.1)
+    for found, wanted in zip(attribute("bgo", task, tiny.train, few, steps=1, step=0.01), linear, strict=True):
+        assert spearmanr(found, wanted).statistic > 0.99
+
+
+def test_damping_to_infinity_is_no_preconditioner(exact, tiny, few):
+    plain = bgo.attribute(exact, tiny.train, few, steps=1, step=1e-3, preconditioner="none")
+    for kind in ("diagonal", "full"):
+        damped = bgo.attribute(exact, tiny.train, few, steps=1, step=1e-3, damping=1e8, preconditioner=kind)
+        np.testing.assert_allclose(damped, plain, rtol=1e-3, atol=1e-5 * np.abs(plain).max())
+
+
+def test_two_sided_error_is_of_third_order(small):
+    """Halving the step divides the error of a central difference by 8 and that of a one-sided one by 4."""
+    task, train, asked = small
+    linear = fisher.linear_scores("full", task, train, asked, 1.0)
+
+    def error(direction, step):
+        options = {"preconditioner": "full", "damping": 1.0, "steps": 1, "step": step, "unit": "absolute"}
+        both = 2 if direction == "bidirectional" else 1
+        return np.linalg.norm(bgo.attribute(task, train, asked, direction=direction, **options) - both * step * linear)
+
+    for direction, factor in (("bidirectional", 8), ("ascent", 4), ("descent", 4)):
+        assert error(direction, 2e-3) / error(direction, 1e-3) == pytest.approx(factor, rel=0.1)
+
+
+# --- directions, steps, units
+
+
+def test_directions_add_up(task, tiny, few):
+    up, down, both = (
+        attribute("bgo", task, tiny.train, few, direction=d).astype(float)
+        for d in ("ascent", "descent", "bidirectional")
+    )
+    np.testing.assert_allclose(up + down, both, atol=1e-6 + 1e-6 * np.abs(both).max())
+    assert not np.allclose(up, down, rtol=0.01), "a finite step is not linear"
+    absolute = attribute("bgo", task, tiny.train, few, ranking="absolute")
+    np.testing.assert_array_equal(absolute, np.abs(both).astype(np.float32))
+
+
+@pytest.mark.parametrize("preconditioner", bgo.PRECONDITIONERS)
+def test_the_query_moves_by_the_step(task, tiny, few, preconditioner):
+    """To first order its own loss rises by ``step`` times itself on the way up and falls by as much on the way down."""
+    before = lm.losses(task.loss_fn, task.params, few)
+    for sign in (1, -1):
+        # one step for AdamW, whose later steps follow its moments; clipping does not change a first AdamW step
+        steps = 1 if preconditioner.startswith("ewc") else 3
+        options = {"preconditioner": preconditioner, "step": 0.002, "steps": steps}
+        moved, eta = bgo.perturbed(task, tiny.train, few, sign, **options)
+        assert eta.shape == (5,) and (eta > 0).all()
+        after = [
+            lm.losses(task.loss_fn, {k: v[b] for k, v in moved.items()}, take(few, slice(b, b + 1)))[0]
+            for b in range(5)
+        ]
+        # the released EWC also decays the weights, alike in both directions
+        rtol = 0.6 if preconditioner == "ewc_released" else 0.25
+        np.testing.assert_allclose(np.array(after) / before - 1, sign * 0.002, rtol=rtol)
+
+
+@pytest.mark.parametrize("preconditioner", ["diagonal", "full", "ewc_corrected"])
+def test_queries_at_once_do_not_matter(task, tiny, few, preconditioner):
+    one, many = (
+        attribute("bgo", task, tiny.train, few, queries_at_once=n, preconditioner=preconditioner) for n in (1, 5)
+    )
+    np.testing.assert_allclose(one, many, rtol=2e-3, atol=5e-4 * np.abs(one).max())
+
+
+@pytest.mark.parametrize("released", [True, False])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_ewc_is_torchs_adamw_on_the_penalised_loss(small, released, sign):
+    task, train, asked = small
+    diagonal, weight, rate, s = fisher.diagonal(task, train), 3.0, 0.01, -sign
+    moved, _ = perturb.ewc_steps(task, asked, diagonal, sign, rate, 6, "absolute", weight, released)
+    for q in range(n_examples(asked)):
+        params = {k: v.clone().requires_grad_() for k, v in task.params.items()}
+        decay = perturb.RELEASED_DECAY if released else 0.0
+        optimizer = torch.optim.AdamW(params.values(), lr=rate, weight_decay=decay)
+        for _ in range(6):
+            optimizer.zero_grad()
+            distance = torch.cat([(params[k] - task.params[k]).flatten() for k in params])
+            penalty = weight * (diagonal * distance.square()).sum()
+            loss = task.loss_fn(params, take(asked, slice(q, q + 1)), "mean")
+            (s * (loss + penalty) if released else s * loss + penalty).backward()
+            torch.nn.utils.clip_grad_norm_(params.values(), 1.0)
+            optimizer.step()
+        for k in params:
+            np.testing.assert_allclose(moved[k][q], params[k].detach(), rtol=1e-6, atol=1e-8)
+
+
+def test_the_released_penalty_pushes_ascent_away(task, tiny, few):
+    """The sign error: with a large weight the corrected ascent stays near the model, the released one runs from it."""
+    start = flatten({k: v.unsqueeze(0) for k, v in task.params.items()})
+    distance = {}
+    for kind in ("ewc_released", "ewc_corrected"):
+        options = {"preconditioner": kind, "ewc_weight": 1e6, "steps": 10, "step": 1e-3, "unit": "absolute"}
+        moved, _ = bgo.perturbed(task, tiny.train, few, 1, **options)
+        weighted = fisher.diagonal(task, tiny.train) * (flatten(moved) - start).square()
+        distance[kind] = weighted.sum(1)
+    assert (distance["ewc_released"] > 2 * distance["ewc_corrected"]).all()
+
+
+# --- along the trajectory, over seeds
+
+
+def test_trajectory_is_the_weighted_sum_of_scaled_checkpoints(task, tiny, few):
+    found = attribute("fisher_influence_trajectory", task, tiny.train, few, preconditioner="diagonal")
+    wanted = 0.0
+    for c in task.run.checkpoints:
+        one = fisher.linear_scores("diagonal", replace(task, params=c.params), tiny.train, few, 0.1)
+        wanted = wanted + c.lr_sum * one / np.abs(one).mean()
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_finite_trajectory_tends_to_the_linear_one(exact, tiny, few):
+    exact = replace(exact, run=replace(exact.run, checkpoints=tuple(
+        Checkpoint(c.step, c.lr, c.lr_sum, lambda c=c: ({k: v.double() for k, v in c.params.items()}, {}))
+        for c in exact.run.checkpoints)))  # fmt: skip
+    linear = fisher.attribute_trajectory(exact, tiny.train, few, preconditioner="diagonal")
+    finite = bgo.attribute_trajectory(exact, tiny.train, few, steps=1, step=1e-4)
+    np.testing.assert_allclose(finite, linear, rtol=1e-2, atol=2e-3 * np.abs(linear).max())
+
+
+def test_fewer_checkpoints_keep_the_whole_learning_rate():
+    known = tuple(Checkpoint(i, 0.1, float(i + 1), lambda: ({}, {})) for i in range(7))
+    task = Task("t", None, {}, run=TrainingRun(0, known, np.zeros(1), np.zeros((1, 1)), {}))
+    for count, weights in ((0, [1, 2, 3, 4, 5, 6, 7]), (1, [28]), (2, [10, 18]), (7, [1, 2, 3, 4, 5, 6, 7])):
+        assert [w for _, w in fisher.trajectory(task, count)] == weights
+    for count in (8, -1):
+        with pytest.raises(ValueError, match="recorded 7"):
+            fisher.trajectory(task, count)
+    with pytest.raises(ValueError, match="has no checkpoints"):
+        fisher.trajectory(replace(task, run=None), 0)
+
+
+def test_a_row_over_seeds_is_the_sum_of_scaled_rows(tmp_path):
+    row = {"id": "gradient_dot", "method": "gradient_dot", "notebook": "04_first_methods", "seeds": 2}
+    rows = [row | {"testbeds": ["people"]}]
+    bed = make_testbed(tmp_path / "people", {"training": {"seeds": 2, "epochs": 4}}, rows=rows, claims=[])
+    found = scores.run(bed, "gradient_dot")
+    asked, wanted = models.query_examples(bed), 0.0
+    for seed in models.seeds_of(bed):
+        one = attribute("gradient_dot", models.load_task(bed, seed), bed.train, asked)
+        wanted = wanted + one / np.abs(one).mean()
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    row = scores.row_of(bed, "gradient_dot")
+    assert scores.models_used(bed, row, {}) == 2
+    with pytest.raises(ValueError, match="asks for 3 seeds; people trains 2"):
+        scores.ensemble(bed, row | {"seeds": 3}, asked, {})
+
+
+# --- remembered results
+
+
+def test_remembered_results_are_charged_and_freed():
+    calls = []
+
+    @remembered(2)
+    def slow(thing, number):
+        calls.append(number)
+        return [number]
+
+    one, other = {}, {}
+    with provenance.Stopwatch() as watch:
+        first = slow(one, 1)
+    assert slow(one, 1) is first and slow(one, 2) is not first and slow(other, 1) is not first
+    assert calls == [1, 2, 1], "equal numbers are equal, equal objects are not the same object"
+    slow(one, 1)
+    assert calls == [1, 2, 1, 1], "only the last two are kept"
+    slow.forget()
+    slow(one, 1)
+    assert len(calls) == 5
+    with provenance.Stopwatch() as watch:
+        provenance.charge(100.0)
+    assert 100 <= watch.seconds < 101
+    provenance.charge(5.0)  # nobody is measuring
+
+
+def test_shared_sweeps_give_what_separate_ones_give(task, tiny, few):
+    options = {"preconditioner": "full", "step": 0.2}
+    shared = {d: attribute("bgo", task, tiny.train, few, direction=d, **options) for d in bgo.DIRECTIONS}
+    for direction, found in shared.items():
+        bgo.moved_losses.forget(), bgo.base_losses.forget(), fisher.gradients.forget(), fisher.gram.forget()
+        np.testing.assert_array_equal(attribute("bgo", task, tiny.train, few, direction=direction, **options), found)
+
+
+# --- granularity
+
+
+def test_document_and_author_scores_come_from_tokens(task, tiny, few):
+    tokens = bgo.token_scores(task, tiny.train, few)
+    documents = granularity.aggregate(tokens, tiny.train, "document")
+    wanted = attribute("bgo", task, tiny.train, few)
+    np.testing.assert_allclose(documents, wanted, atol=1e-5 * np.abs(wanted).max() + 1e-6)
+    names, authors = granularity.aggregate(tokens, tiny.train, "author")
+    entity = np.array(tiny.train["entity"])
+    assert names == sorted(set(entity))
+    np.testing.assert_allclose(authors[:, 3], documents[:, entity == names[3]].mean(1), rtol=1e-6)
+    each = granularity.aggregate(tokens, tiny.train, "token")
+    assert [t.shape[1] for t in each] == [(row[1:] != lm.IGNORE).sum() for row in tiny.train["labels"]]
+    some = bgo.token_scores(task, tiny.train, few, shown=[5, 2])
+    width = some.shape[2]
+    np.testing.assert_allclose(some, tokens[:, [5, 2], :width], atol=1e-5 * np.abs(tokens).max())
+
+
+def test_sentences_and_passages_by_hand(tiny):
+    text = "one two three . four five ."
+    words = tiny.train["text"][0].split()[:5]
+    text = " ".join(words[:3]) + ". " + " ".join(words[3:5]) + "."
+    text = text.replace("..", ".")
+    examples = lm.encode(tiny.tokenizer, [text.replace(".", " .")], 48)
+    length = examples["input_ids"].shape[1]
+    tokens = np.arange(length, dtype=float)[None, None]
+    spans = granularity.sentences(examples["text"][0])
+    assert len(spans) == 2 and examples["text"][0][slice(*spans[1])].startswith(words[3])
+    by_sentence = granularity.aggregate(tokens, examples, "sentence", tokenizer=tiny.tokenizer)[0][0]
+    np.testing.assert_allclose(by_sentence, [np.mean([1, 2, 3, 4]), np.mean([5, 6, 7])])
+    whole = [[(0, len(examples["text"][0]))]]
+    passage = granularity.aggregate(tokens, examples, "passage", tokenizer=tiny.tokenizer, spans=whole)[0]
+    np.testing.assert_allclose(passage, granularity.aggregate(tokens, examples, "document"))
+
+
+def test_granularity_refuses_what_does_not_fit(tiny):
+    examples = take(tiny.train, slice(0, 2))
+    tokens = np.zeros((1, 2, examples["input_ids"].shape[1]))
+    with pytest.raises(ValueError, match="granularity 'chapter'; one of"):
+        granularity.aggregate(tokens, examples, "chapter")
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        granularity.aggregate(tokens, examples, "sentence")
+    with pytest.raises(ValueError, match="needs spans"):
+        granularity.aggregate(tokens, examples, "passage", tokenizer=tiny.tokenizer)
+    with pytest.raises(ValueError, match=r"span \(0, 9999\) falls outside"):
+        granularity.aggregate(tokens, examples, "passage", tokenizer=tiny.tokenizer, spans=[[(0, 9999)], []])
+    with pytest.raises(ValueError, match="give one list per document"):
+        granularity.aggregate(tokens, examples, "passage", tokenizer=tiny.tokenizer, spans=[[(0, 3)]])
+    with pytest.raises(ValueError, match="token scores have shape"):
+        granularity.aggregate(tokens[:, :1], examples, "document")
+    with pytest.raises(ValueError, match="authors for 2 documents"):
+        granularity.aggregate(tokens, examples, "author", authors=["a"])
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"preconditioner": "kfac"}, r"preconditioner='kfac'; one of \('none', 'diagonal', 'full'"),
+        ({"direction": "up"}, "direction='up'"),
+        ({"ranking": "abs"}, "ranking='abs'"),
+        ({"unit": "metres"}, "unit='metres'"),
+        ({"steps": 0}, "steps=0; it must be positive"),
+        ({"step": -0.1}, "step=-0.1"),
+        ({"step": float("nan")}, "step=nan"),
+        ({"damping": 0.0}, "damping=0.0"),
+        ({"ewc_weight": 0.0}, "ewc_weight=0.0"),
+        ({"queries_at_once": 0}, "queries_at_once|chunk"),
+        ({"steps": 1.5}, "steps"),
+    ],
+)
+def test_impossible_options_are_refused(task, tiny, few, options, words):
+    for name in ("bgo", "bgo_trajectory"):
+        with pytest.raises(ValueError, match=words):
+            attribute(name, task, tiny.train, few, **options)
+
+
+@pytest.mark.parametrize("step", [200.0, 1e30])
+def test_a_step_that_breaks_the_model_is_refused(task, tiny, few, step):
+    with pytest.raises(StepTooLarge, match=r"change the mean training loss by .* at most max_rise=1.0 .* Lower step"):
+        attribute("bgo", task, tiny.train, few, preconditioner="none", step=step, steps=1)
+
+
+def test_tuning_records_a_refused_step_and_goes_on(own):
+    row = {"id": "bgo_none", "method": "bgo", "notebook": "10_bgo", "options": {"preconditioner": "none"},
+           "tune": {"step": [500.0, 0.1]}, "testbeds": [], "requires": "", "seeds": 1}  # fmt: skip
+    chosen = scores.tune(own, row)
+    assert chosen["options"] == {"step": 0.1} and chosen["trials"][0]["lds_tune"] is None
+    with pytest.raises(ValueError, match="every value of step breaks the model"):
+        scores.tune(own, row | {"tune": {"step": [500.0]}})
+
+
+def test_flat_queries_and_padding_are_refused(task, tiny, few):
+    flat = replace(task, loss_fn=lambda p, b, r="mean": 0.0 * task.loss_fn(p, b, r))
+    for name in ("bgo", "fisher_influence"):
+        with pytest.raises(ValueError, match="Fisher is zero"):
+            attribute(name, flat, tiny.train, few)
+    with pytest.raises(ValueError, match="gradient of zero"):
+        attribute("bgo", flat, tiny.train, few, preconditioner="none")
+    blank = few | {"input_ids": few["input_ids"].clone(), "labels": few["labels"].clone()}
+    blank["input_ids"][1] = blank["labels"][1] = lm.PAD_ID
+    with pytest.raises(ValueError, match=r"queries: rows \[1\] are nothing but padding"):
+        attribute("bgo", task, tiny.train, blank)
+
+
+def test_models_used_counts_checkpoints_and_seeds(tiny):
+    def used(method, seeds=1, **options):
+        return scores.models_used(tiny, {"method": method, "seeds": seeds}, options)
+
+    assert used("bm25") == 0 and used("bgo") == 1 and used("bgo", 3) == 3
+    assert used("bgo_trajectory") == 3 and used("bgo_trajectory", 2, checkpoints=2) == 4
+    assert config.load("smoke")["rows"][0]["seeds"] == 1
