@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -84,7 +85,7 @@ def family_legend(figure, families: Sequence[str], ceiling: bool = True) -> None
     )
 
 
-def shaded(words: Sequence[str], weights: np.ndarray, largest: float | None = None) -> str:
+def shaded(words: Sequence[str], weights: np.ndarray, largest: float | None = None, separator: str = " ") -> str:
     """Words as HTML, shaded by weight: orange where positive (proponent), blue where negative (opponent)."""
     weights = np.asarray(weights, dtype=float)
     largest = largest or float(np.abs(weights).max()) or 1.0
@@ -93,7 +94,7 @@ def shaded(words: Sequence[str], weights: np.ndarray, largest: float | None = No
         red, green, blue = (230, 159, 0) if weight > 0 else (86, 180, 233)
         alpha = min(1.0, abs(weight) / largest) * 0.9
         spans.append(f'<span style="background: rgba({red},{green},{blue},{alpha:.2f})">{html.escape(word)}</span>')
-    return " ".join(spans)
+    return separator.join(spans)
 
 
 def ranking_html(query: str, lines: Sequence[tuple[float, str, str]]) -> str:
@@ -117,20 +118,33 @@ def page(title: str, parts: Sequence[str]) -> str:
     )
 
 
-def shaded_lines(ax, lines: Sequence[tuple[str, Sequence[str], np.ndarray]], largest: float, width: int = 88) -> None:
-    """Lines of (label, words, weights) as text shaded like :func:`shaded`, wrapped at ``width`` characters."""
-    ax.set_axis_off()
-    row = 0
-    for label, words, weights in lines:
-        ax.text(0, -row, label, fontsize=9, color="0.35", va="center", transform=ax.transData)
-        row, column = row + 1, 0
+def shaded_text(title: str, lines: Sequence[tuple[str, Sequence[str], np.ndarray]], separator: str = " "):
+    """A figure of (heading, words, weights in [-1, 1]) shaded like :func:`shaded`; long lines are wrapped.
+
+    ``separator`` stands between words; give "" for pieces that carry their own spaces (byte-level tokens).
+    """
+    size, inches = 9, 9.0
+    width = int(inches * 72 * 0.93 / (0.602 * size))  # characters of the monospaced font that fit
+    placed, row = [], 0.0
+    for heading, words, weights in lines:
+        for line in textwrap.wrap(heading, width) or [""]:
+            placed.append((0, row, line, None))
+            row += 1
+        column = 0
         for word, weight in zip(words, weights, strict=True):
+            word = word.replace("\n", " ")
             if column + len(word) > width:
                 row, column = row + 1, 0
-            colour = "#E69F00" if weight > 0 else "#56B4E9"
-            alpha = min(1.0, abs(float(weight)) / largest) * 0.9
-            box = {"facecolor": colour, "alpha": alpha, "edgecolor": "none", "boxstyle": "square,pad=0.12"}
-            ax.text(column, -row, word, fontsize=9, family="monospace", va="center", bbox=box)
-            column += len(word) + 1
-        row += 1.6
-    ax.set(xlim=(0, width), ylim=(-row, 0.8))
+            placed.append((column, row, word if column else word.lstrip(), float(weight)))
+            column += len(placed[-1][2]) + len(separator)
+        row += 1.7 if len(words) else 0.2
+    figure, ax = plt.subplots(figsize=(inches, 0.6 + 0.185 * row))
+    ax.set_axis_off()
+    ax.set(xlim=(0, width), ylim=(row, -1), title=title)
+    for column, row, word, weight in placed:
+        if weight is not None:
+            colour, alpha = "#E69F00" if weight > 0 else "#56B4E9", min(1.0, abs(weight)) * 0.9
+            ax.add_patch(plt.Rectangle((column, row - 0.45), len(word), 0.9, color=colour, alpha=alpha, lw=0))
+        tone = "0.35" if weight is None else "0"
+        ax.text(column, row, word, fontsize=size, family="monospace", va="center", color=tone)
+    return figure

@@ -57,7 +57,7 @@ def tune(testbed: Testbed, row: dict) -> dict:
             f"row {row['id']!r} is to be tuned, but no held-out query is in the tune split; raise queries.tune."
         )
     truth, task = bank.load(testbed, "half"), models.load_task(testbed)
-    queries_used, seed = _queries(testbed, models.model_key(testbed), "tune"), testbed.config["seed"]
+    queries_used, seed = queries_once(testbed, "tune"), testbed.config["seed"]
     best, trials, known = {}, [], {}
     parameters = inspect.signature(attribution.METHODS[row["method"]].function).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
@@ -88,11 +88,14 @@ def _trial(row: dict, task, train, asked, seed: int, options: dict, truth, chose
     return float(lds(found, truth.subsets, truth.outputs[:, :, chosen]).mean())
 
 
-@lru_cache(maxsize=8)
-def _queries(testbed: Testbed, key: str, which: str):
+def queries_once(testbed: Testbed, which: str = "all"):
     """All queries, or the held-out tune queries: one object each, so that methods can remember what they did for it."""
-    asked = models.query_examples(testbed)
-    rows = models.query_rows(testbed)
+    return _queries_once(testbed, models.model_key(testbed), which)
+
+
+@lru_cache(maxsize=8)
+def _queries_once(testbed: Testbed, key: str, which: str):
+    asked, rows = models.query_examples(testbed), models.query_rows(testbed)
     tune_rows = [row["split"] == "tune" and row["query_set"] == "held_out" for row in rows]
     return asked if which == "all" else take(asked, np.array(tune_rows))
 
@@ -127,7 +130,7 @@ def run(testbed: Testbed, row_id: str) -> np.ndarray:
     The record holds the options used, ``seconds``, the memory that the run added (``added_mb``) and ``peak_mb``.
     """
     row = row_of(testbed, row_id)
-    used, asked = options_of(testbed, row), _queries(testbed, models.model_key(testbed), "all")
+    used, asked = options_of(testbed, row), queries_once(testbed)
     before = psutil.Process().memory_info().rss / 1e6
     with Stopwatch() as watch:
         scores = ensemble(testbed, row, asked, used)
@@ -320,7 +323,7 @@ def _provenance(
 
 def _common_words(testbed: Testbed) -> np.ndarray:
     """BM25 of every query and document, [Q, N]: what "few words in common" is measured by, whatever rows there are."""
-    asked = _queries(testbed, models.model_key(testbed), "all")
+    asked = queries_once(testbed)
     return attribution.attribute("bm25", models.load_task(testbed), testbed.train, asked)
 
 

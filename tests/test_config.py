@@ -135,6 +135,14 @@ MISTAKES = {
         people(removals={"rows": ["gradient_dt"]}),
         ["removals.rows: 'gradient_dt'", "did you mean 'gradient_dot'"],
     ),
+    "removal of more": (
+        people(removals={"more_k": {"bm25": [6]}}),
+        ["removals.more_k: 'bm25'", "one of removals.rows"],
+    ),
+    "removal of the same": (
+        people(removals={"more_k": {"gradient_dot": [3, 6]}}),
+        ["more_k.gradient_dot: [3, 6]", "name other k"],
+    ),
     "testbed name": (
         {"testbeds": {"My Data": {"corpus": {"kind": "people"}}}},
         ["testbeds: 'My Data' is not allowed"],
@@ -178,7 +186,7 @@ CLAIM = {
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"rows": [ROW, ROW]}, ["rows[0].id: 'random'", "unique"]),
+        ({"rows": [ROW, ROW]}, ["rows[1].id: 'random'", "unique on a testbed"]),
         ({"rows": [{**ROW, "testbeds": ["peple"]}]}, ["rows[0].testbeds: 'peple'", "did you mean 'people'"]),
         ({"rows": [{**ROW, "notebook": "first"}]}, ["rows[0].notebook: 'first'", "text that matches"]),
         ({"rows": [{**ROW, "metod": "x"}]}, ["rows[0].metod: unknown key", "did you mean 'method'"]),

@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from tda.evaluation.retrieval import average_precision, mrr, precision_at_k, recall_at_k
+from tda.evaluation.retrieval import average_precision, lift_among, mrr, precision_at_k, recall_at_k
 
 
 def brute_force(scores, relevant, k):
@@ -81,3 +81,14 @@ def test_bad_input():
     ]:
         with pytest.raises(ValueError, match=text):
             call()
+
+
+def test_lift_among_is_chance_corrected_precision_in_the_part():
+    scores = np.array([[9.0, 8, 7, 6, 5, 4], [1, 2, 3, 4, 5, 6]])
+    relevant = np.array([[True, False, True, False, False, True], [False] * 5 + [True]])
+    among = np.array([[False, True, True, True, True, True], [True] * 5 + [False]])
+    # query 0: of documents 1-5 the two best are 1 and 2, one of them relevant, and two in five are; query 1: none there
+    np.testing.assert_allclose(lift_among(scores, relevant, among, 2), [1 / 2 - 2 / 5, 0.0])
+    rng = np.random.default_rng(0)
+    wide, right, part = rng.random((400, 60)), rng.random((400, 60)) < 0.2, rng.random((400, 60)) < 0.5
+    assert abs(lift_among(wide, right, part, 5).mean()) < 0.03, "chance is zero"

@@ -194,7 +194,8 @@ def test_zero_removal_is_the_full_run_exactly(removed):
     both = np.stack(
         [[retrain.retrained(testbed, ~m, s, "mask").outputs[0] for s in nothing.seeds] for m in nothing.removed]
     )
-    assert removal.loss_changes(nothing, both)["nothing"].tolist() == [0.0], "removing nothing changes nothing, exactly"
+    changes = removal.loss_changes(nothing, both, 0)
+    assert changes["nothing"].tolist() == [0.0], "removing nothing changes nothing, exactly"
 
 
 def test_a_document_removed_in_vain_changes_only_through_training(removed):
@@ -214,7 +215,7 @@ def test_loss_changes_by_hand():
     outputs[1, :, 2] = 6, 8  # mean 7, minus 4
     outputs[2, :, 2] = 4, 4
     outputs[3, :, 0] = 0, 1  # 0.5 - 2
-    changes = removal.loss_changes(planned, outputs)
+    changes = removal.loss_changes(planned, outputs, 1)
     assert changes["a"].tolist() == [3.0, -1.5] and changes["b"].tolist() == [0.0] and set(changes) == {"a", "b"}
 
 
@@ -242,3 +243,29 @@ def test_impossible_removals_are_refused(removed):
         changed.settings["removals"] |= change
         with pytest.raises(ValueError, match="at least 2 queries and 0 < k < N are needed"):
             removal.plan(changed, scores)
+
+
+def test_further_k_extend_the_same_ranking_and_the_same_random_draw(removed):
+    testbed, planned, _ = removed
+    changed = make_testbed(testbed.folder)
+    changed.settings["removals"] |= {"more_k": {"stating": [5, 8]}}
+    scores = {"stating": models.relevance(testbed).astype(float), "other": -models.relevance(testbed).astype(float)}
+    more = removal.plan(changed, scores)
+    for q in sorted(set(more.query[1:])):
+        of = {(r, k): m for r, k, p, m in zip(more.row_id, more.k, more.query, more.removed, strict=True) if p == q}
+        assert set(of) == {("other", 3)} | {(r, k) for r in ("stating", "random_k") for k in (3, 5, 8)}
+        for row in ("stating", "random_k"):
+            assert [int(of[row, k].sum()) for k in (3, 5, 8)] == [3, 5, 8]
+            assert (of[row, 3] <= of[row, 5]).all() and (of[row, 5] <= of[row, 8]).all()
+
+
+def test_claims_on_removals_stand_above_random_by_hand():
+    rows = ["zero_removal", "a", "a", "random_k", "random_k"]
+    planned = removal.Removals(np.zeros((5, 4), bool), rows, np.array([-1, 0, 0, 0, 0]), np.array([0, 2, 4, 2, 4]), [7])
+    outputs = np.array([1.0, 4.0, 9.0, 1.5, 2.5])[:, None, None]
+    assert removal.claimed(planned, outputs, "a", "removal_2").tolist() == [3.0 - 0.5]
+    assert removal.claimed(planned, outputs, "a", "removal_growth").tolist() == [(8.0 - 1.5) - (3.0 - 0.5)]
+    with pytest.raises(ValueError, match=r"row 'a' was removed with k in \[2, 4\]; 'removal_3' needs other k"):
+        removal.claimed(planned, outputs, "a", "removal_3")
+    with pytest.raises(ValueError, match="removal_growth"):
+        removal.claimed(planned, outputs, "zero_removal", "removal_growth")

@@ -102,7 +102,8 @@ def test_figures_belong_to_notebooks():
     for name, files in figures.items():
         assert (ROOT / "notebooks" / f"{name}.ipynb").exists(), name
         for file in files:  # a picture named after its chapter, or a table
-            assert re.fullmatch(rf"{name[:2]}_[a-z0-9_{{}}]+\.(png|svg|pdf)|tables/[a-z0-9_{{}}]+\.csv", file), file
+            picture = rf"{name[:2]}_[a-z0-9_{{}}]+\.(png|svg|pdf|html)"
+            assert re.fullmatch(picture + r"|tables/[a-z0-9_{}]+\.csv", file), file
 
 
 def test_lint_is_clean():

@@ -50,7 +50,7 @@ def attribute(
     damping: float = 0.1,
     ewc_weight: float = 50.0,
     max_rise: float = 1.0,
-    queries_at_once: int = 8,
+    queries_at_once: int = 16,
 ) -> np.ndarray:
     """BGO scores by finite steps, [Q, N], in nats.
 
@@ -86,7 +86,7 @@ def attribute_trajectory(
     damping: float = 0.1,
     ewc_weight: float = 50.0,
     max_rise: float = 1.0,
-    queries_at_once: int = 8,
+    queries_at_once: int = 16,
     checkpoints: int = 0,
 ) -> np.ndarray:
     """BGO along the trajectory: finite-step scores at ``checkpoints`` of the run (0: all), summed, [Q, N].
@@ -102,6 +102,15 @@ def attribute_trajectory(
         parts.append((scores / size[:, None], weight))
     scores = fisher.along(parts)
     return np.abs(scores) if ranking == "absolute" else scores
+
+
+def readings(task: Task, train: Examples, queries: Examples, **options) -> dict[tuple[str, str], np.ndarray]:
+    """``{(direction, ranking): scores [Q, N]}``: everything that one pair of (shared) sweeps can be read as."""
+    return {
+        (direction, ranking): attribute(task, train, queries, **options | {"direction": direction, "ranking": ranking})
+        for direction in DIRECTIONS
+        for ranking in RANKINGS
+    }
 
 
 def _difference(task, train, queries, direction, options) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +141,7 @@ def moved_losses(
     ewc_weight: float,
     max_rise: float,
     chunk: int = CHUNK,
-    queries_at_once: int = 8,
+    queries_at_once: int = 16,
 ) -> tuple[Tensor, Tensor]:
     """``(losses [Q, N] after moving the model along each query, eta [Q])``; shared by directions and rankings."""
     move = mover(task, train, sign, preconditioner, steps, step, unit, damping, ewc_weight, chunk)

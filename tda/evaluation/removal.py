@@ -108,7 +108,7 @@ def loss_changes(planned: Removals, outputs: np.ndarray, k: int) -> dict[str, np
     control = outputs[planned.row_id.index(ZERO)].mean(0)
     changes: dict[str, list[float]] = {}
     for row, q, size, losses in zip(planned.row_id, planned.query, planned.k, outputs, strict=True):
-        if size == k:
+        if row != ZERO and size == k:
             changes.setdefault(row, []).append(float(losses[:, q].mean() - control[q]))
     return {row: np.array(values) for row, values in changes.items()}
 
