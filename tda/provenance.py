@@ -88,10 +88,12 @@ def environment_record() -> dict[str, Any]:
 _running: list[Stopwatch] = []
 
 
-def charge(seconds: float) -> None:
-    """Add to every running :class:`Stopwatch` the seconds that a result took which was taken from memory instead."""
+def charge(token: object, seconds: float) -> None:
+    """Add to every running :class:`Stopwatch` the seconds of a result taken from memory, once per ``token``."""
     for watch in _running:
-        watch.seconds += seconds
+        if token not in watch.charged:
+            watch.charged.add(token)
+            watch.seconds += seconds
 
 
 class Stopwatch:
@@ -107,6 +109,7 @@ class Stopwatch:
 
     def __enter__(self) -> Self:
         self.seconds = self.cpu_seconds = self.peak_mb = 0.0
+        self.charged: set[object] = set()
         self._process, self._stop = psutil.Process(), threading.Event()
         self._sample()
         self._start, self._cpu = time.perf_counter(), time.process_time()

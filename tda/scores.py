@@ -9,9 +9,11 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 import psutil
+from sklearn.feature_extraction.text import CountVectorizer
 
 from tda import attribution, bank, config, models, queries
 from tda.artefacts import ArtefactError, key_of, load_arrays, read_json, save_arrays, write_json, write_table
+from tda.attribution.fisher import unit_scale
 from tda.evaluation import removal, retrieval
 from tda.evaluation.ceiling import Ceiling, ceiling
 from tda.evaluation.claims import Criterion, Measurement
@@ -103,7 +105,7 @@ def _queries_once(testbed: Testbed, key: str, which: str):
 def ensemble(testbed: Testbed, row: dict, asked, options: dict) -> np.ndarray:
     """Scores [Q, N] of a row: of one model, or summed over base models of ``row["seeds"]`` training seeds.
 
-    Each seed's scores are scaled to unit mean magnitude first, so that no seed outweighs the others.
+    Each seed's scores are scaled to unit mean magnitude per query first, so that no seed outweighs the others.
     """
     seeds = models.seeds_of(testbed)
     if row["seeds"] > len(seeds):
@@ -115,7 +117,7 @@ def ensemble(testbed: Testbed, row: dict, asked, options: dict) -> np.ndarray:
     for seed in seeds[: row["seeds"]]:
         task = models.load_task(testbed, seed)
         one = attribution.attribute(row["method"], task, testbed.train, asked, seed=testbed.config["seed"], **options)
-        found.append(one if row["seeds"] == 1 else one / np.abs(one).mean())
+        found.append(one if row["seeds"] == 1 else unit_scale(one))
     return np.sum(found, axis=0, dtype=np.float32)
 
 
@@ -322,9 +324,15 @@ def _provenance(
 
 
 def _common_words(testbed: Testbed) -> np.ndarray:
-    """BM25 of every query and document, [Q, N]: what "few words in common" is measured by, whatever rows there are."""
-    asked = queries_once(testbed)
-    return attribution.attribute("bm25", models.load_task(testbed), testbed.train, asked)
+    """Share of words in common (Jaccard index of the sets of words) of every query and document, [Q, N].
+
+    Not BM25's own score: a method must not be judged on a set that it has selected itself.
+    """
+    asked, documents = queries_once(testbed)["text"], testbed.train["text"]
+    counter = CountVectorizer(binary=True, token_pattern=r"\w+").fit([*asked, *documents])
+    a, b = (counter.transform(texts).astype(float) for texts in (asked, documents))
+    both = (a @ b.T).toarray()
+    return both / (np.asarray(a.sum(1)) + np.asarray(b.sum(1)).T - both)
 
 
 def _recall(k: int):

@@ -63,7 +63,7 @@ def attribute(
     :class:`StepTooLarge` where a step breaks the model (the scores would rank its ruins).
     """
     options = _checked("bgo", preconditioner, direction, ranking, steps, step, unit, damping, ewc_weight, max_rise)
-    scores, _ = _difference(task, train, queries, direction, (*options, chunk, queries_at_once))
+    scores = _difference(task, train, queries, direction, (*options, chunk, queries_at_once))
     return np.abs(scores) if ranking == "absolute" else scores
 
 
@@ -91,16 +91,17 @@ def attribute_trajectory(
 ) -> np.ndarray:
     """BGO along the trajectory: finite-step scores at ``checkpoints`` of the run (0: all), summed, [Q, N].
 
-    Each is divided by its step, so that it estimates ``g_i^T P g_q`` whatever step the query took there, and weighted
-    by the learning rate (:func:`tda.attribution.fisher.along`). The other options are those of :func:`attribute`.
+    Each checkpoint's scores are scaled to unit mean magnitude per query and weighted by the learning rate
+    (:func:`tda.attribution.fisher.along`). The other options are those of :func:`attribute`.
     """
     name = "bgo_trajectory"
     options = _checked(name, preconditioner, direction, ranking, steps, step, unit, damping, ewc_weight, max_rise)
-    parts = []
-    for part, weight in fisher.trajectory(task, checkpoints):
-        scores, size = _difference(part, train, queries, direction, (*options, chunk, queries_at_once))
-        parts.append((scores / size[:, None], weight))
-    scores = fisher.along(parts)
+    scores = fisher.along(
+        [
+            (_difference(part, train, queries, direction, (*options, chunk, queries_at_once)), weight)
+            for part, weight in fisher.trajectory(task, checkpoints)
+        ]
+    )
     return np.abs(scores) if ranking == "absolute" else scores
 
 
@@ -113,12 +114,12 @@ def readings(task: Task, train: Examples, queries: Examples, **options) -> dict[
     }
 
 
-def _difference(task, train, queries, direction, options) -> tuple[np.ndarray, np.ndarray]:
-    """Signed scores [Q, N] and the whole step between the two models [Q]."""
-    zero = base_losses(task, train), 0.0
-    up = moved_losses(task, train, queries, 1, *options) if direction != "descent" else zero
-    down = moved_losses(task, train, queries, -1, *options) if direction != "ascent" else zero
-    return (up[0] - down[0]).numpy(), np.asarray((up[1] + down[1]) * options[1])
+def _difference(task, train, queries, direction, options) -> np.ndarray:
+    """Signed scores [Q, N]."""
+    base = base_losses(task, train)
+    up = moved_losses(task, train, queries, 1, *options)[0] if direction != "descent" else base
+    down = moved_losses(task, train, queries, -1, *options)[0] if direction != "ascent" else base
+    return (up - down).numpy()
 
 
 @remembered(2)

@@ -137,12 +137,17 @@ def trajectory(task: Task, checkpoints: int) -> list[tuple[Task, float]]:
 
 
 def along(parts: list[tuple[np.ndarray, float]]) -> np.ndarray:
-    """Weighted sum of score matrices, each first scaled to unit mean magnitude.
+    """Weighted sum of score matrices [Q, N], each query's scores first scaled to unit mean magnitude.
 
     The inverse Fisher grows as the gradients shrink, so the raw scores of late checkpoints would drown the early ones,
-    where most of the learning happens.
+    where most of the learning happens. Scaling query by query keeps a query's scores independent of what else is asked.
     """
-    return sum(weight * scores / max(np.abs(scores).mean(), np.finfo(np.float32).tiny) for scores, weight in parts)
+    return sum(weight * unit_scale(scores) for scores, weight in parts)
+
+
+def unit_scale(scores: np.ndarray) -> np.ndarray:
+    """Scores [Q, N] with mean magnitude 1 in every row (rows of zeros stay)."""
+    return scores / np.maximum(np.abs(scores).mean(1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 def check(kind: str, allowed: tuple[str, ...], damping: float, name: str) -> None:

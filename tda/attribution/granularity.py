@@ -51,7 +51,8 @@ def aggregate(
         return [tokens[:, i, target[i]] for i in range(len(target))]
     if level in ("document", "author"):
         documents = (tokens * target).sum(2) / target.sum(1)
-        return documents if level == "document" else _by_author(documents, authors or examples["entity"])
+        authors = examples["entity"] if authors is None and level == "author" else authors
+        return documents if level == "document" else _by_author(documents, authors)
     if tokenizer is None or (level == "passage" and spans is None):
         raise ValueError(f"granularity {level!r} needs {'a tokenizer' if tokenizer is None else 'spans'}.")
     spans = [sentences(text) for text in examples["text"]] if spans is None else spans

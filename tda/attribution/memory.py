@@ -2,24 +2,46 @@
 
 Rows of a table often differ only in how the same numbers are read (two directions of one sweep, two damping values on
 one Gram matrix). Recomputing them would double the cost of a run; a silent cache would make the second row look free.
-So a remembered result carries the seconds that it took, and whoever takes it out is charged for them
-(:func:`tda.provenance.charge`).
+So a remembered result knows the seconds that it took, and the remembered results that it was made from; whoever takes
+it out is charged for all of them, each once per :class:`tda.provenance.Stopwatch`, as if nobody had computed them.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 from tda.provenance import charge
 
 PLAIN = (str, int, float, bool, type(None))
 
 
+@dataclass
+class _Entry:
+    """A result with its own seconds, and those of the remembered results it used (``token -> seconds``)."""
+
+    arguments: tuple
+    result: Any = None
+    seconds: float = 0.0
+    nested: float = 0.0
+    token: object = field(default_factory=object)
+    uses: dict[object, float] = field(default_factory=dict)
+
+    @property
+    def bill(self) -> dict[object, float]:
+        return self.uses | {self.token: self.seconds}
+
+
+_computing: list[_Entry] = []  # the calls that are running, innermost last
+
+
 def remembered(size: int = 1) -> Callable:
-    """Decorator: keep the last ``size`` results of a function of positional arguments.
+    """Decorator: keep the last ``size`` results of a function.
 
     Plain values are compared by value, everything else (a task, a corpus) by identity; the arguments are held, so that
     an identity cannot pass to another object. Contents must not be changed in place. An old result is freed *before* a
@@ -28,23 +50,43 @@ def remembered(size: int = 1) -> Callable:
 
     def decorate(function: Callable) -> Callable:
         kept: OrderedDict = OrderedDict()
+        signature = inspect.signature(function)
 
         @functools.wraps(function)
-        def recall(*arguments):
-            key = tuple((type(a), a) if isinstance(a, PLAIN) else id(a) for a in arguments)
+        def recall(*positional, **named):
+            bound = signature.bind(*positional, **named)
+            bound.apply_defaults()  # the same call, however its defaults are spelled
+            key = tuple((type(a), a) if isinstance(a, PLAIN) else id(a) for a in bound.args)
             if key in kept:
                 kept.move_to_end(key)
-                _, result, seconds = kept[key]
-                charge(seconds)
-                return result
-            while len(kept) >= size:
-                kept.popitem(last=False)
-            began = time.perf_counter()
-            result = function(*arguments)
-            kept[key] = (arguments, result, time.perf_counter() - began)
-            return result
+            else:
+                while len(kept) >= size:
+                    kept.popitem(last=False)
+                kept[key] = _compute(function, bound.args)
+            entry = kept[key]
+            if _computing:
+                _computing[-1].uses.update(entry.bill)
+            for token, seconds in entry.bill.items():
+                charge(token, seconds)
+            return entry.result
 
         recall.forget = kept.clear
         return recall
 
     return decorate
+
+
+def _compute(function: Callable, arguments: tuple) -> _Entry:
+    entry = _Entry(arguments)
+    _computing.append(entry)
+    began = time.perf_counter()
+    try:
+        entry.result = function(*arguments)
+    finally:
+        _computing.pop()
+        elapsed = time.perf_counter() - began
+        if _computing:
+            _computing[-1].nested += elapsed
+    entry.seconds = elapsed - entry.nested
+    charge(entry.token, 0.0)  # the clock has counted it already: never charge it to this stopwatch again
+    return entry

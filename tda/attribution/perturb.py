@@ -5,7 +5,7 @@ ascends the query's loss (unlearns it), -1 descends it.
 
 The step size comes in two units. ``absolute`` is the published one. ``relative`` sets it per query from the change
 that it makes to the query's own loss: T steps change it by ``step`` times itself, to first order. That is free of the
-model's scale, and small where there is little loss to move (a memorised answer).
+scale of the model and of the preconditioner.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tda.task import Examples, Params, Task, chunks, n_examples, take
 
 SWEEP = 16  # documents swept at once
 CLIP, BETA1, BETA2, EPSILON = 1.0, 0.9, 0.999, 1e-8  # AdamW of the EWC variant
-RELEASED_DECAY = 0.01
+DECAY = 0.01  # its weight decay, as in the first release
 UNITS = ("relative", "absolute")
 
 
@@ -61,7 +61,7 @@ def ewc_steps(
     """T AdamW steps on the query under an elastic penalty ``weight sum_j F_j (theta_j - theta0_j)^2``.
 
     With s = -sign: ``released`` minimises ``s (loss + penalty)``, so that ascent *rewards* distance from the trained
-    model; otherwise ``s loss + penalty``, which restrains both directions. The released form also decays the weights.
+    model; otherwise ``s loss + penalty``, which restrains both directions. That sign is the only difference.
     Returns parameters [B, ...] and AdamW's learning rate [B]; in relative units ``step l_q / (T |g|_1)``, because its
     first step moves every parameter by the learning rate.
     """
@@ -79,7 +79,7 @@ def ewc_steps(
         first = BETA1 * first + (1 - BETA1) * g
         second = BETA2 * second + (1 - BETA2) * g.square()
         update = (first / (1 - BETA1 ** (done + 1))) / ((second / (1 - BETA2 ** (done + 1))).sqrt() + EPSILON)
-        theta = theta - rate.unsqueeze(1) * (update + (RELEASED_DECAY * theta if released else 0.0))
+        theta = theta - rate.unsqueeze(1) * (update + DECAY * theta)
     return unflatten(theta, task.params), rate
 
 
