@@ -45,7 +45,7 @@ def attribute(
     direction: str = "bidirectional",
     ranking: str = "signed",
     steps: int = 3,
-    step: float = 0.5,
+    step: float = 0.1,
     unit: str = "relative",
     damping: float = 0.1,
     ewc_weight: float = 50.0,
@@ -81,7 +81,7 @@ def attribute_trajectory(
     direction: str = "bidirectional",
     ranking: str = "signed",
     steps: int = 3,
-    step: float = 0.5,
+    step: float = 0.1,
     unit: str = "relative",
     damping: float = 0.1,
     ewc_weight: float = 50.0,
@@ -193,7 +193,7 @@ def perturbed(task: Task, train: Examples, queries: Examples, sign: int, **optio
 
     ``options``: those of :func:`attribute`; the ones that only concern how its scores are read are ignored.
     """
-    settings = {"preconditioner": "diagonal", "steps": 3, "step": 0.5} | options
+    settings = {"preconditioner": "diagonal", "steps": 3, "step": 0.1} | options
     settings = {name: value for name, value in settings.items() if name not in READING}
     return mover(task, train, sign, **settings)(batch_of(queries))
 
