@@ -52,8 +52,7 @@ def tune(testbed: Testbed, row: dict) -> dict:
     )
     if path.exists() and read_json(path).get("key") == key:
         return read_json(path)
-    asked = models.query_rows(testbed)
-    chosen = np.array([r["split"] == "tune" and r["query_set"] == "held_out" for r in asked])
+    chosen = _tune_queries(testbed)
     if not chosen.any():
         raise ValueError(
             f"row {row['id']!r} is to be tuned, but no held-out query is in the tune split; raise queries.tune."
@@ -97,9 +96,13 @@ def queries_once(testbed: Testbed, which: str = "all"):
 
 @lru_cache(maxsize=8)
 def _queries_once(testbed: Testbed, key: str, which: str):
-    asked, rows = models.query_examples(testbed), models.query_rows(testbed)
-    tune_rows = [row["split"] == "tune" and row["query_set"] == "held_out" for row in rows]
-    return asked if which == "all" else take(asked, np.array(tune_rows))
+    asked = models.query_examples(testbed)
+    return asked if which == "all" else take(asked, _tune_queries(testbed))
+
+
+def _tune_queries(testbed: Testbed) -> np.ndarray:
+    """[Q] bool: the held-out queries that hyper-parameters are chosen on."""
+    return np.array([r["split"] == "tune" and r["query_set"] == "held_out" for r in models.query_rows(testbed)])
 
 
 def ensemble(testbed: Testbed, row: dict, asked, options: dict) -> np.ndarray:
@@ -262,7 +265,7 @@ def removal_rows(testbed: Testbed) -> list[str]:
 def _measure_removal(testbed: Testbed, claim: dict) -> Measurement:
     """A claim on removals: above random documents, or above another row's."""
     planned = removal.plan(testbed, {row: load(testbed, row)[0] for row in removal_rows(testbed)})
-    outputs = removal.merge(testbed, planned)
+    outputs = removal.load(testbed, planned)
     values = removal.claimed(planned, outputs, claim["row"], claim["metric"])
     if claim["against"]:
         values = values - removal.claimed(planned, outputs, claim["against"], claim["metric"])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -269,3 +270,13 @@ def test_claims_on_removals_stand_above_random_by_hand():
         removal.claimed(planned, outputs, "a", "removal_3")
     with pytest.raises(ValueError, match="removal_growth"):
         removal.claimed(planned, outputs, "zero_removal", "removal_growth")
+
+
+def test_a_merged_plan_is_read_and_another_one_is_not(removed, monkeypatch):
+    testbed, planned, outputs = removed
+    removal.merge(testbed, planned)
+    with monkeypatch.context() as patch:
+        patch.setattr(removal, "merge", lambda *arguments: "merged")
+        np.testing.assert_array_equal(removal.load(testbed, planned), outputs)
+        for other in (replace(planned, seeds=planned.seeds[:1]), replace(planned, removed=~planned.removed)):
+            assert removal.load(testbed, other) == "merged"

@@ -117,8 +117,8 @@ def readings(task: Task, train: Examples, queries: Examples, **options) -> dict[
 def _difference(task, train, queries, direction, options) -> np.ndarray:
     """Signed scores [Q, N]."""
     base = base_losses(task, train)
-    up = moved_losses(task, train, queries, 1, *options)[0] if direction != "descent" else base
-    down = moved_losses(task, train, queries, -1, *options)[0] if direction != "ascent" else base
+    up = moved_losses(task, train, queries, 1, *options) if direction != "descent" else base
+    down = moved_losses(task, train, queries, -1, *options) if direction != "ascent" else base
     return (up - down).numpy()
 
 
@@ -143,12 +143,12 @@ def moved_losses(
     max_rise: float,
     chunk: int = CHUNK,
     queries_at_once: int = 16,
-) -> tuple[Tensor, Tensor]:
-    """``(losses [Q, N] after moving the model along each query, eta [Q])``; shared by directions and rankings."""
+) -> Tensor:
+    """Losses [Q, N] of the documents after moving the model along each query; shared by directions and rankings."""
     move = mover(task, train, sign, preconditioner, steps, step, unit, damping, ewc_weight, chunk)
-    base, losses, sizes = base_losses(task, train).mean(), [], []
+    base, losses = base_losses(task, train).mean(), []
     for part in chunks(n_examples(queries), queries_at_once):
-        models, eta = move(batch_of(take(queries, part)))
+        models, _ = move(batch_of(take(queries, part)))
         swept = sweep(task, models, train)
         rise = swept.mean(1) - base
         bad = torch.nonzero(~(rise <= max_rise)).flatten().tolist()
@@ -159,8 +159,7 @@ def moved_losses(
                 f"allowed. Lower step, or raise damping; a broken model ranks noise."
             )
         losses.append(swept)
-        sizes.append(eta)
-    return torch.cat(losses), torch.cat(sizes)
+    return torch.cat(losses)
 
 
 def mover(task, train, sign, preconditioner, steps, step, unit="relative", damping=0.1, ewc_weight=50.0, chunk=CHUNK):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tda import models
-from tda.artefacts import key_of, save_arrays, write_json
+from tda.artefacts import key_of, load_arrays, save_arrays, write_json
 from tda.provenance import Stopwatch, record
 from tda.retrain import bank_seeds, retrain_all, truth_key
 from tda.testbeds import Testbed
@@ -94,9 +94,23 @@ def merge(testbed: Testbed, planned: Removals, progress: Callable[[str], None] |
         "k": planned.k,
         "seeds": np.array(planned.seeds),
     }
-    made = record(testbed.settings["removals"], planned.seeds, key=key_of([truth_key(testbed), arrays["removed"]]))
+    made = record(testbed.settings["removals"], planned.seeds, key=_key(testbed, planned))
     save_arrays(testbed.folder / "removals.npz", arrays, made | {"kind": "removals"})
     return outputs
+
+
+def load(testbed: Testbed, planned: Removals) -> np.ndarray:
+    """Losses [K, R, Q] of a plan: read if it was merged, merged otherwise."""
+    path = testbed.folder / "removals.npz"
+    if path.exists():
+        arrays, made = load_arrays(path, "removals", ("outputs",))
+        if made.get("key") == _key(testbed, planned):
+            return arrays["outputs"]
+    return merge(testbed, planned)
+
+
+def _key(testbed: Testbed, planned: Removals) -> str:
+    return key_of([truth_key(testbed), planned.removed, planned.seeds])
 
 
 def loss_changes(planned: Removals, outputs: np.ndarray, k: int) -> dict[str, np.ndarray]:
