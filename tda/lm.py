@@ -198,6 +198,18 @@ def loss_function(model: torch.nn.Module) -> Callable[..., Tensor]:
     return loss_fn
 
 
+def outputs_function(model: torch.nn.Module) -> Callable[[Params, Examples], tuple[Tensor, Tensor]]:
+    """``f(params, batch) -> (logits [B, T, V], targets [B, T])`` through the modules of the model; a target is -100
+    where nothing is predicted. See :class:`tda.task.Task`.
+    """
+
+    def outputs(params: Params, batch: Examples) -> tuple[Tensor, Tensor]:
+        logits = torch.func.functional_call(model, params, (), {"input_ids": batch["input_ids"]}).logits
+        return logits, F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
+
+    return outputs
+
+
 def encode(tokenizer: Tokenizer, texts: Sequence[str], context: int, targets: Sequence[str] | None = None) -> Examples:
     """Texts as tensors: ``input_ids`` and ``labels`` [N, T], right-padded, each text after a document boundary.
 

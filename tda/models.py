@@ -186,4 +186,4 @@ def _task(testbed: Testbed, seed: int, key: str) -> Task:
         "group": lambda examples: examples["entity"],
         "features": lambda examples: lm.hidden_states(model, params, examples),
     }
-    return Task(testbed.name, loss_fn, params, model, run, encode)
+    return Task(testbed.name, loss_fn, params, model, run, encode, lm.outputs_function(model))

@@ -73,6 +73,10 @@ class Task:
     - ``"example"``: l_i, [B];
     - ``"token"``: the negative log-likelihood of every token, [B, T], zero where a position is not a target.
 
+    ``outputs_fn(params, batch) -> (logits [B, T, C], targets [B, T])`` is the same loss taken apart, for methods that
+    use the curvature of the loss in the outputs: l_i is the mean cross-entropy over the targets of i that are not -100
+    (a classifier has T = 1). It runs the modules of ``model``, so that hooks on its layers see inputs and outputs.
+
     ``params`` are the trained parameters, ``run`` the training record, ``encode`` a dict of feature extractors:
     ``encode["text"](examples)`` a list of strings, ``encode["features"](examples)`` an array [N, D],
     ``encode["group"](examples)`` the metadata label (person, author, class) of every example.
@@ -84,6 +88,7 @@ class Task:
     model: torch.nn.Module | None = None
     run: TrainingRun | None = None
     encode: dict[str, Callable[[Examples], Any]] = field(default_factory=dict)
+    outputs_fn: Callable[[Params, Examples], tuple[Tensor, Tensor]] | None = None
 
 
 def n_examples(examples: Examples) -> int:

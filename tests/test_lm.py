@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tda import lm
+from tda.task import take, tensors
 from tda.testbeds import people
 from tda.testbeds.authors import train_bpe
 
@@ -146,6 +147,15 @@ def test_reductions_are_one_loss():
     assert example.dtype == torch.float32
     with pytest.raises(ValueError, match="reduction='none'.*'token'"):
         loss_fn(params, examples, "none")
+
+
+def test_the_outputs_carry_the_same_loss(task, tiny):
+    """Curvature methods see the loss through ``outputs_fn``; it must be the loss that was trained, also under grad."""
+    batch = tensors(take(tiny.train, slice(0, 5)))
+    logits, targets = task.outputs_fn(task.params, batch)
+    nll = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=lm.IGNORE, reduction="none")
+    example = nll.sum(1) / (targets != lm.IGNORE).sum(1)
+    torch.testing.assert_close(example, task.loss_fn(task.params, batch, "example"), rtol=1e-5, atol=1e-6)
 
 
 def test_losses_do_not_depend_on_the_chunk():
