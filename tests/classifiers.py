@@ -18,12 +18,8 @@ def task_of(model, params, run=None, name="digits"):
     def loss_fn(params, batch, reduction="mean"):
         logits = functional_call(model, params, (batch["inputs"],))
         example = F.cross_entropy(logits, batch["labels"], reduction="none")
-        return {
-            "mean": example.mean,
-            "sum": example.sum,
-            "example": lambda: example,
-            "token": lambda: example[:, None],
-        }[reduction]()
+        token = example.unsqueeze(1)
+        return {"mean": example.mean(), "sum": example.sum(), "example": example, "token": token}[reduction]
 
     return Task(name, loss_fn, params, model, run, {}, outputs_fn)
 
