@@ -1,4 +1,4 @@
-"""SOURCE against exact unrolling where its assumptions hold, against materialised matrix functions, and in its limits."""
+"""SOURCE against exact unrolling where its assumptions hold, against written-out matrix functions, and in its limits."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def squared(params, batch, reduction="mean"):
 
 
 def frozen(params, batch, reduction="mean"):
-    """SOURCE's assumptions made true: the examples are linear, and a few springs (labels > 0) hold all the curvature."""
+    """SOURCE's assumptions made true: linear examples, and a few springs (labels > 0) that hold all the curvature."""
     example = batch["inputs"] @ params["w"] + 0.5 * batch["labels"] * (params["w"] @ CURVATURE @ params["w"])
     return {"mean": example.mean, "sum": example.sum, "example": lambda: example}[reduction]()
 
@@ -71,9 +71,7 @@ def scored(loss_fn, variant, segments=1, **options):
     data, queries, recording, task, parts = setting(loss_fn, segments=segments, **options)
     operators = [Dense(hessian(loss_fn, part.tasks[0].params, data)) for part in parts]
     asked = matrix(task, queries)
-    found = scores_of(
-        parts, operators, data, asked, recording.momentum, recording.weight_decay, variant
-    )
+    found = scores_of(parts, operators, data, asked, recording.momentum, recording.weight_decay, variant)
     cuts = np.cumsum([len(part.rates) for part in parts])[:-1]
     wanted = unrolled(loss_fn, data, queries, recording, cuts=cuts).numpy()
     plain = slice(0, N - 1) if loss_fn is frozen else slice(None)  # the spring's own gradient moves

@@ -1,4 +1,4 @@
-"""Exact unrolling against autograd through a training loop, against retraining with another weight, and its refusals."""
+"""Exact unrolling against autograd through a training loop, retraining with other weights, and its refusals."""
 
 from dataclasses import replace
 
@@ -35,8 +35,8 @@ def setting(seed=0, n=11, epochs=3, batch=4, momentum=0.9, weight_decay=0.02, lr
     return data, queries, Recording(params, steps, rates, momentum, weight_decay)
 
 
-def train_with(weights, data, recording, start=0, stop=None):
-    """torch's own SGD arithmetic, written as plain tensors so that autograd can go through it; [N] or [T, N] weights."""
+def train_with(weights, data, recording):
+    """torch's SGD written with plain tensors, so that autograd can go through it; weights [N], or [T, N] by step."""
     params = {k: v.clone() for k, v in recording.initial.items()}
     velocity = {k: torch.zeros_like(v) for k, v in params.items()}
     for t, ((members, divisor), lr) in enumerate(zip(recording.steps, recording.rates, strict=True)):

@@ -11,29 +11,29 @@ and
 
     score(q, i) = sum_l <r_l S_{l+1} ... S_L grad l_q(theta_T), gbar_{l,i}> / N_l
 
-with gbar_{l,i} the mean gradient of example i over the segment's checkpoints and N_l the examples of the segment. It is read
-from the right: start with the query's gradient, apply r for the scores, S to go one segment back. The unit is that of
-:mod:`tda.attribution.unroll`: the fall of the query's loss (nats) per unit of the weight of example i; positive = proponent.
-With one segment and a long run r(H) tends to H^-1: influence without damping. Directions with eta K w << 1 are left as
-they are, so that 1 / (eta K) plays the part of a damping.
+with gbar_{l,i} the mean gradient of example i over the segment's checkpoints and N_l the number of examples of the
+segment. It is read from the right: start with the query's gradient, apply r for the scores, S to go one segment back.
+The unit is that of :mod:`tda.attribution.unroll`: the fall of the query's loss (nats) per unit of the weight of example
+i; positive = proponent. With one segment and a long run r(H) tends to H^-1: influence without damping. Directions with
+eta K w << 1 are left as they are, so that 1 / (eta K) plays the part of a damping.
 
-Variants: ``exponential`` (the paper's); ``fast`` (FAST-SOURCE: gradients and curvature once, at the mean parameters of a
-segment); ``exact``, our own reading of "the exact SGD form": the recursion of SGD itself, momentum and learning rates
-included, on every eigenvalue, which equals unrolling wherever the curvature really is constant. For a constant rate
-without momentum its S is (1 - eta w)^K. The formulas hold for SGD. The paper's treatment of Adam is not known to us, so a
-model trained by another optimiser is refused.
+Variants: ``exponential`` (the paper's); ``fast`` (FAST-SOURCE: gradients and curvature once, at the mean parameters of
+a segment); ``exact`` (ours): the recursion of SGD itself, momentum and learning rates included, on every eigenvalue. It
+equals unrolling wherever gradients and curvature really are constant; for a constant rate without momentum its S is
+(1 - eta w)^K. All of this holds for SGD. The paper's treatment of Adam is not known to us, so a model trained by another
+optimiser is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tda.attribution.gradients import CHUNK, blocks, matrix
+from tda.attribution.gradients import CHUNK, blocks
 from tda.task import Checkpoint, Examples, Task, n_examples, take
 
 VARIANTS = ("exponential", "exact", "fast")
@@ -80,7 +80,7 @@ def segments_of(task: Task, checkpoints: Sequence[Checkpoint], rates: np.ndarray
 
 
 def responses(eigenvalues: Tensor, rates: np.ndarray, momentum: float) -> Tensor:
-    """What a segment of SGD does to the derivatives (p by theta, u by v) along eigenvectors of its curvature: [3, 2, ...].
+    """What one segment of SGD does to the derivatives (p by theta, u by v) along eigenvectors, [3, 2, W].
 
     Row 0: what it adds to the score's direction, rows 1 and 2: what leaves it as p and as u; column 0 per unit of p,
     column 1 per unit of u that enter. The recursion of :mod:`tda.attribution.unroll` with the Hessian a number.
@@ -98,7 +98,7 @@ def responses(eigenvalues: Tensor, rates: np.ndarray, momentum: float) -> Tensor
 def propagate(
     operators: Sequence, rates: Sequence[np.ndarray], asked: Tensor, momentum: float, weight_decay: float, variant: str
 ) -> list[Tensor]:
-    """The directions ``r_l S_{l+1} ... S_L g_q``, [Q, P] for every segment l, from the query gradients ``asked`` [Q, P].
+    """The directions ``r_l S_{l+1} ... S_L g_q``, [Q, P] for each segment l, from the query gradients ``asked`` [Q, P].
 
     ``operators``: the mean curvature of each segment, anything with ``function(f, V [B, P]) -> V f(H)``; ``rates``: its
     learning rates. Raises ``ValueError`` where frozen curvature makes a perturbation explode.
@@ -167,7 +167,7 @@ def scores_of(
     variant: str,
     chunk: int = CHUNK,
 ) -> np.ndarray:
-    """Scores by segment, [L, Q, N]: what the examples taught in each stretch of training. Their sum is SOURCE's score."""
+    """Scores by segment, [L, Q, N]: what the examples taught in each stretch. Their sum is SOURCE's score."""
     along = propagate(operators, [s.rates for s in segments], asked, momentum, weight_decay, variant)
     scores = np.zeros((len(segments), len(asked), n_examples(train)))
     for place, (segment, direction) in enumerate(zip(segments, along, strict=True)):

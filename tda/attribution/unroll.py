@@ -1,22 +1,22 @@
 """Exact unrolling: the derivative of a query's final loss with respect to the weight of every training example.
 
-SGD with momentum mu and (coupled) weight decay wd visits the batches B_0, ..., B_{T-1} with learning rates eta_t. Give the
-loss of example i the weight w_i (1 in the recorded run) and keep the divisor of every batch:
+SGD with momentum mu and (coupled) weight decay wd visits the batches B_0, ..., B_{T-1} with learning rates eta_t. Give
+the loss of example i the weight w_i (1 in the recorded run) and keep the divisor of every batch:
 
     v_{t+1}     = mu v_t + (1/|B_t|) sum_{i in B_t} w_i grad l_i(theta_t) + wd theta_t
     theta_{t+1} = theta_t - eta_t v_{t+1}
 
 The final loss l_q(theta_T) is a function of w. Its gradient comes from one pass backwards through the recorded run
-(Hara et al. 2019; MAGIC, Ilyas and Engstrom 2025). With p and u the derivatives of l_q(theta_T) by theta and by v, u = 0 at
-the end and p = grad l_q(theta_T):
+(Hara et al. 2019; MAGIC, Ilyas and Engstrom 2025). With p and u the derivatives of l_q(theta_T) by theta and by v,
+u = 0 at the end and p = grad l_q(theta_T):
 
     a   = u - eta_t p                                   the derivative by v_{t+1}, both ways taken together
     score_i += -<a, grad l_i(theta_t)> / |B_t|          for i in B_t
     p  <- p + H_t a + wd a,    u <- mu a                H_t the Hessian of the batch's mean loss at theta_t
 
-so ``score_i = - d l_q(theta_T) / d w_i`` in nats: positive = a little more of i lowers the query's loss (a proponent). Nothing
-is approximated but the training itself: the random initialisation and the order of the data are those of the recorded
-run. It is the slope at w = 1; removing an example is the whole way to w = 0, and the loss need not be linear on it.
+so ``score_i = - d l_q(theta_T) / d w_i`` in nats: positive = a little more of i lowers the query's loss (a proponent).
+Nothing is approximated; the initialisation and the order of the data are those of the recorded run. It is the slope at
+w = 1: removing an example is the whole way to w = 0, and the loss need not be linear along it.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Recording:
     def __post_init__(self):
         if not len(self.steps) or len(self.rates) != len(self.steps):
             raise ValueError(
-                f"the record holds {len(self.rates)} learning rates for {len(self.steps)} steps; one each, and at least "
-                f"one, is needed. The rates are of another run, or the data order is: train again."
+                f"the record holds {len(self.rates)} learning rates for {len(self.steps)} steps; one each is needed, "
+                f"and at least one. They belong to different runs: train again."
             )
         if not 0 <= self.momentum < 1 or self.weight_decay < 0:
             raise ValueError(
@@ -138,7 +138,7 @@ class _Replay:
         return self.loss_fn(vector, {k: v.unsqueeze(0) for k, v in example.items()}, "sum")
 
     def run(self, state, steps: range, kept: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """(theta, v) after ``steps``, from the state before them (``None``: the start); ``kept`` collects every theta_t."""
+        """(theta, v) after ``steps`` from the state before them (``None``: the start); ``kept`` collects the theta_t."""
         if state is None:
             theta = torch.cat([value.detach().flatten() for value in self.like.values()])
             state = theta, torch.zeros_like(theta)
