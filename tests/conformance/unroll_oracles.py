@@ -7,8 +7,9 @@ import torch
 from scipy.stats import spearmanr
 
 from tda.attribution.gradients import matrix
-from tda.attribution.source import Segment, scores_of
-from tda.attribution.unroll import Recording, replayed, unrolled
+from tda.attribution.recorded import Recording, replayed
+from tda.attribution.segments import Segment, scores_of
+from tda.attribution.unroll import unrolled
 from tda.task import Task, take
 
 N, WIDTH, QUERIES = 24, 6, 5
@@ -95,4 +96,5 @@ def _row(quantity: str, found: np.ndarray, wanted: np.ndarray, tolerance: float)
     worst = float(np.abs(found - wanted).max() / np.abs(wanted).max())
     ranks = float(np.mean([spearmanr(a, b).statistic for a, b in zip(found, wanted, strict=True)]))
     return {"quantity": quantity, "oracle": "autograd", "oracle_version": torch.__version__.split("+")[0],
-            "max_rel_diff": worst, "rank_correlation": ranks, "tolerance": tolerance, "pass": worst <= tolerance}  # fmt: skip
+            "max_rel_diff": worst, "rank_correlation": ranks, "tolerance": tolerance,
+            "pass": worst <= tolerance}  # fmt: skip
