@@ -1,7 +1,7 @@
 """The setting in which other packages were measured on digits: ours can be printed beside them.
 
-200 images and 20 queries, full-batch SGD with momentum from one initialisation, so that the retrained truth has no noise
-and its ceiling is 1. The measured numbers are in chapters 21 and 23.
+200 images and 20 queries, full-batch SGD with momentum from one initialisation, so that the retrained truth has no
+noise and its ceiling is 1. The measured numbers are in chapters 21 and 23.
 """
 
 from __future__ import annotations
