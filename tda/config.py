@@ -86,6 +86,12 @@ def rows(config: dict, testbed: str | None = None, notebook: str | None = None) 
     return [row for row in chosen if _installed(row["requires"])]
 
 
+def removal_rows(config: dict, testbed: str) -> list[dict]:
+    """Rows of ``testbed`` whose top documents are removed, in config order, without :func:`skipped_rows`."""
+    wanted = (config["testbeds"][testbed]["removals"] or {"rows": []})["rows"]
+    return [row for row in rows(config, testbed) if row["id"] in wanted]
+
+
 def skipped_rows(config: dict) -> dict[str, str]:
     """Row id -> one-line reason, for rows left out because their optional package is not installed."""
     return {

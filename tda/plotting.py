@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.colors import to_rgb
 
 from tda.artefacts import atomic
 from tda.config import figures_dir
@@ -24,6 +25,7 @@ COLOURS = {
     "unrolling": "#56B4E9",
 }
 FALLBACK = "#000000"
+SHADES = {True: "#E69F00", False: "#56B4E9"}  # words with positive and with negative weight
 
 
 def style() -> None:
@@ -91,21 +93,16 @@ def shaded(words: Sequence[str], weights: np.ndarray, largest: float | None = No
     largest = largest or float(np.abs(weights).max()) or 1.0
     spans = []
     for word, weight in zip(words, weights, strict=True):
-        red, green, blue = (230, 159, 0) if weight > 0 else (86, 180, 233)
+        red, green, blue = (int(255 * part) for part in to_rgb(SHADES[weight > 0]))
         alpha = min(1.0, abs(weight) / largest) * 0.9
         spans.append(f'<span style="background: rgba({red},{green},{blue},{alpha:.2f})">{html.escape(word)}</span>')
     return separator.join(spans)
 
 
-def ranking_html(query: str, lines: Sequence[tuple[float, str, str]]) -> str:
-    """A query above its documents: ``lines`` are (score, note, text already as HTML)."""
-    rows = "".join(
-        f"<tr><td style='text-align:right'>{score:+.3g}</td><td style='text-align:left'>{note}</td>"
-        f"<td style='text-align:left'>{text}</td></tr>"
-        for score, note, text in lines
-    )
-    head = "<tr><th>score</th><th>what it is</th><th style='text-align:left'>training document</th></tr>"
-    return f"<p><b>Query:</b> {html.escape(query)}</p><table>{head}{rows}</table>"
+def ranking_html(lines: Sequence[tuple[str, str]]) -> str:
+    """A query above its documents as a table of (note, text already as HTML); the first line is the query."""
+    cell = "<td style='text-align:left;vertical-align:top'>"
+    return "<table>" + "".join(f"<tr>{cell}{note}</td>{cell}{text}</td></tr>" for note, text in lines) + "</table>"
 
 
 def page(title: str, parts: Sequence[str]) -> str:
@@ -143,8 +140,10 @@ def shaded_text(title: str, lines: Sequence[tuple[str, Sequence[str], np.ndarray
     ax.set(xlim=(0, width), ylim=(row, -1), title=title)
     for column, row, word, weight in placed:
         if weight is not None:
-            colour, alpha = "#E69F00" if weight > 0 else "#56B4E9", min(1.0, abs(weight)) * 0.9
-            ax.add_patch(plt.Rectangle((column, row - 0.45), len(word), 0.9, color=colour, alpha=alpha, lw=0))
+            alpha = min(1.0, abs(weight)) * 0.9
+            ax.add_patch(
+                plt.Rectangle((column, row - 0.45), len(word), 0.9, color=SHADES[weight > 0], alpha=alpha, lw=0)
+            )
         tone = "0.35" if weight is None else "0"
         ax.text(column, row, word, fontsize=size, family="monospace", va="center", color=tone)
     return figure

@@ -36,7 +36,17 @@ def row_of(testbed: Testbed, row_id: str) -> dict:
 
 def options_of(testbed: Testbed, row: dict) -> dict:
     """The options that a row runs with: its own, and those that its ``tune`` grid leaves to the tune queries."""
-    return {**(tune(testbed, row)["options"] if row["tune"] else {}), **row["options"]}
+    return {**tuned(testbed, row)["options"], **row["options"]}
+
+
+def tuned(testbed: Testbed, row: dict) -> dict:
+    """What :func:`tune` chose for a row, or for the row named in its ``tune_like``; nothing for a row without either.
+
+    ``{"options", "trials", "seconds", "retrainings"}``; a row that takes another's choice is charged for choosing too.
+    """
+    if row["tune_like"]:
+        row = row_of(testbed, row["tune_like"])
+    return tune(testbed, row) if row["tune"] else {"options": {}, "trials": [], "seconds": 0.0, "retrainings": 0}
 
 
 def tune(testbed: Testbed, row: dict) -> dict:
@@ -90,14 +100,16 @@ def _trial(row: dict, task, train, asked, seed: int, options: dict, truth, chose
 
 
 def queries_once(testbed: Testbed, which: str = "all"):
-    """All queries, or the held-out tune queries: one object each, so that methods can remember what they did for it."""
+    """All queries, the held-out ``tune`` queries, or the ``rest``: one object each, so that methods can remember what
+    they did for it.
+    """
     return _queries_once(testbed, models.model_key(testbed), which)
 
 
 @lru_cache(maxsize=8)
 def _queries_once(testbed: Testbed, key: str, which: str):
     asked = models.query_examples(testbed)
-    return asked if which == "all" else take(asked, _tune_queries(testbed))
+    return asked if which == "all" else take(asked, _tune_queries(testbed) == (which == "tune"))
 
 
 def _tune_queries(testbed: Testbed) -> np.ndarray:
@@ -105,10 +117,12 @@ def _tune_queries(testbed: Testbed) -> np.ndarray:
     return np.array([r["split"] == "tune" and r["query_set"] == "held_out" for r in models.query_rows(testbed)])
 
 
-def ensemble(testbed: Testbed, row: dict, asked, options: dict) -> np.ndarray:
-    """Scores [Q, N] of a row: of one model, or summed over base models of ``row["seeds"]`` training seeds.
+def ensemble(testbed: Testbed, row: dict, options: dict) -> np.ndarray:
+    """Scores [Q, N] of a row for all queries: of one model, or summed over the models of ``row["seeds"]`` seeds.
 
-    Each seed's scores are scaled to unit mean magnitude per query first, so that no seed outweighs the others.
+    Each seed's scores are scaled to unit mean magnitude per query first, so that no seed outweighs the others. Methods
+    that sweep the corpus for each query are asked in two parts, tune queries and others, so that what tuning has swept
+    need not be swept again (their scores do not depend on the other queries).
     """
     seeds = models.seeds_of(testbed)
     if row["seeds"] > len(seeds):
@@ -116,10 +130,17 @@ def ensemble(testbed: Testbed, row: dict, asked, options: dict) -> np.ndarray:
             f"row {row['id']!r} asks for {row['seeds']} seeds; {testbed.name} trains {len(seeds)}. Raise "
             f"training.seeds."
         )
-    found = []
+    tune, found = _tune_queries(testbed), []
+    parts = [(queries_once(testbed), np.arange(len(tune)))]
+    if attribution.METHODS[row["method"]].cost == "per query" and tune.any() and not tune.all():
+        places = {"tune": np.flatnonzero(tune), "rest": np.flatnonzero(~tune)}
+        parts = [(queries_once(testbed, which), at) for which, at in places.items()]
     for seed in seeds[: row["seeds"]]:
-        task = models.load_task(testbed, seed)
-        one = attribution.attribute(row["method"], task, testbed.train, asked, seed=testbed.config["seed"], **options)
+        task, rows = models.load_task(testbed, seed), []
+        for part, _ in parts:
+            more = {"seed": testbed.config["seed"]} | options
+            rows.append(attribution.attribute(row["method"], task, testbed.train, part, **more))
+        one = np.concatenate(rows)[np.argsort(np.concatenate([places for _, places in parts]))]
         found.append(one if row["seeds"] == 1 else unit_scale(one))
     return np.sum(found, axis=0, dtype=np.float32)
 
@@ -135,10 +156,10 @@ def run(testbed: Testbed, row_id: str) -> np.ndarray:
     The record holds the options used, ``seconds``, the memory that the run added (``added_mb``) and ``peak_mb``.
     """
     row = row_of(testbed, row_id)
-    used, asked = options_of(testbed, row), queries_once(testbed)
+    used = options_of(testbed, row)
     before = psutil.Process().memory_info().rss / 1e6
     with Stopwatch() as watch:
-        scores = ensemble(testbed, row, asked, used)
+        scores = ensemble(testbed, row, used)
     made = record(used, testbed.config["seed"], key=scores_key(testbed, row), method=row["method"], watch=watch)
     made["added_mb"] = max(0.0, watch.peak_mb - before)
     save_arrays(testbed.folder / "scores" / f"{row_id}.npz", {"scores": scores}, made | {"kind": "scores"})
@@ -258,15 +279,10 @@ def claims_so_far(testbed: Testbed, notebook: str) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def removal_rows(testbed: Testbed) -> list[str]:
-    """Rows whose top documents are removed, in the config's order, without those that are not installed."""
-    wanted = testbed.settings["removals"]["rows"] if testbed.settings["removals"] else []
-    return [row["id"] for row in config.rows(testbed.config, testbed.name) if row["id"] in wanted]
-
-
 def _measure_removal(testbed: Testbed, claim: dict) -> Measurement:
     """A claim on removals: above random documents, or above another row's."""
-    planned = removal.plan(testbed, {row: load(testbed, row)[0] for row in removal_rows(testbed)})
+    wanted = [row["id"] for row in config.removal_rows(testbed.config, testbed.name)]
+    planned = removal.plan(testbed, {row_id: load(testbed, row_id)[0] for row_id in wanted})
     outputs = removal.load(testbed, planned)
     values = removal.claimed(planned, outputs, claim["row"], claim["metric"])
     if claim["against"]:

@@ -310,7 +310,41 @@ def test_a_row_over_seeds_is_the_sum_of_scaled_rows(tmp_path):
     row = scores.row_of(bed, "gradient_dot")
     assert scores.models_used(bed, row, {}) == 2
     with pytest.raises(ValueError, match="asks for 3 seeds; people trains 2"):
-        scores.ensemble(bed, row | {"seeds": 3}, asked, {})
+        scores.ensemble(bed, row | {"seeds": 3}, {})
+
+
+def test_what_tuning_swept_is_not_swept_again_and_scores_stay_in_place(own, monkeypatch):
+    """Two parts, tune queries and the rest, put back in order; `tune_like` takes another row's choice."""
+    row = {"method": "bgo", "notebook": "10_bgo"}
+    like = {"tune_like": "bgo_none", "options": {"preconditioner": "none", "direction": "ascent"}}
+    rows = [
+        row | {"id": "bgo_none", "options": {"preconditioner": "none"}, "tune": {"step": [0.02, 0.3]}},
+        row | {"id": "bgo_none_ascent"} | like,
+    ]
+    bed = make_testbed(own.folder, rows=[*rows, row | {"id": "gradient_dot", "method": "gradient_dot"}], claims=[])
+    first, second = (scores.row_of(bed, name) for name in ("bgo_none", "bgo_none_ascent"))
+    chosen, swept = scores.tuned(bed, first), []
+    whole = attribute(
+        "bgo", models.load_task(bed), bed.train, models.query_examples(bed), **scores.options_of(bed, first)
+    )
+
+    def counted(task, moved, *arguments, **named):
+        swept.append(len(next(iter(moved.values()))))
+        return perturb.sweep(task, moved, *arguments, **named)
+
+    monkeypatch.setattr(bgo, "sweep", counted)
+    found = scores.run(bed, "bgo_none")
+    np.testing.assert_allclose(found, whole, rtol=1e-3, atol=1e-5 * np.abs(whole).max())
+    assert sum(swept) == 2 * (len(found) - scores._tune_queries(bed).sum())
+    scores.run(bed, "bgo_none_ascent")
+    assert sum(swept) == 2 * (len(found) - scores._tune_queries(bed).sum())
+    assert scores.tuned(bed, second) == chosen and scores.options_of(bed, second)["step"] == chosen["options"]["step"]
+    assert scores.tuned(bed, second | {"tune_like": ""}) == {
+        "options": {},
+        "trials": [],
+        "seconds": 0,
+        "retrainings": 0,
+    }
 
 
 # --- remembered results
@@ -389,7 +423,7 @@ def test_document_and_author_scores_come_from_tokens(task, tiny, few):
     np.testing.assert_allclose(authors[:, 3], documents[:, entity == names[3]].mean(1), rtol=1e-6)
     each = granularity.aggregate(tokens, tiny.train, "token")
     assert [t.shape[1] for t in each] == [(row[1:] != lm.IGNORE).sum() for row in tiny.train["labels"]]
-    some = bgo.token_scores(task, tiny.train, few, shown=[5, 2])
+    some = bgo.token_scores(task, tiny.train, few, documents=take(tiny.train, [5, 2]))
     width = some.shape[2]
     np.testing.assert_allclose(some, tokens[:, [5, 2], :width], atol=1e-5 * np.abs(tokens).max())
 

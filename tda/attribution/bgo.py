@@ -128,7 +128,7 @@ def base_losses(task: Task, train: Examples) -> Tensor:
     return sweep(task, {k: v.unsqueeze(0) for k, v in task.params.items()}, train)
 
 
-@remembered(12)
+@remembered(64)
 def moved_losses(
     task: Task,
     train: Examples,
@@ -171,18 +171,19 @@ def mover(task, train, sign, preconditioner, steps, step, unit="relative", dampi
     return lambda asked: natural_steps(task, asked, apply, sign, step, steps, unit)
 
 
-def token_scores(task: Task, train: Examples, queries: Examples, shown=None, **options) -> np.ndarray:
+def token_scores(
+    task: Task, train: Examples, queries: Examples, documents: Examples | None = None, **options
+) -> np.ndarray:
     """Bidirectional scores of every token, [Q, n, T] nats: how much more the model that unlearnt the query is surprised
     than the one that learnt it.
 
-    ``shown``: the documents wanted (index into ``train``; all by default, 2 Q N T numbers). ``options``: those of
-    :func:`attribute` that move the model. The mean over a document's target tokens is its document score; other
-    granularities in :mod:`tda.attribution.granularity`.
+    ``documents``: what is read (``train`` by default, 2 Q N T numbers; the query itself shows which of its own words
+    the step has moved). ``options``: those of :func:`attribute` that move the model. The mean over a document's target
+    tokens is its document score; other granularities in :mod:`tda.attribution.granularity`.
     """
-    documents = train if shown is None else take(train, shown)
+    read = train if documents is None else documents
     up, down = (
-        sweep(task, perturbed(task, train, queries, sign, **options)[0], documents, reduction="token")
-        for sign in (1, -1)
+        sweep(task, perturbed(task, train, queries, sign, **options)[0], read, reduction="token") for sign in (1, -1)
     )
     return (up - down).numpy()
 

@@ -141,17 +141,12 @@ def bank_parts(testbed):
     ]
 
 
-def removal_rows(testbed):
-    """Rows whose top documents are removed, without rows that are not installed."""
-    return [row for row in rows_of(testbed) if row["id"] in CONFIG["testbeds"][testbed]["removals"]["rows"]]
-
-
 def removal_parameters(wildcards):
     return parameters(testbed=wildcards.testbed, shard=wildcards.shard)
 
 
 def removal_scores(wildcards):
-    return scores(wildcards.testbed, removal_rows(wildcards.testbed))
+    return scores(wildcards.testbed, configuration.removal_rows(CONFIG, wildcards.testbed))
 
 
 def removal_config(wildcards):

@@ -35,7 +35,7 @@ for NAME in REMOVAL_TESTBEDS:
             notebook=notebook("05_removal"),
             modules=modules("05_removal"),
             model=model(NAME),
-            scores=scores(NAME, removal_rows(NAME)),
+            scores=scores(NAME, configuration.removal_rows(CONFIG, NAME)),
             parts=[
                 f"{DATA}/{NAME}/removals.parts/shard{shard}.json"
                 for shard in range(CONFIG["testbeds"][NAME]["removals"]["shards"])
