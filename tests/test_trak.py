@@ -297,6 +297,18 @@ def test_logra_is_the_written_out_formula(small, sides):
     np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
 
 
+def test_logra_sums_over_the_positions_of_a_text(task, tiny, few):
+    """The language model, where a weight's gradient is a sum over tokens and not a product of sums."""
+    train = take(tiny.train, slice(0, 30))
+    documents, queries = weight_gradients(task, train), weight_gradients(task, few)
+    wanted = 0.0
+    for name, (left, right) in logra._random_sides(task, 4, 1).items():
+        x, y = ((left.T @ g[name] @ right).flatten(1) for g in (documents, queries))
+        wanted = wanted + 30 * by_hand(x, y, 0.5)
+    found = attribute("logra", task, train, few, rank=4, seed=1, damping=0.5)
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=2e-3, atol=1e-3 * float(wanted.abs().max()))
+
+
 def test_full_rank_principal_sides_are_a_rotation():
     """Nothing is lost at full rank: exact influence with the Fisher of the layer's weights."""
     data, asked = ({"inputs": d["inputs"][:, 20:36], "labels": d["labels"]} for d in digits(N, Q))
