@@ -4,7 +4,7 @@
 """
 
 # The attribution package first: one of its methods imports this one, and either may be asked for first.
-import tda.attribution  # noqa: F401, I001
+import tda.attribution  # noqa: F401
 from tda.curvature.exact import block_ggn, dense_ggn, dense_hessian, ggn, hessian
 from tda.curvature.kronecker import diagonal, ekfac, factors, kfac
 from tda.curvature.layers import captured, tracked, untracked

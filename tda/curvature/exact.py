@@ -91,7 +91,7 @@ def _ggn_product(task: Task) -> Product:
 
         logits, pull = vjp(outputs, params)
         p, target = logits.softmax(-1), task.outputs_fn(params, batch)[1] != IGNORE
-        share = (target / target.sum(1, keepdim=True)).to(p.dtype).unsqueeze(-1)
+        share = (target.to(p.dtype) / target.sum(1, keepdim=True)).unsqueeze(-1)
 
         def one(direction: Tensor) -> Params:
             moved = jvp(outputs, (params,), (unflatten(direction, params),))[1]

@@ -119,7 +119,9 @@ def ekfac(
             else:
                 values[name] += (g.transpose(1, 2) @ a).square().sum(0)
     n = n_examples(train)
-    corrected = [values[name].flatten() / n if name in values else b.eigenvalues for name, (_, b) in base.blocks.items()]
+    corrected = [
+        values[name].flatten() / n if name in values else b.eigenvalues for name, (_, b) in base.blocks.items()
+    ]
     return base.with_eigenvalues(finite(torch.cat(corrected), "an EK-FAC eigenvalue"))
 
 

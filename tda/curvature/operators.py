@@ -231,8 +231,9 @@ class Dual(Spectral):
     def function(self, f: Function, v: Tensor) -> Tensor:
         values, weights = self.eigenvalues[self.kept], self.weights[:, self.kept]
         rest = f(values.new_zeros(1))
-        inner = ((v @ self.rows.T).double() @ weights) * ((f(values) - rest) / values) @ weights.T / len(self.rows)
-        return rest.to(v.dtype) * v + inner.to(v.dtype) @ self.rows
+        along = (v.to(self.dtype) @ self.rows.T).double() @ weights
+        inner = along * ((f(values) - rest) / values) @ weights.T / len(self.rows)
+        return rest.to(v.dtype) * v + (inner.to(self.dtype) @ self.rows).to(v.dtype)
 
 
 def in_basis(basis: Spectral, other: Operator, how: str = "projected") -> Spectral:

@@ -63,7 +63,7 @@ def output_gradients(logits: Tensor, targets: Tensor, fisher: str, noise: Tensor
     if fisher not in FISHERS:
         raise ValueError(f"fisher={fisher!r}; one of {FISHERS}.")
     p, target, (_, width, classes) = logits.softmax(-1), targets != IGNORE, logits.shape
-    share = (target / target.sum(1, keepdim=True)).to(p.dtype)
+    share = target.to(p.dtype) / target.sum(1, keepdim=True)
     if fisher == "exact":
         if width * classes > PASSES:
             raise ValueError(

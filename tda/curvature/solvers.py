@@ -261,9 +261,7 @@ def nystrom(
     return Solved(x.to(v.dtype), clock.trace)
 
 
-def datainf(
-    rows: Tensor, groups: dict[str, Tensor], v: Tensor, damping: float, *, relative: bool = True
-) -> Solved:
+def datainf(rows: Tensor, groups: dict[str, Tensor], v: Tensor, damping: float, *, relative: bool = True) -> Solved:
     """DataInf (Kwon et al. 2024): the mean of the inverses in place of the inverse of the mean, layer by layer.
 
     For each layer, with g_i its part of the gradient of example i (``rows`` [N, P], ``groups`` {layer: positions}):
