@@ -16,8 +16,9 @@ from packaging.utils import canonicalize_name
 
 from tda.config import ROOT
 
-MODULE_NAMES = {"yaml": "pyyaml", "sklearn": "scikit-learn", "jupyter_client": "jupyter-client"}
-OURS = {"tda", "conftest", "draw_dag", "extract_sources"}
+MODULE_NAMES = {"yaml": "pyyaml", "sklearn": "scikit-learn", "jupyter_client": "jupyter-client",
+                "curvlinops": "curvlinops-for-pytorch", "trak": "traker"}  # fmt: skip
+OURS = {"tda", "conftest", "draw_dag", "extract_sources", "small_tasks"}
 
 
 def lines_of(name):
@@ -30,6 +31,7 @@ ASKED = {
     canonicalize_name(requirement.name): requirement
     for requirement in map(Requirement, lines_of("requirements.in"))
 }
+ORACLES = {canonicalize_name(line.split("==")[0]) for line in lines_of("tests/requirements-oracles.txt")}
 LOCK = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines_of("requirements.lock")}
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -68,6 +70,13 @@ def test_lock_is_closed():
                 assert canonicalize_name(need.name) in LOCK | {"pip": "", "setuptools": ""}, (
                     f"{name} needs {need}"
                 )
+
+
+def test_oracles_are_pinned_and_apart_from_the_environment():
+    lines = lines_of("tests/requirements-oracles.txt")
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in lines)
+    assert {"kronfluence", "curvlinops-for-pytorch", "traker", "captum", "dattri"} <= ORACLES
+    assert not ORACLES & (set(LOCK) | {"torch", "torchvision", "torchaudio"})
 
 
 @pytest.mark.parametrize("name", ["torchvision", "torchaudio"])
@@ -121,7 +130,7 @@ def test_every_import_is_asked_for():
         for path, source in sources()
         for module in imports(source, str(path))
         if module not in sys.stdlib_module_names | OURS
-        and canonicalize_name(MODULE_NAMES.get(module, module)) not in ASKED
+        and canonicalize_name(MODULE_NAMES.get(module, module)) not in ASKED.keys() | ORACLES
     }
     assert not unknown, "add them to requirements.in and run make lock"
 
