@@ -61,7 +61,7 @@ class Anchor:
 
 
 def load(model: str = "mlp", seed: int = 0, activation: str = "relu", count: int = SUBSETS) -> Anchor:
-    """``mlp`` (64-16-10) or ``logreg``, trained and retrained in a few seconds; ``seed`` draws ``count`` subsets a design.
+    """``mlp`` (64-16-10) or ``logreg``, trained and retrained in seconds; ``seed`` draws ``count`` subsets a design.
 
     The non-linearity of the published numbers is not stated; with ``relu`` Gauss-Newton influence and gradient dot come
     out as published, with ``tanh`` both are better predictors.
