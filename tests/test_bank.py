@@ -301,7 +301,7 @@ def test_part_with_flipped_bits_is_refused(copied):
 def test_part_of_other_queries_is_refused(copied):
     part = sorted((copied.folder / "retrained").rglob("*.npz"))[0]
     for outputs in (np.zeros((2, 3), np.float32), np.full((2, len(models.query_rows(copied))), np.nan, np.float32)):
-        np.savez(part, outputs=outputs, seconds=1.0, flops=1.0, recall=np.ones(2))
+        np.savez(part, outputs=outputs, seconds=1.0, flops=1.0, knows=["trained"], share=np.ones(1))
         with pytest.raises(ArtefactError, match=f"{part.name} does not belong to these queries"):
             for name in ("half", "leave_group"):
                 bank.merge(copied, name)

@@ -1,7 +1,7 @@
 """The setting in which other packages were measured on digits: ours can be printed beside them.
 
-200 images and 20 queries, full-batch SGD with momentum from one initialisation, so that the retrained truth has no noise
-and its ceiling is 1. The measured numbers are in chapters 21 and 23.
+200 images and 20 queries, full-batch SGD with momentum from one initialisation, so that the retrained truth has no
+noise and its ceiling is 1.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ def load(model: str = "mlp", seed: int = 0, activation: str = "relu") -> Anchor:
     loss_fn, init = classifiers.loss_function(net), classifiers.parameters(net)
     params, run = train_recorded(loss_fn, init, train, RECIPE, seed=0)
     net.load_state_dict(params)
-    task = Task(
-        f"anchor_{model}", loss_fn, params, net, run, encoders(net, params), classifiers.outputs_function(net)
-    )
+    task = Task(f"anchor_{model}", loss_fn, params, net, run, encoders(net, params), classifiers.outputs_function(net))
     rng, subsets, truth = np.random.default_rng(seed), {}, {}
     for design, share in (("half", 0.5), ("leave_5", 0.95)):
         kept = [np.isin(np.arange(N), rng.permutation(N)[: round(share * N)]) for _ in range(SUBSETS)]
