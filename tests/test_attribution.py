@@ -352,7 +352,7 @@ def test_method_refuses_a_task_without_what_it_needs(name, task, tiny, few):
     """The registry is the door: a task that lacks a field is refused by the name of that field."""
     bare = {
         "params": {"params": {}},
-        "model": {"model": None},
+        "outputs": {"outputs_fn": None},
         "checkpoints": {"run": None},
         "text": {"encode": {}},
         "group": {"encode": {}},
@@ -369,7 +369,9 @@ def test_a_method_uses_only_what_it_declares(name, task, tiny, few):
     needs_package(name)
     chosen = METHODS[name]
     kept = {k: v for k, v in task.encode.items() if k in chosen.needs}
-    less = replace(task, encode=kept, model=task.model if "model" in chosen.needs else None)
+    less = replace(task, encode=kept)
+    if "outputs" not in chosen.needs:
+        less = replace(less, model=None, outputs_fn=None)
     if "params" not in chosen.needs:
         less = replace(less, params={}, loss_fn=None)
     if "checkpoints" not in chosen.needs:

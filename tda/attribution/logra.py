@@ -32,7 +32,7 @@ SIDES = ("random", "pca")
 Layers = dict[str, Tensor]
 
 
-@method("logra", family="curvature", paper="Choe et al. 2024", needs=("params", "model"), signed=True)
+@method("logra", family="curvature", paper="Choe et al. 2024", needs=("params", "outputs"), signed=True)
 def attribute(
     task: Task,
     train: Examples,
