@@ -1,4 +1,5 @@
 # Configuration and paths. A configuration error stops here, in one line, before any rule is defined.
+import importlib.metadata
 import json
 import os
 import re
@@ -36,6 +37,8 @@ CHAPTERS = {
     for chapter in sorted({row["notebook"] for row in configuration.rows(CONFIG)} | {chapter for chapter, _ in FINDINGS})
 }
 REMOVAL_TESTBEDS = [name for name in TESTBEDS if CONFIG["testbeds"][name]["removals"]]
+# Chapter 62 takes one language model, the first.
+COST_TESTBEDS = [name for name in TESTBEDS if CONFIG["testbeds"][name]["corpus"]["kind"] != "digits"][:1]
 FIGURE_NAMES = yaml.safe_load(Path("workflow/figures.yaml").read_text(encoding="utf-8"))
 MEMORY = 3000  # MB per job; two jobs side by side stay below the 6 GB of the paper profile
 MINUTES = {"smoke": 10, "paper": 60}.get(CONFIG["profile"], 1440)  # per job; also the time limit of one cell
