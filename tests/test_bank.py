@@ -15,6 +15,7 @@ from conftest import TINY, bytes_of, make_testbed, same
 
 from tda import bank, config, lm, models, queries, retrain
 from tda.artefacts import ArtefactError, exclusive, save_arrays
+from tda.testbeds import language
 from tda.training import Recipe, train
 
 
@@ -219,7 +220,7 @@ def test_shards_share_the_work_without_overlap(banked):
 
 def test_rerun_trains_nothing(copied, monkeypatch):
     before = bytes_of(copied.folder)
-    monkeypatch.setattr(retrain, "train", lambda *a, **k: pytest.fail("a cached model was trained again"))
+    monkeypatch.setattr(language, "train", lambda *a, **k: pytest.fail("a cached model was trained again"))
     for name in ("half", "leave_group"):
         for shard in range(copied.settings["designs"][name]["shards"]):
             bank.run_shard(copied, name, shard)
