@@ -39,7 +39,7 @@ WHOLE_CORPUS = ("bm25", "tfidf", "hidden_cosine")  # scores of a document depend
 # name -> why its scores may move with the chunk
 NOT_BY_CHUNK: dict[str, str] = {}
 # name -> why it is not tried on classifiers, although it does not ask for text
-NOT_ON_IMAGES: dict[str, str] = {}
+NOT_ON_IMAGES = {"trackstar": "it divides by AdamW's second moments, and classifiers are trained with SGD"}
 ON_IMAGES = [name for name in METHODS if "text" not in METHODS[name].needs and name not in NOT_ON_IMAGES]
 
 

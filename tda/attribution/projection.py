@@ -9,15 +9,16 @@ A gradient g [P] becomes S g [d] with a random S whose entries are independent o
 - ``gaussian``: dense, entries N(0, 1/d).
 
 For fixed a and b the first two have the *same* variance, ``(|a|^2 |b|^2 + <a,b>^2 - 2 sum_j a_j^2 b_j^2) / d`` (a test
-measures it), but the sparse one costs P operations a gradient instead of P d. Dense matrices are never held (420,000
-parameters times 512 would be 860 MB): blocks of rows are drawn again for every chunk, from a seed and the block's
-number.
+measures it), but the sparse one costs P operations a gradient instead of P d. Dense matrices are held only while they
+are small (420,000 parameters times 512 would be 860 MB): else blocks of rows are drawn again for every chunk of
+gradients, from a seed and the block's number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ KINDS = ("sparse", "rademacher", "gaussian", "none")
 OUTPUTS = ("margin", "loss")
 ROUNDING = 1e-6  # of the root mean square: second moments below its square hold rounding only
 BLOCK = 1 << 22  # entries of a dense projection drawn at once (16 MB)
+HELD = 1 << 24  # entries of a dense projection that is drawn once and held (64 MB)
 
 
 def check(name: str, task: Task, output: str, projection: str, dimension: int, damping: float) -> None:
@@ -54,7 +56,7 @@ def check(name: str, task: Task, output: str, projection: str, dimension: int, d
 def projector(kind: str, width: int, dimension: int, seed: int) -> Callable[[Tensor], Tensor]:
     """``project(gradients [B, width]) -> [B, dimension]`` for one of :data:`KINDS`; the same arguments, the same map.
 
-    ``none`` returns its argument. Memory: 12 bytes a parameter (sparse), 16 MB (dense).
+    ``none`` returns its argument. Memory: 12 bytes a parameter (sparse), at most 64 MB (dense).
     """
     if kind == "none":
         return lambda gradients: gradients
@@ -65,21 +67,30 @@ def projector(kind: str, width: int, dimension: int, seed: int) -> Callable[[Ten
         ends = np.searchsorted(sums[order], np.arange(dimension + 1))
         matrix = csr_array((signs[order], order.astype(np.int32), ends.astype(np.int32)), shape=(dimension, width))
         return lambda gradients: torch.from_numpy((matrix @ gradients.numpy().T).T.copy()).to(gradients.dtype)
-    return lambda gradients: _dense(kind, gradients, dimension, seed)
-
-
-def _dense(kind: str, gradients: Tensor, dimension: int, seed: int) -> Tensor:
     rows = max(8, BLOCK // dimension // 8 * 8)
-    found = torch.zeros(len(gradients), dimension, dtype=gradients.dtype)
-    for number, part in enumerate(gradients.split(rows, dim=1)):
-        rng, shape = np.random.default_rng([seed, 72, number]), (part.shape[1], dimension)
+    drawn = partial(_drawn, kind, width, dimension, seed, rows)
+    if width * dimension <= HELD:
+        held = list(drawn())
+        return lambda gradients: _dense(gradients, held, rows)
+    return lambda gradients: _dense(gradients, drawn(), rows)
+
+
+def _dense(gradients: Tensor, drawn: Iterable[Tensor], rows: int) -> Tensor:
+    products = (part @ one.to(part.dtype) for part, one in zip(gradients.split(rows, dim=1), drawn, strict=True))
+    found = sum(products)
+    return found / found.shape[1] ** 0.5
+
+
+def _drawn(kind: str, width: int, dimension: int, seed: int, rows: int) -> Iterator[Tensor]:
+    """The entries of a dense projection times sqrt(d), block after block of its rows."""
+    for number, start in enumerate(range(0, width, rows)):
+        rng, shape = np.random.default_rng([seed, 72, number]), (min(rows, width - start), dimension)
         if kind == "gaussian":
             drawn = rng.standard_normal(shape, dtype=np.float32)
         else:
             bits = np.frombuffer(rng.bytes(-(-shape[0] * dimension // 8)), np.uint8)
             drawn = np.unpackbits(bits, count=shape[0] * dimension).reshape(shape).astype(np.float32) * 2 - 1
-        found += part @ torch.from_numpy(drawn).to(part.dtype)
-    return found / dimension**0.5
+        yield torch.from_numpy(drawn)
 
 
 def log_odds(task: Task, params: Params, batch: Examples) -> tuple[Tensor, Tensor]:

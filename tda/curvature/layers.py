@@ -99,7 +99,7 @@ def untracked(task: Task, layers: dict[str, Layer]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _watching(layers: dict[str, Layer]) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
+def watching(layers: dict[str, Layer]) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
     """Record (input, output) of every call of every layer; copies, so that later in-place operations change nothing."""
     seen: dict[str, list] = {name: [] for name in layers}
 
@@ -128,7 +128,7 @@ def passes(
     positions of all its calls; calls on another number of positions than there are targets are refused in sequences.
     """
     params = {k: v.detach().requires_grad_() for k, v in task.params.items()}
-    with _watching(layers) as seen, torch.enable_grad():
+    with watching(layers) as seen, torch.enable_grad():
         logits, targets = task.outputs_fn(params, batch)
     real = (targets != IGNORE).flip(1).cummax(1).values.flip(1) if targets.shape[1] > 1 else None
     inputs = {name: _inputs(layer, seen[name], real) for name, layer in layers.items()}
