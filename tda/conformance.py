@@ -33,7 +33,7 @@ def missing(*modules: str) -> str:
 
 
 def rows() -> list[dict]:
-    """Every comparison of this module whose oracle is installed, on digits: logistic regression, an MLP, a small CNN."""
+    """Every comparison of this module whose oracle is installed, on digits: logistic, MLP, CNN."""
     found = []
     small, mlp = digits(()), digits()
     for setting in (small, mlp, images(*mlp[1:])):
@@ -197,8 +197,8 @@ def ekfac_curvlinops(task: Task, train: Examples, queries: Examples, damping: fl
 def solve_curvlinops(
     task: Task, train: Examples, queries: Examples, curvature: str = "ggn", solver: str = "exact", damping: float = 1e-2
 ) -> dict:
-    """Scores with the exact ``ggn`` or ``hessian`` (absolute damping; the Hessian's negative eigenvalues kept) against a
-    dense solve of curvlinops' matrix.
+    """Scores with the exact ``ggn`` or ``hessian`` (absolute damping; the Hessian's negative eigenvalues kept) against
+    a dense solve of curvlinops' matrix.
     """
     from curvlinops import GGNLinearOperator, HessianLinearOperator
 
@@ -220,8 +220,8 @@ def faulty_ekfac(
     misaligned: bool = True,
 ) -> np.ndarray:
     """Scores [Q, N] of an EK-FAC with the two faults of a released library: eigenvectors applied the wrong way round
-    (``transposed``), and a layer's gradient, its weights followed by its biases, cut into rows of in + 1 as if the biases
-    sat at the ends of the rows (``misaligned``). With neither it is ours.
+    (``transposed``), and a layer's gradient, its weights followed by its biases, cut into rows of in + 1 as if the
+    biases sat at the ends of the rows (``misaligned``). With neither it is ours.
 
     The operator is still symmetric and positive, so nothing crashes and the scores look plausible.
     """

@@ -11,7 +11,9 @@ from tda.task import Task, n_examples, take, tensors
 
 
 def task_of(model, name="small", sequence=False):
-    """A task around a module whose output is [B, C], or [B, T, C] for a sequence with labels [B, T + 1], the first unused."""
+    """A task around a module whose output is [B, C], or [B, T, C] for a sequence with labels [B, T + 1], the first
+    unused.
+    """
     model = model.double()
 
     def outputs_fn(params, batch):
@@ -50,8 +52,8 @@ def networks():
         "logistic": nn.Linear(4, 3),
         "mlp": nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3, bias=False)),
         "conv": nn.Sequential(
-            nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.ReLU(inplace=True), nn.Conv2d(3, 2, 2, bias=False), nn.Flatten(),
-            nn.Linear(2, 3)
+            nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.ReLU(inplace=True), nn.Conv2d(3, 2, 2, bias=False),
+            nn.Flatten(), nn.Linear(2, 3)
         ),
         "sequence": Sequence(),
     }  # fmt: skip

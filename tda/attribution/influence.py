@@ -127,12 +127,12 @@ def attribute(
 ) -> np.ndarray:
     """``g_q^T (C + d)^-1 g_i`` for all pairs, [Q, N]; see the module's text for C and d.
 
-    ``curvature`` one of :data:`tda.curvature.CURVATURES`; ``solver`` exact (eigenvectors), or for hessian and ggn cg, pcg
-    (preconditioned by EK-FAC), lissa, arnoldi, nystrom, or for empirical_fisher datainf. ``fisher`` exact, sampled,
-    empirical (kfac, ekfac, diagonal); ``layers`` a regex and ``rest`` drop, diagonal, refuse (kfac, ekfac);
-    ``damping`` in ``unit`` relative or absolute; ``indefinite`` refuse, keep, absolute, clip (exact, arnoldi).
-    ``iterations`` (cg, pcg, lissa, arnoldi), ``rank`` (arnoldi, nystrom), ``batch``, ``scale`` (0: found), ``repeats``
-    (lissa). ``seed``: sampled labels, mini-batches, starting vectors, coordinates.
+    ``curvature`` one of :data:`tda.curvature.CURVATURES`; ``solver`` exact (eigenvectors), or for hessian and ggn cg,
+    pcg (preconditioned by EK-FAC), lissa, arnoldi, nystrom, or for empirical_fisher datainf. ``fisher`` exact, sampled,
+    empirical (kfac, ekfac, diagonal); ``layers`` a regex and ``rest`` drop, diagonal, refuse (kfac, ekfac); ``damping``
+    in ``unit`` relative or absolute; ``indefinite`` refuse, keep, absolute, clip (exact, arnoldi). ``iterations`` (cg,
+    pcg, lissa, arnoldi), ``rank`` (arnoldi, nystrom), ``batch``, ``scale`` (0: found), ``repeats`` (lissa). ``seed``:
+    sampled labels, mini-batches, starting vectors, coordinates.
 
     Memory: (2 Q + chunk) x P x 4 bytes and the operator: 24 P^2 for dense matrices, 4 N P for the empirical Fisher, two
     float64 factors a layer for kfac and ekfac. Raises ``ValueError`` for other values, a damping that is not positive,
@@ -165,8 +165,8 @@ def attribute_trajectory(
     rest: str = "drop",
     checkpoints: int = 0,
 ) -> np.ndarray:
-    """:func:`attribute` (exact solver) summed over ``checkpoints`` of the run (0: all), [Q, N], with their learning rates
-    as weights and each query's scores scaled to unit mean magnitude (:func:`tda.attribution.fisher.along`).
+    """:func:`attribute` (exact solver) summed over ``checkpoints`` of the run (0: all), [Q, N], with their learning
+    rates as weights and each query's scores scaled to unit mean magnitude (:func:`tda.attribution.fisher.along`).
     """
     options = _options(locals())
     parts = trajectory(task, checkpoints)

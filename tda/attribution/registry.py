@@ -18,10 +18,10 @@ from tda.task import Examples, Task, n_examples, tensors
 class Method:
     """One attribution method.
 
-    ``needs`` names what the task must offer: ``params`` (gradients or losses of the model), ``outputs`` (``outputs_fn`` and
-    the ``model`` whose layers it runs), ``checkpoints`` (a training record), or an encoder (``text``, ``group``,
-    ``features``). ``signed``: negative scores mean opponents. ``cost`` is
-    ``"per query"`` (the corpus is swept for each query) or ``"amortised"``.
+    ``needs`` names what the task must offer: ``params`` (gradients or losses of the model), ``outputs`` (``outputs_fn``
+    and the ``model`` whose layers it runs), ``checkpoints`` (a training record), or an encoder (``text``, ``group``,
+    ``features``). ``signed``: negative scores mean opponents. ``cost`` is ``"per query"`` (the corpus is swept for each
+    query) or ``"amortised"``.
     """
 
     name: str

@@ -2,7 +2,8 @@
 
 With a_s [in] the inputs and g_s [out] the back-propagated vectors of a layer (:mod:`tda.curvature.layers`):
 
-    A = mean over examples and real positions of a_s a_s^T          S = (1/N) sum over examples, u, positions of g_s g_s^T
+    A = mean over examples and real positions of a_s a_s^T
+    S = (1/N) sum over examples, u and positions of g_s g_s^T
 
 K-FAC (Martens and Grosse 2015; "expand" of Eschenhagen et al. 2023 where weights are shared) takes the block as
 ``S (x) A``, eigenvectors U_S (x) U_A and eigenvalues lambda_S lambda_A: right if inputs and slopes are independent and
@@ -81,8 +82,8 @@ def kfac(
 
     ``layers``: a regex on layer names. ``rest``, what happens to parameters outside them: ``drop`` (the operator is not
     defined there and its functions give zero: they take no part in scores), ``diagonal`` (the diagonal of the same
-    Fisher), ``refuse`` (a ``ValueError`` that names them). Memory: chunk x S x (in + out) of all layers, and the factors
-    in float64 twice.
+    Fisher), ``refuse`` (a ``ValueError`` that names them). Memory: chunk x S x (in + out) of all layers, and the
+    factors in float64 twice.
     """
     chosen = tracked(task, layers)
     blocks: dict[str, tuple[Tensor, Spectral]] = {}

@@ -100,7 +100,7 @@ def untracked(task: Task, layers: dict[str, Layer]) -> dict[str, Tensor]:
 
 @contextmanager
 def _watching(layers: dict[str, Layer]) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
-    """Record (input, output) of every call of every layer; copies, so that a later in-place operation changes nothing."""
+    """Record (input, output) of every call of every layer; copies, so that later in-place operations change nothing."""
     seen: dict[str, list] = {name: [] for name in layers}
 
     def hook(name: str):
@@ -152,14 +152,15 @@ def _inputs(layer: Layer, calls: list[tuple[Tensor, Tensor]], real: Tensor | Non
     wrong = [a.shape[1] for a in parts if real is not None and a.shape[1] != real.shape[1]]
     if wrong:
         raise ValueError(
-            f"layer {layer.name!r} is applied at {wrong[0]} positions and the task has {real.shape[1]} targets; which of "
-            f"them are padding is unknown. Leave it out with the option layers (a regex)."
+            f"layer {layer.name!r} is applied at {wrong[0]} positions and the task has {real.shape[1]} targets; which "
+            f"of them are padding is unknown. Leave it out with the option layers (a regex)."
         )
     return torch.cat(parts, 1)
 
 
 def captured(task: Task, batch: Examples, pattern: str = "") -> Captured:
-    """``{layer: (a [B, S, in (+ 1)], g [B, S, out])}`` of the losses l_i of a batch: ``sum_s g_s a_s^T`` is their gradient.
+    """``{layer: (a [B, S, in (+ 1)], g [B, S, out])}`` of the losses l_i of a batch: ``sum_s g_s a_s^T`` is their
+    gradient.
 
     ``a`` ends with a 1 where the layer has a bias.
     """

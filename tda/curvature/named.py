@@ -91,8 +91,8 @@ def absolute(found: Operator, damping: float, unit: str = "relative") -> float:
 def damped(values: Tensor, damping: float, indefinite: str = "refuse") -> Tensor:
     """``1 / (values + damping)``, with a policy for eigenvalues below ``-damping``.
 
-    ``refuse``: a ``ValueError`` that names the smallest; ``keep``: the plain inverse of the indefinite matrix (what other
-    libraries solve); ``absolute``: |values| in their place; ``clip``: zero in place of negative values.
+    ``refuse``: a ``ValueError`` that names the smallest; ``keep``: the plain inverse of the indefinite matrix (what
+    other libraries solve); ``absolute``: |values| in their place; ``clip``: zero in place of negative values.
     """
     if indefinite not in INDEFINITE:
         raise ValueError(f"indefinite={indefinite!r}; one of {INDEFINITE}.")
@@ -121,8 +121,8 @@ def inverse(
 ) -> Callable[[Tensor], Tensor]:
     """``apply(v [B, P]) -> v (C + damping)^-1``, [B, P]; the counterpart of :func:`tda.attribution.fisher.inverse`.
 
-    ``kind``: one of :data:`CURVATURES`; ``options``: those of :func:`operator`. A parameter that the operator leaves out
-    (``rest="drop"``) is zero in the result.
+    ``kind``: one of :data:`CURVATURES`; ``options``: those of :func:`operator`. A parameter that the operator leaves
+    out (``rest="drop"``) is zero in the result.
     """
     found = operator(kind, task, train, chunk=chunk, **options)
     if not isinstance(found, Spectral):

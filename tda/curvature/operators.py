@@ -22,7 +22,7 @@ ROWS = 64  # unit vectors sent through a matvec at once when a matrix is written
 
 
 class Operator:
-    """A symmetric matrix seen through its products. ``scale`` is the unit of a relative damping, its mean eigenvalue."""
+    """A symmetric matrix seen through its products. ``scale``: its mean eigenvalue, the unit of a relative damping."""
 
     size: int
     dtype: torch.dtype
@@ -205,7 +205,8 @@ class Blocks(Spectral):
 
 
 class Dual(Spectral):
-    """``G^T G / N`` through its Gram matrix ``G G^T`` [N, N]: at most N eigenvalues, and zero on all that G does not span.
+    """``G^T G / N`` through its Gram matrix ``G G^T`` [N, N]: at most N eigenvalues, and zero on all that G does not
+    span.
 
     ``rows`` G [N, P]. ``function`` gives the complement f(0); ``scale`` is tr / N, the mean of the eigenvalues that can
     differ from zero.

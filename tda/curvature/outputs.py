@@ -1,13 +1,13 @@
 """The curvature of the loss in the logits, as a handful of vectors a batch that go back through the network.
 
-l_i is the mean cross-entropy over the n_i targets of example i, so its Hessian in the logits z_t of a target position is
-``(diag p_t - p_t p_t^T) / n_i``. Written as a sum of u u^T, and with J_i the Jacobian of the logits of example i, the
-Gauss-Newton matrix is the second moment of the *pseudo-gradients* ``J_i^T u``:
+l_i is the mean cross-entropy over the n_i targets of example i, so its Hessian in the logits z_t of a target position
+is ``(diag p_t - p_t p_t^T) / n_i``. Written as a sum of u u^T, and with J_i the Jacobian of the logits of example i,
+the Gauss-Newton matrix is the second moment of the *pseudo-gradients* ``J_i^T u``:
 
     GGN = (1/N) sum_i sum_u (J_i^T u)(J_i^T u)^T
 
 - ``exact``: a vector for every position and class, ``u = sqrt(p_tc / n_i) (p_t - e_c)``: T x C backward passes;
-- ``sampled``: one vector, with labels y drawn from the model, ``u_t = (p_t - e_y) / sqrt(n_i)``. The labels of different
+- ``sampled``: one vector, with labels y drawn from the model, ``u_t = (p_t - e_y) / sqrt(n_i)``. Labels of different
   positions are independent and their scores have mean zero, so the second moment is right in expectation;
 - ``empirical``: one vector, with the observed labels, ``u_t = (p_t - e_y) / n_i``: the gradient of l_i itself, whose
   second moment is the empirical Fisher. It is not the Gauss-Newton matrix (Kunstner et al. 2019), and with n_i targets
@@ -39,8 +39,8 @@ PASSES = 1000  # most backward passes a batch that the exact kind may take
 def require_outputs(task: Task) -> None:
     if task.outputs_fn is None or task.model is None:
         raise ValueError(
-            f"the task {task.name!r} has no outputs_fn or no model; this curvature looks at logits and layers. Give the "
-            f"task both, or use curvature='empirical_fisher', or 'hessian' with an absolute damping."
+            f"the task {task.name!r} has no outputs_fn or no model; this curvature looks at logits and layers. Give "
+            f"the task both, or use curvature='empirical_fisher', or 'hessian' with an absolute damping."
         )
 
 
@@ -52,7 +52,7 @@ def width_of(task: Task, examples: Examples) -> int:
 
 
 def label_noise(task: Task, examples: Examples, seed: int) -> Tensor:
-    """A uniform draw for every example and output position, [N, T] float64, seeded by ``seed`` and the example itself."""
+    """A uniform draw for every example and position, [N, T] float64, seeded by ``seed`` and the example itself."""
     width, columns = width_of(task, examples), {k: v.numpy() for k, v in sorted(tensors(examples).items())}
     keys = [zlib.crc32(b"".join(v[i].tobytes() for v in columns.values())) for i in range(n_examples(examples))]
     return torch.from_numpy(np.stack([np.random.default_rng([seed, key]).random(width) for key in keys]))

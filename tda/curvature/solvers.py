@@ -1,13 +1,13 @@
 """Solvers of ``(C + damping) x = v`` from products with C alone, and what each costs.
 
-Every solver takes an operator, right-hand sides ``v`` [B, P] and an absolute ``damping``, and returns a :class:`Solved`:
-``solution`` [B, P] and a ``trace``, one dict a recorded step with ``hvps`` (products with C over the *whole* data per
-right-hand side; a mini-batch counts as its share), ``seconds`` (without the time of keeping the trace), ``residual``
-(mean over B of |(C + damping) x - v| / |v|, where the solver knows it) and ``error`` (mean of |x - exact| / |exact|,
-if ``exact`` [B, P] is given; else NaN).
+Every solver takes an operator, right-hand sides ``v`` [B, P] and an absolute ``damping``, and returns a
+:class:`Solved`: ``solution`` [B, P] and a ``trace``, one dict a recorded step with ``hvps`` (products with C over the
+*whole* data per right-hand side; a mini-batch counts as its share), ``seconds`` (without the time of keeping the
+trace), ``residual`` (mean over B of |(C + damping) x - v| / |v|, where the solver knows it) and ``error`` (mean of |x -
+exact| / |exact|, if ``exact`` [B, P] is given; else NaN).
 
-CG, LiSSA and the Neumann series that it samples need C + damping positive definite. An indefinite system is detected and
-refused, because all of them return a number there, and it means nothing.
+CG, LiSSA and the Neumann series that it samples need C + damping positive definite. An indefinite system is detected
+and refused, because all of them return a number there, and it means nothing.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def cg(
 ) -> Solved:
     """Conjugate gradients, all right-hand sides side by side, until every relative residual is below ``tolerance``.
 
-    With ``preconditioner`` (an EK-FAC, say) its damped inverse turns CG into PCG; parameters that it leaves out count as
-    eigenvalue 0 there. Raises ``ValueError`` on a direction of negative curvature.
+    With ``preconditioner`` (an EK-FAC, say) its damped inverse turns CG into PCG; parameters that it leaves out count
+    as eigenvalue 0 there. Raises ``ValueError`` on a direction of negative curvature.
     """
     clock, sizes = _Clock(exact), v.norm(dim=1)
     scale = torch.where(sizes > 0, sizes, torch.ones_like(sizes))
@@ -94,8 +94,8 @@ def cg(
         if (active & (curvature <= 0)).any():
             worst = float((curvature / length.clamp(min=1e-300))[active].min())
             raise ValueError(
-                f"CG met a direction of curvature {worst:.3g} at damping {damping:.3g}: the matrix is indefinite, and CG "
-                f"has no solution there. Raise the damping by more than {-worst:.3g}, use curvature='ggn', or "
+                f"CG met a direction of curvature {worst:.3g} at damping {damping:.3g}: the matrix is indefinite, and "
+                f"CG has no solution there. Raise the damping by more than {-worst:.3g}, use curvature='ggn', or "
                 f"solver='exact' with indefinite='absolute'."
             )
         alpha = torch.where(active, rz / curvature.where(active, torch.ones_like(rz)), torch.zeros_like(rz))
@@ -124,12 +124,12 @@ def lissa(
     every: int = 25,
     exact: Tensor | None = None,
 ) -> Solved:
-    """LiSSA (Agarwal et al. 2017): ``x_j = v + x_{j-1} - (C_B x_{j-1} + damping x_{j-1}) / scale``, answer ``x / scale``.
+    """LiSSA (Agarwal et al. 2017): ``x <- v + x - (C_B x + damping x) / scale``, answer ``x / scale``.
 
-    C_B is the curvature of a seeded mini-batch of ``batch`` examples; ``repeats`` independent runs are averaged. It needs
-    0 <= C_B + damping < 2 scale; ``scale`` 0 takes the largest of 8 mini-batches' top eigenvalues, times 1.5, plus the
-    damping. Where every C_B lies between 0 and scale - damping, |answer| <= |v| / damping. Twice that bound is proof of
-    divergence, and refused with the scale that would do.
+    C_B is the curvature of a seeded mini-batch of ``batch`` examples; ``repeats`` independent runs are averaged. It
+    needs 0 <= C_B + damping < 2 scale; ``scale`` 0 takes the largest of 8 mini-batches' top eigenvalues, times 1.5,
+    plus the damping. Where every C_B lies between 0 and scale - damping, |answer| <= |v| / damping. Twice that bound is
+    proof of divergence, and refused with the scale that would do.
     """
     rng, n = np.random.default_rng(seed), n_examples(operator.train)
     batch = min(batch, n)
@@ -154,9 +154,9 @@ def lissa(
             if not all((x.norm(dim=1) / scale <= bound).all() for x in runs):
                 top = 1.5 * max(largest(draw(), seed) for _ in range(8)) + damping
                 raise ValueError(
-                    f"LiSSA diverged by step {step}: scale={scale:.3g} is too small for mini-batches of {batch}, or the "
-                    f"matrix is indefinite. Use scale={top:.3g} or more (their largest eigenvalue is near "
-                    f"{(top - damping) / 1.5:.3g}), larger batches, or more damping; curvature='ggn' is never indefinite."
+                    f"LiSSA diverged by step {step}: scale={scale:.3g} is too small for mini-batches of {batch}, or "
+                    f"the matrix is indefinite. Use scale={top:.3g} or more (their largest eigenvalue is near "
+                    f"{(top - damping) / 1.5:.3g}), larger batches, or more damping; a 'ggn' is never indefinite."
                 )
             clock.note(hvps, answer)
     return Solved(answer(), clock.trace)
