@@ -1,15 +1,22 @@
-"""SOURCE against exact unrolling where its assumptions hold, against written-out matrix functions, and in its limits."""
+"""SOURCE against exact unrolling where its assumptions hold, against written-out matrices, and in its limits."""
 
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
+import sgd_runs
 import torch
+from scipy.stats import spearmanr
 
-from tda.attribution import source
+from tda.attribution import attribute
 from tda.attribution.gradients import matrix
-from tda.attribution.source import Segment, propagate, responses, scores_of
-from tda.attribution.unroll import Recording, replayed, unrolled
+from tda.attribution.recorded import Recording, replayed
+from tda.attribution.segments import Segment, propagate, responses, scores_of, segments_of
+from tda.attribution.source import by_segment
+from tda.attribution.unroll import unrolled
+from tda.curvature import factors, operator
+from tda.curvature.averaged import averaged
 from tda.task import Checkpoint, Task, take
 
 N, WIDTH = 12, 5
@@ -271,15 +278,185 @@ def test_segments_of_a_run():
     task = Task("toy", squared, {"w": torch.full((2,), 60.0)})
     rates = np.arange(60.0)
     for count, ends in ((1, [60]), (2, [30, 60]), (3, [20, 40, 60]), (4, [20, 30, 40, 60]), (6, list(steps))):
-        parts = source.segments_of(task, run, rates, count, 5)
+        parts = segments_of(task, run, rates, count, 5)
         assert [int(part.tasks[-1].params["w"][0]) for part in parts] == ends
         np.testing.assert_array_equal(np.concatenate([part.rates for part in parts]), rates)
         assert [len(part.rates) for part in parts] == np.diff([0, *ends]).tolist()
         assert sum(len(part.tasks) for part in parts) == 6 and all(part.members.all() for part in parts)
     for count in (0, 7, 1.5):
         with pytest.raises(ValueError, match="recorded 6 checkpoints"):
-            source.segments_of(task, run, rates, count, 5)
+            segments_of(task, run, rates, count, 5)
     with pytest.raises(ValueError, match="recorded 0 checkpoints"):
-        source.segments_of(task, [], rates, 1, 5)
+        segments_of(task, [], rates, 1, 5)
     with pytest.raises(ValueError, match="last checkpoint is of step 60, the run has 61 learning rates"):
-        source.segments_of(task, run, np.arange(61.0), 2, 5)
+        segments_of(task, run, np.arange(61.0), 2, 5)
+
+
+# --- curvature averaged over checkpoints
+
+
+@pytest.fixture(scope="module")
+def run():
+    return sgd_runs.digits(double=True)
+
+
+def checkpoints(task, places=(0, 2, 5)):
+    return [replace(task, params=task.run.checkpoints[i].params) for i in places]
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn", "block_ggn", "diagonal", "empirical_fisher", "identity"])
+def test_averaged_matrix_is_the_mean_of_the_matrices(run, kind):
+    task, train, _ = run
+    tasks = checkpoints(task)
+    wanted = sum(operator(kind, one, train, fisher="exact").materialise() for one in tasks) / 3
+    found = averaged(kind, tasks, train, fisher="exact").materialise()
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-8 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["kfac", "ekfac"])
+def test_averaged_kronecker_factors(run, kind):
+    """Eigenvectors of the mean factors; K-FAC: products of their eigenvalues, EK-FAC: the mean block along them."""
+    task, train, _ = run
+    tasks = checkpoints(task)
+    found = averaged(kind, tasks, train, fisher="exact")
+    each = [factors(one, train, "exact") for one in tasks]
+    mean_ggn = sum(operator("ggn", one, train).materialise() for one in tasks) / 3
+    for name, (index, block) in found.blocks.items():
+        a, s = (sum(one[name][side] for one in each) / 3 for side in (0, 1))
+        vectors = torch.kron(torch.linalg.eigh(s)[1], torch.linalg.eigh(a)[1])
+        of_block = torch.kron(s, a) if kind == "kfac" else mean_ggn[index][:, index]
+        wanted = (vectors * (of_block @ vectors)).sum(0)
+        torch.testing.assert_close(block.eigenvalues, wanted, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(block.matvec(torch.eye(len(index), dtype=torch.float64)),
+                                   (vectors * wanted) @ vectors.T, rtol=1e-6, atol=1e-9)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["ggn", "kfac", "ekfac", "diagonal", "empirical_fisher"])
+def test_mean_of_one_checkpoint_repeated_is_that_checkpoint(run, kind):
+    task, train, asked = run
+    one, three = averaged(kind, [task], train), averaged(kind, [task] * 3, train)
+    v = matrix(task, asked)
+    f = lambda w: 1 / (w + 0.1)  # noqa: E731
+    torch.testing.assert_close(three.function(f, v), one.function(f, v), rtol=1e-6, atol=1e-8)
+
+
+def test_averaged_refuses(run, monkeypatch):
+    task, train, _ = run
+    with pytest.raises(ValueError, match="curvature='gnn'; one of"):
+        averaged("gnn", checkpoints(task), train)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    with pytest.raises(ValueError, match="at 3 checkpoints needs .* Use more segments"):
+        averaged("empirical_fisher", checkpoints(task), train)
+
+
+# --- the method on a recorded run
+
+
+@pytest.mark.parametrize("segments", [1, 2, 3, 6])
+def test_the_method_is_the_formula_on_a_recorded_run(run, segments):
+    """Dense mean Gauss-Newton matrices, matrix exponentials and explicit means of gradients."""
+    task, train, asked = run
+    found = by_segment(task, train, asked, segments=segments, curvature="ggn")
+    recipe, per, moved = task.run.recipe, 6 // segments, matrix(task, asked)
+    for place in reversed(range(segments)):
+        tasks = checkpoints(task, range(place * per, (place + 1) * per))
+        h = sum(operator("ggn", one, train).materialise() for one in tasks) / per
+        h = h + recipe.weight_decay * torch.eye(len(h), dtype=torch.float64)
+        total = sum(c.lr_sum for c in task.run.checkpoints[place * per : (place + 1) * per]) / (1 - recipe.momentum)
+        decay = torch.matrix_exp(-total * h)
+        mean = sum(matrix(one, train) for one in tasks) / per
+        wanted = (moved - moved @ decay) @ torch.linalg.inv(h) @ mean.T / 60
+        np.testing.assert_allclose(found[place], wanted, rtol=1e-5, atol=1e-8 * float(wanted.abs().max()))
+        moved = moved @ decay
+    whole = attribute("source", task, train, asked, segments=segments, curvature="ggn")
+    np.testing.assert_allclose(whole, found.sum(0), rtol=1e-5, atol=1e-7)
+
+
+def test_fast_is_one_model_a_segment(run):
+    task, train, asked = run
+    found = by_segment(task, train, asked, segments=2, curvature="ggn", variant="fast")
+    parts = segments_of(task, task.run.checkpoints, task.run.learning_rates, 2, 60)
+    mean = {k: (parts[1].tasks[0].params[k] + parts[1].tasks[1].params[k] + parts[1].tasks[2].params[k]) / 3
+            for k in task.params}  # fmt: skip
+    middle = replace(task, params=mean)
+    last = [Segment((middle,), parts[1].rates, np.ones(60, bool))]
+    recipe = task.run.recipe
+    wanted = scores_of(last, [operator("ggn", middle, train)], train, matrix(task, asked), recipe.momentum,
+                       recipe.weight_decay, "exponential")  # fmt: skip
+    np.testing.assert_allclose(found[1], wanted[0], rtol=1e-8, atol=1e-10)
+    slow = by_segment(task, train, asked, segments=2, curvature="ggn")
+    assert 0.8 < np.corrcoef(found.sum(0).ravel(), slow.sum(0).ravel())[0, 1] < 0.99999
+
+
+def ranks(one, other):
+    return np.mean([spearmanr(a, b).statistic for a, b in zip(one, other, strict=True)])
+
+
+def test_it_comes_closer_to_unrolling_than_influence(run):
+    """A net at the start of its training, where the curvature of the net itself matters: the Hessian sees it, the
+    Gauss-Newton matrix does not.
+    """
+    task, train, asked = run
+    truth = attribute("unroll", task, train, asked)
+    dot = attribute("gradient_dot", task, train, asked)
+    influence = attribute("influence", task, train, asked, curvature="ggn", damping=1e-2, unit="absolute")
+    ggn = attribute("source", task, train, asked, segments=6, curvature="ggn")
+    exact = attribute("source", task, train, asked, segments=6, curvature="hessian", variant="exact")
+    assert ranks(exact, truth) > 0.7 > ranks(ggn, truth) > 0.45 > max(ranks(influence, truth), ranks(dot, truth))
+    assert 0.5 < np.linalg.norm(exact) / np.linalg.norm(truth) < 1.5, "the same unit as unrolling"
+    assert ranks(ggn, dot) < 0.95 and ranks(ggn, influence) < 0.95
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "ekfac", "diagonal", "empirical_fisher"])
+def test_planted_duplicate_ranks_first_and_contradiction_below_zero(curvature):
+    def planted(asked):
+        wrong = {"inputs": asked["inputs"], "labels": (asked["labels"] + 1) % 10}
+        return {k: torch.cat([asked[k], wrong[k]]) for k in asked}
+
+    task, train, asked = sgd_runs.digits(extra=planted)
+    found = attribute("source", task, train, asked, curvature=curvature)
+    for q in range(5):
+        assert found[q].argmax() == 60 + q and found[q, 65 + q] < 0
+
+
+def test_chunks_queries_and_repetition_do_not_matter(run):
+    task, train, asked = run
+    whole = attribute("source", task, train, asked)
+    np.testing.assert_array_equal(attribute("source", task, train, asked), whole)
+    np.testing.assert_allclose(attribute("source", task, train, asked, chunk=7), whole, rtol=1e-4, atol=1e-6)
+    some = attribute("source", task, train, take(asked, np.array([3, 0])))
+    np.testing.assert_allclose(some, whole[[3, 0]], rtol=1e-4, atol=1e-6)
+
+
+def test_stages_of_a_run_use_their_own_examples(run):
+    """Segment 1 sees the first 40 images only, in its gradients and in its curvature."""
+    task, train, asked = run
+    stages = np.array([np.arange(60) < 40, np.ones(60, bool)])
+    found = by_segment(task, train, asked, segments=2, curvature="ggn", stages=stages)
+    plain = by_segment(task, train, asked, segments=2, curvature="ggn")
+    np.testing.assert_allclose(found[1], plain[1], rtol=1e-9)
+    assert (found[0][:, 40:] == 0).all()
+    first = by_segment(task, take(train, slice(0, 40)), asked, segments=2, curvature="ggn")
+    assert ranks(found[0][:, :40], first[0]) > 0.9 and not np.allclose(found[0][:, :40], 1.5 * plain[0][:, :40])
+
+
+def test_other_runs_are_refused(run):
+    task, train, asked = run
+
+    def refused(match, on=task, **options):
+        with pytest.raises(ValueError, match=match):
+            by_segment(on, train, asked, curvature="diagonal", **options)
+
+    def with_run(**changes):
+        return replace(task, run=replace(task.run, **changes))
+
+    refused("source: the model was trained by 'adamw'", with_run(recipe=replace(task.run.recipe, optimizer="adamw")))
+    refused("source: the gradients of the run were clipped", with_run(recipe=replace(task.run.recipe, clip=1.0)))
+    refused("recorded 6 checkpoints", segments=7)
+    refused("recorded 0 checkpoints", with_run(checkpoints=()))
+    refused("last checkpoint is of step 40, the run has 48", with_run(checkpoints=task.run.checkpoints[:-1]))
+    other, _, _ = sgd_runs.digits(double=True, seed=1)
+    refused("the checkpoints are of another run", replace(other, run=task.run))
+    refused("variant='slow'; one of", variant="slow")
+    for stages in (np.ones((2, 60), bool), np.ones((3, 60)), np.zeros((3, 60), bool)):
+        refused("stages is", stages=stages)

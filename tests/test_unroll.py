@@ -5,10 +5,19 @@ from dataclasses import replace
 import numpy as np
 import psutil
 import pytest
+import sgd_runs
 import torch
+import torch.nn.functional as F
+from conftest import make_testbed
+from scipy.stats import spearmanr
 
-from tda.attribution.unroll import Recording, replayed, unrolled
+from tda import lm, models
+from tda.attribution import attribute
+from tda.attribution.gradients import batch_of
+from tda.attribution.recorded import Recording, Replay, recording_of, replayed
+from tda.attribution.unroll import _second_order, unrolled
 from tda.task import n_examples, take
+from tda.training import train
 
 
 def loss_fn(params, batch, reduction="mean"):
@@ -238,3 +247,153 @@ def test_bad_input_is_refused():
         unrolled(loss_fn, data, queries, replace(recording, rates=recording.rates * 1e200))
     with pytest.raises(ValueError, match="chunk=0"):
         unrolled(loss_fn, data, queries, recording, chunk=0)
+
+
+# --- the method on a recorded run
+
+
+@pytest.fixture(scope="module")
+def run():
+    return sgd_runs.digits()
+
+
+@pytest.mark.parametrize("options", [{}, {"store": "sqrt"}, {"chunk": 7}, {"queries_at_once": 2}])
+def test_the_method_is_the_derivative_of_the_recorded_run(run, options):
+    """Against retraining with more and less of one image, by torch's own optimiser."""
+    task, train, asked = sgd_runs.digits(double=True)
+    found = attribute("unroll", task, train, asked, **options)
+    i, final = 17, []
+    for sign in (1, -1):
+        params = {k: v.clone().requires_grad_() for k, v in task.run.initial.params.items()}
+        optimizer = task.run.recipe.make(params.values())
+        for (members, divisor), rate in zip(task.run.steps, task.run.learning_rates, strict=True):
+            optimizer.param_groups[0]["lr"] = float(rate)
+            optimizer.zero_grad()
+            weight = torch.as_tensor(1.0 + sign * 1e-4 * (members == i))
+            ((task.loss_fn(params, take(train, members), "example") * weight).sum() / divisor).backward()
+            optimizer.step()
+        final.append(task.loss_fn(params, asked, "example").detach())
+    np.testing.assert_allclose(found[:, i], -(final[0] - final[1]) / 2e-4, rtol=1e-4, atol=1e-7)
+
+
+def test_single_precision_and_determinism(run):
+    task, train, asked = run
+    found = attribute("unroll", task, train, asked)
+    np.testing.assert_array_equal(found, attribute("unroll", task, train, asked))
+    exact = attribute("unroll", *sgd_runs.digits(double=True))
+    assert np.corrcoef(found.ravel(), exact.ravel())[0, 1] > 0.98, "initial weights are drawn in single precision"
+
+
+def test_planted_duplicate_ranks_first_and_contradiction_below_zero():
+    def planted(asked):
+        wrong = {"inputs": asked["inputs"], "labels": (asked["labels"] + 1) % 10}
+        return {k: torch.cat([asked[k], wrong[k]]) for k in asked}
+
+    task, train, asked = sgd_runs.digits(extra=planted)
+    found = attribute("unroll", task, train, asked)
+    for q in range(5):
+        assert found[q].argmax() == 60 + q and found[q, 65 + q] < 0
+
+
+def test_a_query_and_an_order_of_queries_do_not_matter(run):
+    task, train, asked = run
+    whole = attribute("unroll", task, train, asked)
+    some = attribute("unroll", task, train, take(asked, np.array([3, 0])))
+    np.testing.assert_allclose(some, whole[[3, 0]], rtol=1e-4, atol=1e-6)
+
+
+def test_it_differs_from_gradient_dot(run):
+    task, train, asked = run
+    pairs = zip(attribute("unroll", task, train, asked), attribute("gradient_dot", task, train, asked), strict=True)
+    assert np.mean([spearmanr(a, b).statistic for a, b in pairs]) < 0.95
+
+
+def test_other_runs_are_refused(run):
+    task, train, asked = run
+    recipe = task.run.recipe
+
+    def refused(match, train=train, **changes):
+        with pytest.raises(ValueError, match=match):
+            attribute("unroll", replace(task, run=replace(task.run, **changes)), train, asked)
+
+    refused("trained by 'adamw'; the derivative is written for SGD", recipe=replace(recipe, optimizer="adamw"))
+    refused("clipped at 1.0", recipe=replace(recipe, clip=1.0))
+    refused("does not say how it was trained", recipe=None)
+    refused("lacks its start or the batches", initial=None)
+    refused("lacks its start or the batches", steps=())
+    refused("47 learning rates for 48 steps", learning_rates=task.run.learning_rates[:-1])
+    refused(r"ends [0-9.]+ of its way from the model", learning_rates=task.run.learning_rates / 2)
+    refused("the run visited 60 training examples, 59 were given", train=take(train, slice(0, 59)))
+    other, _, _ = sgd_runs.digits(seed=1)
+    with pytest.raises(ValueError, match="the model is of another run"):
+        attribute("unroll", replace(other, run=task.run), train, asked)
+    broken = {k: torch.full_like(v, float("nan")) for k, v in task.params.items()}
+    with pytest.raises(ValueError, match="not finite"):
+        attribute("unroll", replace(task, params=broken), train, asked)
+
+
+# --- a language model
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory):
+    """(task, testbed, queries) of the tiny testbed, trained by SGD."""
+    recipe = {"optimizer": "sgd", "epochs": 12, "lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4}
+    testbed = make_testbed(tmp_path_factory.mktemp("tiny_sgd") / "people", {"training": recipe})
+    models.train_base(testbed)
+    return models.load_task(testbed), testbed, take(models.query_examples(testbed), slice(0, 3))
+
+
+def test_language_model_from_its_checkpoints_on_disk(language):
+    """The run, repeated from its record, ends at the model; memory options agree; every document was visited."""
+    task, testbed, asked = language
+    found = attribute("unroll", task, testbed.train, asked)
+    assert found.shape == (3, n_examples(testbed.train)) and (found != 0).all()
+    for options in ({"store": "sqrt"}, {"queries_at_once": 1}):
+        again = attribute("unroll", task, testbed.train, asked, **options)
+        np.testing.assert_allclose(again, found, rtol=1e-2, atol=1e-4 * np.abs(found).max())
+
+
+def test_second_order_products_of_the_language_model(language):
+    """Against two backward passes, where layer_norm is right. Taken the other way round (the gradient of a forward-mode
+    product) torch 2.13 is wrong; the day this changes, the remark in unroll.py can go.
+    """
+    task, testbed, _ = language
+    members = np.arange(6)
+    replay = Replay(task.loss_fn, testbed.train, recording_of(task, testbed.train))
+    theta, batch = replay.start, batch_of(take(testbed.train, members))
+    a = torch.randn(2, len(theta), generator=torch.Generator().manual_seed(0))
+    products, slopes = _second_order(replay, theta, a, members, 4, 2)
+    leaf = theta.clone().requires_grad_()
+    (g,) = torch.autograd.grad(replay.loss(leaf, batch, "sum"), leaf, create_graph=True)
+    wanted = torch.stack([torch.autograd.grad((g * one).sum(), leaf, retain_graph=True)[0] for one in a])
+    torch.testing.assert_close(products, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+    torch.testing.assert_close(slopes.sum(1), a @ g.detach(), rtol=1e-3, atol=1e-3)
+    weight = torch.ones(4, dtype=torch.float64)
+
+    def normed(p):
+        return (F.layer_norm(p, (4,), weight, None) ** 3).sum()
+
+    at, along = (torch.randn(4, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+    right = torch.func.jvp(torch.func.grad(normed), (at,), (along,))[1]
+    assert not torch.allclose(torch.func.grad(lambda p: torch.func.jvp(normed, (p,), (along,))[1])(at), right, rtol=0.1)
+
+
+def test_language_model_against_a_retraining(language):
+    """Leave a document out of its batches, all else in step: the loss moves as the slope says, in rank and roughly in
+    size.
+    """
+    task, testbed, asked = language
+    found = attribute("unroll", task, testbed.train, asked)
+    before = lm.losses(task.loss_fn, task.params, asked)
+    left_out = np.argsort(-np.abs(found).max(0))[:4]
+    moved = []
+    for i in left_out:
+        mask = np.arange(n_examples(testbed.train)) != i
+        final = train(
+            task.loss_fn, task.run.initial.params, testbed.train, task.run.recipe, task.run.seed, mask, "mask"
+        )
+        moved.append(lm.losses(task.loss_fn, final.params, asked) - before)
+    moved = np.array(moved).T
+    assert np.corrcoef(moved.ravel(), found[:, left_out].ravel())[0, 1] > 0.9
+    assert 0.5 < np.linalg.norm(found[:, left_out]) / np.linalg.norm(moved) < 2

@@ -20,160 +20,113 @@ eta K w << 1 are left as they are, so that 1 / (eta K) plays the part of a dampi
 Variants: ``exponential`` (the paper's); ``fast`` (FAST-SOURCE: gradients and curvature once, at the mean parameters of
 a segment); ``exact`` (ours): the recursion of SGD itself, momentum and learning rates included, on every eigenvalue. It
 equals unrolling wherever gradients and curvature really are constant; for a constant rate without momentum its S is
-(1 - eta w)^K. All of this holds for SGD. The paper's treatment of Adam is not known to us, so a model trained by another
-optimiser is refused.
+(1 - eta w)^K. All of this holds for SGD. The paper's treatment of Adam is not known to us, so a model trained by
+another optimiser is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from tda.attribution.gradients import CHUNK, blocks
-from tda.task import Checkpoint, Examples, Task, n_examples, take
+from tda.attribution.gradients import CHUNK, matrix
+from tda.attribution.recorded import sgd_run
+from tda.attribution.registry import method
+from tda.attribution.segments import Segment, scores_of, segments_of
+from tda.curvature.averaged import averaged
+from tda.task import Examples, Task, n_examples, take
 
 VARIANTS = ("exponential", "exact", "fast")
-GROWTH = 1e3  # a perturbation that a segment multiplies by more than this has left the region of its quadratic
+SAME = 1e-3  # largest difference of a parameter between the model and its last checkpoint
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of training.
-
-    ``tasks``: the task at its checkpoints; ``rates``: the learning rate of each of its steps; ``members`` [N] bool: the
-    examples its batches were drawn from.
-    """
-
-    tasks: tuple[Task, ...]
-    rates: np.ndarray
-    members: np.ndarray
-
-
-def segments_of(task: Task, checkpoints: Sequence[Checkpoint], rates: np.ndarray, count: int, n: int) -> list[Segment]:
-    """``count`` consecutive segments of (nearly) equally many of the recorded checkpoints, each ending with its last.
-
-    ``rates`` [T]: the learning rate of every step of the run; ``n``: the number of training examples, all of which are
-    members of every segment (``dataclasses.replace(segment, members=...)`` for training in stages).
-    Raises ``ValueError`` if the checkpoints do not end with the last step, or there are fewer than segments.
-    """
-    if not checkpoints or not 0 < count <= len(checkpoints) or count != int(count):
-        raise ValueError(
-            f"source: segments={count}; the run recorded {len(checkpoints)} checkpoints, and a segment needs at least "
-            f"one. Use 1 to {len(checkpoints)}, or train with more training.checkpoints."
-        )
-    if checkpoints[-1].step != len(rates):
-        raise ValueError(
-            f"source: the last checkpoint is of step {checkpoints[-1].step}, the run has {len(rates)} learning rates. "
-            f"Checkpoints are missing or of another run; train again."
-        )
-    last = [round((i + 1) * len(checkpoints) / count) for i in range(int(count))]
-    found = []
-    for begin, end in zip([0, *last[:-1]], last, strict=True):
-        first_step = checkpoints[begin - 1].step if begin else 0
-        tasks = tuple(replace(task, params=c.params) for c in checkpoints[begin:end])
-        found.append(Segment(tasks, np.asarray(rates)[first_step : checkpoints[end - 1].step], np.ones(n, bool)))
-    return found
-
-
-def responses(eigenvalues: Tensor, rates: np.ndarray, momentum: float) -> Tensor:
-    """What one segment of SGD does to the derivatives (p by theta, u by v) along eigenvectors, [3, 2, W].
-
-    Row 0: what it adds to the score's direction, rows 1 and 2: what leaves it as p and as u; column 0 per unit of p,
-    column 1 per unit of u that enter. The recursion of :mod:`tda.attribution.unroll` with the Hessian a number.
-    """
-    w = eigenvalues.double()
-    enter = torch.eye(2, dtype=w.dtype).reshape(2, 2, *(1,) * w.dim())
-    p, u = (one * torch.ones_like(w) for one in enter)
-    added = torch.zeros_like(p)
-    for rate in np.asarray(rates, float)[::-1]:
-        a = u - rate * p
-        added, p, u = added - a, p + w * a, momentum * a
-    return torch.stack([added, p, u])
-
-
-def propagate(
-    operators: Sequence, rates: Sequence[np.ndarray], asked: Tensor, momentum: float, weight_decay: float, variant: str
-) -> list[Tensor]:
-    """The directions ``r_l S_{l+1} ... S_L g_q``, [Q, P] for each segment l, from the query gradients ``asked`` [Q, P].
-
-    ``operators``: the mean curvature of each segment, anything with ``function(f, V [B, P]) -> V f(H)``; ``rates``: its
-    learning rates. Raises ``ValueError`` where frozen curvature makes a perturbation explode.
-    """
-    p, u, directions = asked, torch.zeros_like(asked), []
-    through = _exact if variant == "exact" else _exponential
-    for place in reversed(range(len(operators))):
-        try:
-            direction, p, u = through(operators[place], np.asarray(rates[place], float), p, u, momentum, weight_decay)
-        except _Explodes as explosion:
-            raise ValueError(
-                f"source: segment {place + 1} of {len(operators)} multiplies a perturbation by {explosion.args[0]:.3g} "
-                f"(variant={variant!r}): its curvature is negative, or too large for the learning rate, over that many "
-                f"steps. Use a curvature that is never negative (ggn, ekfac), variant='exponential', or more segments."
-            ) from None
-        directions.append(direction)
-    return directions[::-1]
-
-
-class _Explodes(Exception):
-    pass
-
-
-def _exponential(operator, rates: np.ndarray, p: Tensor, u: Tensor, momentum: float, weight_decay: float):
-    total = rates.sum() / (1 - momentum)
-
-    def injected(w: Tensor) -> Tensor:  # (1 - exp(-total w)) / w, and its limit at w = 0
-        w = w.double() + weight_decay
-        near = (total * w).abs() < 1e-12
-        return torch.where(near, total, -torch.expm1(-total * w) / torch.where(near, 1.0, w))
-
-    def passed(w: Tensor) -> Tensor:
-        return _bounded(torch.exp(-total * (w.double() + weight_decay)))
-
-    after = operator.function(passed, p)
-    return operator.function(injected, p), after, u
-
-
-def _exact(operator, rates: np.ndarray, p: Tensor, u: Tensor, momentum: float, weight_decay: float):
-    def factor(row: int, column: int):
-        def f(w: Tensor) -> Tensor:
-            found = responses(w.double() + weight_decay, rates, momentum)
-            _bounded(found[1, 0])
-            return found[row, column]
-
-        return f
-
-    entering = (p, u) if momentum else (p,)
-    leaving = [sum(operator.function(factor(row, c), v) for c, v in enumerate(entering)) for row in range(3)]
-    return leaving[0], leaving[1], leaving[2]
-
-
-def _bounded(factor: Tensor) -> Tensor:
-    if not factor.abs().max() <= GROWTH:
-        raise _Explodes(float(factor.abs().max()))
-    return factor
-
-
-def scores_of(
-    segments: Sequence[Segment],
-    operators: Sequence,
+@method("source", family="unrolling", paper="SOURCE", needs=("params", "outputs", "checkpoints"), signed=True)
+def attribute(
+    task: Task,
     train: Examples,
-    asked: Tensor,
-    momentum: float,
-    weight_decay: float,
-    variant: str,
+    queries: Examples,
+    *,
+    seed: int = 0,
     chunk: int = CHUNK,
+    segments: int = 3,
+    curvature: str = "ekfac",
+    fisher: str = "sampled",
+    layers: str = "",
+    rest: str = "drop",
+    variant: str = "exponential",
 ) -> np.ndarray:
-    """Scores by segment, [L, Q, N]: what the examples taught in each stretch. Their sum is SOURCE's score."""
-    along = propagate(operators, [s.rates for s in segments], asked, momentum, weight_decay, variant)
-    scores = np.zeros((len(segments), len(asked), n_examples(train)))
-    for place, (segment, direction) in enumerate(zip(segments, along, strict=True)):
-        rows = np.flatnonzero(segment.members)
-        inside = take(train, rows)
-        for task in segment.tasks:
-            for part, gradients in blocks(task, inside, chunk):
-                scores[place][:, rows[part]] += (direction @ gradients.T).numpy() / (len(rows) * len(segment.tasks))
-    return scores
+    """SOURCE's scores, [Q, N]: the fall of each query's loss (nats) per unit of the weight of each training example.
+
+    Needs a recorded SGD run. Options: ``segments`` L, at most one a checkpoint; ``variant`` exponential, fast or exact;
+    ``curvature`` (hessian, ggn, block_ggn, kfac, ekfac, diagonal, empirical_fisher, identity), ``fisher``, ``layers``,
+    ``rest`` as in :func:`tda.curvature.operator`. Parameters that the curvature drops (``rest="drop"``) take no part.
+    There is no damping. Time: a sweep for gradients, and the curvature's, at every checkpoint (``fast``: once a
+    segment). Memory: that of the curvature, and (Q L + chunk) P. ``seed``: of sampled labels.
+    Raises ``ValueError`` for a run of another optimiser, missing or foreign checkpoints, and a segment that explodes.
+    """
+    options = {"curvature": curvature, "fisher": fisher, "layers": layers, "rest": rest}
+    known = {"seed": seed, "chunk": chunk, "segments": segments, "variant": variant}
+    return by_segment(task, train, queries, **known, **options).sum(0)
+
+
+def by_segment(
+    task: Task,
+    train: Examples,
+    queries: Examples,
+    *,
+    seed: int = 0,
+    chunk: int = CHUNK,
+    segments: int = 3,
+    variant: str = "exponential",
+    stages: np.ndarray | None = None,
+    **curvature,
+) -> np.ndarray:
+    """:func:`attribute` taken apart: what each example taught in each segment, [L, Q, N]; the sum over L is the score.
+
+    ``stages`` [L, N] bool: the examples that the batches of each segment were drawn from (all by default). An example
+    scores zero in the segments of another stage, and a segment's curvature is that of its own examples.
+    ``curvature``: the options ``curvature``, ``fisher``, ``layers``, ``rest`` of :func:`attribute`.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"source: variant={variant!r}; one of {VARIANTS}.")
+    run = sgd_run(task, "source")
+    parts = segments_of(task, run.checkpoints, run.learning_rates, segments, n_examples(train))
+    _same_model(task, parts[-1].tasks[-1])
+    if stages is not None:
+        parts = [replace(part, members=members) for part, members in zip(parts, _checked(stages, parts), strict=True)]
+    if variant == "fast":
+        parts = [replace(part, tasks=(at_mean(part.tasks),)) for part in parts]
+    options = {"curvature": "ekfac", **curvature, "seed": seed, "chunk": chunk}
+    operators = [
+        averaged(tasks=part.tasks, train=train if part.members.all() else take(train, part.members), **options)
+        for part in parts
+    ]
+    asked, recipe = matrix(task, queries, chunk), run.recipe
+    return scores_of(parts, operators, train, asked, recipe.momentum, recipe.weight_decay, variant, chunk)
+
+
+def _checked(stages: np.ndarray, parts: list[Segment]) -> np.ndarray:
+    stages, expected = np.asarray(stages), (len(parts), len(parts[0].members))
+    if stages.dtype != bool or stages.shape != expected or not stages.any(1).all():
+        raise ValueError(
+            f"source: stages is {stages.dtype} {stages.shape}; bool {expected} is wanted, [segments, training "
+            f"examples], with at least one example in each segment."
+        )
+    return stages
+
+
+def _same_model(task: Task, last: Task) -> None:
+    gap = max(float((task.params[k] - last.params[k]).abs().max()) for k in task.params)
+    if gap > SAME:
+        raise ValueError(
+            f"source: the last checkpoint differs from the model by up to {gap:.2g}: the checkpoints are of another "
+            f"run. Attribute the model that the record describes."
+        )
+
+
+def at_mean(tasks: Sequence[Task]) -> Task:
+    """The task at the mean of the parameters of ``tasks``."""
+    mean = {k: sum(task.params[k] for task in tasks) / len(tasks) for k in tasks[0].params}
+    return replace(tasks[0], params=mean)

@@ -85,9 +85,23 @@ def kfac(
     Fisher), ``refuse`` (a ``ValueError`` that names them). Memory: chunk x S x (in + out) of all layers, and the
     factors in float64 twice.
     """
+    return in_factors(task, train, factors(task, train, fisher, layers, seed, chunk), fisher, layers, rest, seed, chunk)
+
+
+def in_factors(
+    task: Task,
+    train: Examples,
+    known: dict[str, tuple[Tensor, Tensor]],
+    fisher: str = "sampled",
+    layers: str = "",
+    rest: str = "drop",
+    seed: int = 0,
+    chunk: int = CHUNK,
+) -> Blocks:
+    """:func:`kfac` of factors that are ``known`` already: those of :func:`factors`, or a mean of several."""
     chosen = tracked(task, layers)
     blocks: dict[str, tuple[Tensor, Spectral]] = {}
-    for name, (a, s) in factors(task, train, fisher, layers, seed, chunk).items():
+    for name, (a, s) in known.items():
         (values_a, basis_a), (values_s, basis_s) = torch.linalg.eigh(a), torch.linalg.eigh(s)
         values = torch.outer(values_s.clamp(min=0.0), values_a.clamp(min=0.0)).flatten()
         blocks[name] = (chosen[name].index, Kronecker((basis_s, basis_a), values))
@@ -109,7 +123,24 @@ def ekfac(
 
     Memory: as :func:`kfac`, and chunk x the largest layer.
     """
-    base, chosen = kfac(task, train, fisher, layers, rest, seed, chunk), tracked(task, layers)
+    base = kfac(task, train, fisher, layers, rest, seed, chunk)
+    return base.with_eigenvalues(measured(base, task, train, fisher, layers, seed, chunk))
+
+
+def measured(
+    base: Blocks,
+    task: Task,
+    train: Examples,
+    fisher: str = "sampled",
+    layers: str = "",
+    seed: int = 0,
+    chunk: int = CHUNK,
+) -> Tensor:
+    """The Fisher of ``task`` measured along the eigenvectors of ``base``, in the order of ``base.eigenvalues``.
+
+    ``base`` may come from elsewhere (another checkpoint, a mean over several); a block that is no layer keeps its own.
+    """
+    chosen = tracked(task, layers)
     values = {name: torch.zeros(layer.shape, dtype=torch.float64) for name, layer in chosen.items()}
     for found, _, _ in _sweep(task, train, chosen, fisher, seed, chunk):
         for name, (a, g) in found.items():
@@ -123,7 +154,7 @@ def ekfac(
     corrected = [
         values[name].flatten() / n if name in values else b.eigenvalues for name, (_, b) in base.blocks.items()
     ]
-    return base.with_eigenvalues(finite(torch.cat(corrected), "an EK-FAC eigenvalue"))
+    return finite(torch.cat(corrected), "an EK-FAC eigenvalue")
 
 
 def _outside(
