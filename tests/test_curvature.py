@@ -55,6 +55,9 @@ def test_large_matrices_are_refused_before_they_are_made(nets, monkeypatch):
     for make in (cv.dense_hessian, cv.dense_ggn, cv.block_ggn, lambda *a: cv.operator("empirical_fisher", *a)):
         with pytest.raises(ValueError, match=r"MB are free.*(curvature='ekfac'|solver='cg')"):
             make(task, train)
+    cv.factors.forget()
+    with pytest.raises(ValueError, match=r"Kronecker factors of 2 layers .* '0', 5 x 5: .* curvature='diagonal'"):
+        cv.ekfac(task, train)
 
 
 # --- exact matrices

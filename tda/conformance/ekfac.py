@@ -91,7 +91,9 @@ def by_kronfluence(
     data, asked = (
         [{k: v[i] for k, v in tensors(part).items()} for i in range(n_examples(part))] for part in (train, queries)
     )
-    gc.freeze()  # it collects garbage ten times; what other packages hold is not to be searched at its expense
+    frozen = gc.get_freeze_count()
+    if not frozen:  # it collects garbage ten times; what other packages hold is not to be searched at its expense
+        gc.freeze()
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepare_model(model, Ours())
         analyzer = Analyzer("ours", prepared, Ours(), cpu=True, disable_tqdm=True, output_dir=folder)
@@ -100,7 +102,8 @@ def by_kronfluence(
             "s", "f", asked, data, batch, per_device_train_batch_size=batch, score_args=wanted
         )
         scores = analyzer.load_pairwise_scores("s")["all_modules"].numpy()
-    gc.unfreeze()
+    if not frozen:
+        gc.unfreeze()
     return scores
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from tda import attribute
-from tda.conformance.comparison import Comparison
+from tda.conformance.comparison import Comparison, quietly
 from tda.conformance.ekfac import model_of
 from tda.conformance.settings import anchor
 from tda.task import Checkpoint, Examples, Task
@@ -35,6 +35,7 @@ def _theirs(last: bool) -> np.ndarray:
     return by_captum(known.task, known.train, known.queries, chosen[-1:] if last else chosen, rate)
 
 
+@quietly
 def by_captum(
     task: Task,
     train: Examples,

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tda.attribution.budget import require
 from tda.attribution.gradients import CHUNK, batch_of
 from tda.attribution.memory import remembered
 from tda.curvature.layers import Captured, Layer, passes, tracked, untracked
@@ -46,8 +47,18 @@ def _sweep(
 def factors(
     task: Task, train: Examples, fisher: str = "sampled", layers: str = "", seed: int = 0, chunk: int = CHUNK
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """``{layer: (A [in, in], S [out, out])}`` in float64. Refuses factors that are not finite, by the layer's name."""
+    """``{layer: (A [in, in], S [out, out])}`` in float64. Refuses factors that are not finite, by the layer's name, and
+    factors that would not fit with their eigenvectors.
+    """
     chosen = tracked(task, layers)
+    entries = {name: sum(k * k for k in layer.shape) for name, layer in chosen.items()}
+    widest = max(entries, key=entries.get)
+    require(
+        24.0 * sum(entries.values()),  # float64: the sums, the eigenvectors, the workspace of the decomposition
+        f"the Kronecker factors of {len(chosen)} layers",
+        f"The widest layer is {widest!r}, {' x '.join(map(str, chosen[widest].shape))}: leave it out with the option "
+        f"layers (a regex), or use curvature='diagonal'.",
+    )
     sums = {n: [torch.zeros(k, k, dtype=torch.float64) for k in x.shape[::-1]] for n, x in chosen.items()}
     positions = dict.fromkeys(chosen, 0)
     for found, real, first in _sweep(task, train, chosen, fisher, seed, chunk):
