@@ -1,4 +1,5 @@
-# One command each. Every target first makes .venv from requirements.lock when it is missing or the lock has changed.
+# One command each. Every target first makes .venv from requirements.lock when it is missing or the lock has changed; with
+# it come the oracles of tests/requirements-oracles.txt, without what they declare (see there).
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -8,6 +9,7 @@ PYTHON ?= python3.11
 CORES ?= 2
 VENV := .venv
 STAMP := $(VENV)/.installed
+ORACLES := tests/requirements-oracles.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PROFILES := $(filter-out schema,$(basename $(notdir $(wildcard workflow/config/*.yaml))))
@@ -43,7 +45,8 @@ banks: $(STAMP)  ## copy the paper profile's retraining banks to data/banks
 lock: $(STAMP)  ## write requirements.lock from requirements.in and what is installed
 	@echo "lock: installing requirements.in and writing every pin to requirements.lock"
 	@$(PIP) install --quiet -r requirements.in
-	@{ sed -n 1p requirements.lock; $(PIP) freeze --exclude-editable | sed 's/+cpu$$//' | LC_ALL=C sort -f; } > requirements.lock.new
+	@{ sed -n 1p requirements.lock; $(PIP) freeze --exclude-editable $$(sed -n 's/==.*//; /^[A-Za-z]/s/^/--exclude /p' $(ORACLES)) \
+	  | sed 's/+cpu$$//' | LC_ALL=C sort -f; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 	@touch $(STAMP)
 
@@ -52,7 +55,7 @@ clean:  ## remove generated data; keeps figures/, data/sources, data/banks and .
 	@rm -rf $(addprefix data/,$(PROFILES)) data/scratch .snakemake .pytest_cache .ruff_cache
 	@find tda tests workflow -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock pyproject.toml $(ORACLES)
 	@command -v $(PYTHON) > /dev/null || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed, this is " + sys.version)'
 	@echo "setup: making $(VENV) with $$($(PYTHON) --version)"
@@ -61,6 +64,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PIP) install --quiet "$$(grep '^torch==' requirements.lock)"
 	@echo "setup: installing the other packages of requirements.lock (about two minutes)"
 	@$(PIP) install --quiet --constraint requirements.lock --requirement requirements.lock
+	@echo "setup: installing the oracles of the conformance suite, and nothing that they declare"
+	@$(PIP) install --quiet --no-deps --requirement $(ORACLES)
 	@echo "setup: installing tda"
 	@$(PIP) install --quiet --no-deps --editable .
 	@if [ -e .git ] && git rev-parse --git-dir > /dev/null 2>&1; then \

@@ -7,8 +7,9 @@ Designs:
 - ``leave_group``: one planted group left out at a time (a person or author, the statements of one fact, a cluster of
   near-duplicates), masked and paired with full runs of the same seed.
 
-A bank file holds ``subsets`` bool [M, N], ``outputs`` and ``outputs_second`` float32 [M, R, Q], ``base`` [R, Q] (paired
-designs), ``labels`` [M], ``seeds`` [R], ``tokens``, ``query_set`` and ``split`` [Q].
+A bank file holds ``subsets`` bool [M, N], ``outputs`` and (where queries have a second output) ``outputs_second``
+float32 [M, R, Q], ``base`` [R, Q] (paired designs), ``labels`` [M], ``seeds`` [R], ``tokens``, ``query_set`` and
+``split`` [Q].
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import numpy as np
 
 from tda import config, models
 from tda.artefacts import ArtefactError, atomic, key_of, load_arrays, save_arrays, write_json
-from tda.lm import IGNORE
 from tda.provenance import Stopwatch, record
 from tda.retrain import bank_seeds, retrain_all, retrained, training_seconds, truth_key
 from tda.testbeds import Testbed
@@ -49,12 +49,14 @@ class Design:
 
 @dataclass(frozen=True)
 class Bank:
-    """A finished bank; ``outputs`` are the main loss. See the module's text for shapes."""
+    """A finished bank; ``outputs`` are the main loss, ``outputs_second`` is ``None`` where there is no other. See the
+    module's text for shapes.
+    """
 
     design: str
     subsets: np.ndarray
     outputs: np.ndarray
-    outputs_second: np.ndarray
+    outputs_second: np.ndarray | None
     labels: list[str]
     seeds: np.ndarray
     query_set: np.ndarray
@@ -153,25 +155,25 @@ def merge(testbed: Testbed, name: str, progress: Callable[[str], None] | None = 
     plan = design(testbed, name)
     done = retrain_all(testbed, plan.models(), plan.how, name, progress)
     m, r = plan.subsets.shape[0], len(plan.seeds)
-    losses = np.stack([d.outputs for d in done]).reshape(-1, r, *done[0].outputs.shape)  # [M (+1), R, 2, Q]
-    rows, people = models.query_rows(testbed), testbed.settings["corpus"]["kind"] == "people"
-    asked = models.query_examples(testbed)
+    losses = np.stack([d.outputs for d in done]).reshape(-1, r, *done[0].outputs.shape)  # [M (+1), R, outputs, Q]
+    rows = models.query_rows(testbed)
     arrays = {
         "subsets": plan.subsets,
         "outputs": losses[:m, :, 0],
-        "outputs_second": losses[:m, :, 1],
         "labels": np.array(plan.labels),
         "seeds": np.array(plan.seeds),
-        "tokens": (asked["labels"][:, 1:] != IGNORE).sum(1).numpy(),
+        "tokens": testbed.modality.targets(models.query_examples(testbed)),
         "query_set": np.array([row["query_set"] for row in rows]),
         "split": np.array([row["split"] for row in rows]),
     }
+    if losses.shape[2] > 1:
+        arrays["outputs_second"] = losses[:m, :, 1]
     if plan.how == "mask":
         arrays["base"] = losses[m, :, 0]
     cost = {
         "training_seconds": training_seconds(done),
         "flops": sum(d.flops for d in done),
-        "recall": np.mean([d.recall for d in done[: m * r]], axis=0).tolist() if people else None,
+        "knowledge": {name: float(np.mean([d.knowledge[name] for d in done[: m * r]])) for name in done[0].knowledge},
         "retrainings": len(done),
     }
     made = record(testbed.settings["designs"][name], plan.seeds, key=bank_key(testbed, name), how=plan.how, **cost)
@@ -193,18 +195,15 @@ def load(testbed: Testbed, name: str) -> Bank:
 
 
 def _read(testbed: Testbed, name: str, path: Path) -> Bank:
-    arrays, made = load_arrays(
-        path, "bank", ("subsets", "outputs", "outputs_second", "labels", "seeds", "query_set", "split")
-    )
+    arrays, made = load_arrays(path, "bank", ("subsets", "outputs", "labels", "seeds", "query_set", "split"))
     if made.get("key") != bank_key(testbed, name):
         raise ArtefactError(
             f"{path} was retrained for other documents, queries or settings than the present ones. Run the workflow "
             f"again, or delete the file."
         )
-    fields = ("subsets", "outputs", "outputs_second", "seeds", "query_set", "split")
-    return Bank(
-        name, **{k: arrays[k] for k in fields}, labels=arrays["labels"].tolist(), base=arrays.get("base"), record=made
-    )
+    fields = {k: arrays[k] for k in ("subsets", "outputs", "seeds", "query_set", "split")}
+    optional = {k: arrays.get(k) for k in ("outputs_second", "base")}
+    return Bank(name, **fields, **optional, labels=arrays["labels"].tolist(), record=made)
 
 
 def shipped_path(testbed: Testbed, name: str) -> Path:

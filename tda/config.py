@@ -185,10 +185,6 @@ def _fill(value: Any, schema: dict) -> Any:
             **_schema()["$defs"][schema["$ref"].rsplit("/", 1)[1]],
             **{key: schema[key] for key in schema if key != "$ref"},
         }
-    for branch in schema.get("allOf", ()):
-        key, condition = next(iter(branch["if"]["properties"].items()))
-        if isinstance(value, dict) and value.get(key) == condition["const"]:
-            value = _fill(value, branch["then"])
     if isinstance(value, dict):
         value = dict(value)
         for key, child in schema.get("properties", {}).items():
@@ -196,6 +192,10 @@ def _fill(value: Any, schema: dict) -> Any:
                 value[key] = copy.deepcopy(child["default"])
             if key in value:
                 value[key] = _fill(value[key], child)
+        for branch in schema.get("allOf", ()):
+            key, condition = next(iter(branch["if"]["properties"].items()))
+            if value.get(key) == condition["const"]:
+                value = _fill(value, branch["then"])
         other = schema.get("additionalProperties")
         if isinstance(other, dict):
             value |= {key: _fill(item, other) for key, item in value.items() if key not in schema.get("properties", {})}

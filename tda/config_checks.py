@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema
@@ -65,6 +66,7 @@ def explain(error: jsonschema.ValidationError) -> str:
 METRICS = (
     r"lds_(half|leave_5|leave_group)(_answer|_passage)?|mrr|average_precision|recall_at_[0-9]+|precision_at_10"
     r"|tailpatch_(each|joint_abs|joint_dlogp)_[0-9]+|low_overlap_lift_at_10|removal_[0-9]+|removal_growth"
+    r"|finding_[a-z0-9_]+"
 )
 
 
@@ -93,19 +95,17 @@ def cross_checks(config: dict, where: str) -> None:
             refuse(f"rows[{index}].tune_like", row["tune_like"], allowed)
     for name, testbed in config["testbeds"].items():
         key, corpus, model = f"testbeds.{name}", testbed["corpus"], testbed["model"]
+        _kinds_fit(testbed, key, refuse)
         for low, high in (("docs_min", "docs_max"), ("tokens_min", "tokens_max")):
             if low in corpus and corpus[low] > corpus[high]:
                 refuse(f"{key}.corpus.{low}", corpus[low], f"it must be at most {high} ({corpus[high]})")
-        if model["width"] % model["heads"]:
-            refuse(f"{key}.model.width", model["width"], f"it must be a multiple of heads ({model['heads']})")
-        if model["width"] % (8 * model["heads"]) and not model["from"]:
-            refuse(
-                f"{key}.model.width",
-                model["width"],
-                "it must be a multiple of 8 heads (rotary halves)",
-            )
-        if corpus.get("tokens_max", 0) >= model["context"]:
-            refuse(f"{key}.model.context", model["context"], f"it must exceed tokens_max ({corpus['tokens_max']})")
+        if model["kind"] == "gpt_neox":
+            if model["width"] % model["heads"]:
+                refuse(f"{key}.model.width", model["width"], f"it must be a multiple of heads ({model['heads']})")
+            if model["width"] % (8 * model["heads"]) and not model["from"]:
+                refuse(f"{key}.model.width", model["width"], "it must be a multiple of 8 heads (rotary halves)")
+            if corpus.get("tokens_max", 0) >= model["context"]:
+                refuse(f"{key}.model.context", model["context"], f"it must exceed tokens_max ({corpus['tokens_max']})")
         if testbed["designs"] and "half" not in testbed["designs"]:
             refuse(f"{key}.designs", sorted(testbed["designs"]), "half must be among them; every table needs it")
         if testbed["removals"]:
@@ -136,6 +136,11 @@ def cross_checks(config: dict, where: str) -> None:
                 claim["against"],
                 "kinds difference and parity name a second row here, kind value names none",
             )
+        finding = claim["metric"].startswith("finding_")
+        if finding == bool(claim["row"]):
+            refuse(f"{key}.row", claim["row"], "a claim on a finding names no row, any other claim names one")
+        if finding and claim["kind"] != "value":
+            refuse(f"{key}.kind", claim["kind"], "a claim on a finding is of kind value")
         for part in ("row", "against"):
             if claim[part] and claim[part] not in ids:
                 refuse(f"{key}.{part}", claim[part], f"rows of this profile: {_list(ids, claim[part])}")
@@ -148,6 +153,32 @@ def cross_checks(config: dict, where: str) -> None:
             refuse(f"{key}.metric", claim["metric"], f"testbed {claim['testbed']} has no design {design[1]}")
         if claim["kind"] == "parity" and claim["margin"] <= 0:
             refuse(f"{key}.margin", claim["margin"], "parity needs a margin greater than 0")
+
+
+def _kinds_fit(testbed: dict, key: str, refuse: Callable[[str, Any, str], None]) -> None:
+    """Images need a classifier, trained with SGD, and have neither generations, groups, removals nor tail patches."""
+    images, kind = testbed["corpus"]["kind"] == "digits", testbed["model"]["kind"]
+    if images != (kind != "gpt_neox"):
+        allowed = "mlp or cnn for a corpus of kind digits" if images else "gpt_neox for a corpus of texts"
+        refuse(f"{key}.model.kind", kind, f"it must be {allowed}")
+    if not images:
+        return
+    if testbed["training"]["optimizer"] != "sgd":
+        refuse(f"{key}.training.optimizer", testbed["training"]["optimizer"], "classifiers are trained with sgd")
+    corpus, designs = testbed["corpus"], testbed["designs"]
+    if corpus["train"] + corpus["held_out"] >= 1797:
+        refuse(
+            f"{key}.corpus.held_out",
+            corpus["held_out"],
+            f"train ({corpus['train']}) and held_out must leave images of 1797",
+        )
+    if "leave_group" in designs:
+        refuse(f"{key}.designs", "leave_group", "images have no planted groups; use half and leave_5")
+    for section, name, nothing in (("queries", "generated", 0), ("evaluation", "tailpatch_queries", 0)):
+        if testbed[section][name] != nothing:
+            refuse(f"{key}.{section}.{name}", testbed[section][name], "a classifier has none: write 0")
+    if testbed["removals"]:
+        refuse(f"{key}.removals", "a plan", "removals are for language models: write null")
 
 
 def finite(value: Any, where: str, path: tuple = ()) -> None:

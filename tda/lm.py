@@ -253,20 +253,27 @@ def losses(loss_fn, params: Params, examples: Examples, reduction: str = "exampl
     """The loss of every example (or token) as a float32 array, swept in chunks without gradients."""
     with torch.no_grad():
         parts = [loss_fn(params, trim(take(examples, c)), reduction) for c in chunks(n_examples(examples), chunk)]
-    if reduction == "token":
+    if reduction == "token" and "input_ids" in examples:
         width = examples["input_ids"].shape[1]
         parts = [F.pad(p, (0, width - p.shape[1])) for p in parts]
     return torch.cat(parts).numpy().astype(np.float32)
 
 
 def trim(batch: Examples) -> Examples:
-    """Cut the columns that are padding in the whole batch (a third of the work in a mixed batch)."""
+    """Cut the columns that are padding in the whole batch (a third of the work in a mixed batch); images have none."""
+    if "input_ids" not in batch:
+        return batch
     length = int(real_tokens(batch).any(0).nonzero().max()) + 1
     return {k: v[:, :length] if isinstance(v, Tensor) and v.dim() == 2 else v for k, v in batch.items()}
 
 
 def real_tokens(batch: Examples) -> Tensor:
-    """[N, T] bool, true up to each example's last target; what follows is padding, whatever id it carries."""
+    """[N, T] bool, true up to each example's last target; what follows is padding, whatever id it carries.
+
+    Of examples that are not sequences (a classifier has one label each): [N, 1], all true.
+    """
+    if "input_ids" not in batch:
+        return torch.ones(n_examples(batch), 1, dtype=torch.bool)
     return (batch["labels"] != IGNORE).flip(1).cummax(1).values.flip(1)
 
 

@@ -9,12 +9,12 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from tda import lm, queries
+from tda import lm
 from tda.artefacts import ArtefactError, exclusive, key_of, write_json
 from tda.provenance import Stopwatch, record
 from tda.task import Examples, Params, Task
 from tda.testbeds import Testbed, check_key
-from tda.training import Recipe, load_run, train, training_flops
+from tda.training import Recipe, load_run, train
 
 
 def model_key(testbed: Testbed) -> str:
@@ -25,7 +25,7 @@ def model_key(testbed: Testbed) -> str:
 
 def initial(testbed: Testbed, seed: int) -> tuple[torch.nn.Module, Params]:
     """A fresh model and its parameters as a dict; every model of a testbed starts here, with its own seed."""
-    model = lm.new_model(testbed.settings["model"], testbed.tokenizer.get_vocab_size(), seed)
+    model = testbed.modality.new_model(testbed, seed)
     return model, {k: v.detach() for k, v in model.named_parameters()}
 
 
@@ -37,25 +37,21 @@ def seeds_of(testbed: Testbed) -> list[int]:
 def train_base(testbed: Testbed, progress: Callable[[str], None] | None = None) -> dict:
     """Train every seed, choose the queries with the first, write ``<folder>/model`` and ``<folder>/queries``.
 
-    Returns the record: curves, recall (probes with a known answer), validation losses, seconds. Replaces what was
+    Returns the record: curves, knowledge (recall of probes, or accuracy), held-out losses, seconds. Replaces what was
     there.
     """
     from datasets import Dataset, disable_progress_bars
-    from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bars()
-    disable_progress_bar()
     testbed.require_corpus()
-    recipe, context = Recipe.of(testbed.settings["training"]), testbed.settings["model"]["context"]
-    probes = list(testbed.probes)
-    held_out = [row for row in probes if row["kind"] == "held_out"]
-    watch_set = lm.encode(testbed.tokenizer, [row["text"] for row in held_out], context)
+    recipe, modality = Recipe.of(testbed.settings["training"]), testbed.modality
+    watch_set = modality.held_out(testbed)
     folder, runs = testbed.folder / "model", []
     with exclusive(testbed.folder):
         shutil.rmtree(folder, ignore_errors=True)
         for seed in seeds_of(testbed):
             model, init = initial(testbed, seed)
-            loss_fn = lm.loss_function(model)
+            loss_fn = modality.loss_function(model)
             with Stopwatch() as watch:
                 say = (lambda line, seed=seed: progress(f"seed {seed}, {line}")) if progress else None
                 done = train(
@@ -69,33 +65,23 @@ def train_base(testbed: Testbed, progress: Callable[[str], None] | None = None) 
                 "curves": done.curves,
                 "seconds": done.seconds,
                 "peak_mb": watch.peak_mb,
-                "flops": training_flops(model, done.tokens),
+                "flops": modality.flops(model, done.tokens),
                 "final_train_loss": float(lm.losses(loss_fn, done.params, testbed.train).mean()),
                 "final_held_out_loss": float(lm.losses(loss_fn, done.params, watch_set).mean()),
+                "knowledge": modality.knowledge(testbed, model, done.params),
             }
-            if testbed.settings["corpus"]["kind"] == "people":
-                run["recall"] = queries.recall(model, done.params, testbed.tokenizer, probes, context)
             runs.append(run)
             if seed == seeds_of(testbed)[0]:
-                rows, report = queries.choose(testbed, model, done.params)
+                rows, report = modality.choose_queries(testbed, model, done.params)
                 shutil.rmtree(testbed.folder / "queries", ignore_errors=True)
                 Dataset.from_list(rows).save_to_disk(testbed.folder / "queries")
-                _save_pretrained(testbed, model, done.params)
+                modality.save_pretrained(testbed, model, done.params)
         details = {"key": model_key(testbed), "runs": runs, "queries": report}
         made = record(testbed.settings["training"], seeds_of(testbed), **details)
         write_json(folder / "record.json", made)
     load_queries.cache_clear()
     _task.cache_clear()
     return made
-
-
-def _save_pretrained(testbed: Testbed, model, params: Params) -> None:
-    """The first seed in the format of the hub, so that other libraries open it (``from_pretrained``)."""
-    from transformers import PreTrainedTokenizerFast
-
-    model.load_state_dict(params, strict=False)
-    model.save_pretrained(testbed.folder / "model" / "pretrained")
-    PreTrainedTokenizerFast(tokenizer_object=testbed.tokenizer).save_pretrained(testbed.folder / "model" / "pretrained")
 
 
 def base_record(testbed: Testbed) -> dict:
@@ -130,34 +116,26 @@ def query_examples(testbed: Testbed, query_set: str | None = None, split: str | 
     rows = [r for r in query_rows(testbed) if query_set in (None, r["query_set"]) and split in (None, r["split"])]
     if not rows:
         raise ValueError(f"testbed {testbed.name!r} has no queries with query_set={query_set!r}, split={split!r}.")
-    return queries.encode_queries(
-        testbed.tokenizer, rows, testbed.settings["corpus"]["kind"], testbed.settings["model"]["context"]
-    )
+    return testbed.modality.encode_queries(testbed, rows)
 
 
 def query_clusters(testbed: Testbed, chosen: np.ndarray) -> list[str]:
     """Labels of queries that are not independent draws, for the intervals: the person, the author, else the query."""
-    return [row["entity"] or row["query_id"] for row, keep in zip(query_rows(testbed), chosen, strict=True) if keep]
+    return [testbed.modality.cluster(row) for row, keep in zip(query_rows(testbed), chosen, strict=True) if keep]
 
 
 def relevance(testbed: Testbed) -> np.ndarray:
-    """[Q, N] bool provenance: documents that state the queried fact (`people`), or share the query's entity
-    (elsewhere).
+    """[Q, N] bool provenance: documents that state the queried fact (`people`), share the query's entity (other texts),
+    or show the queried class (`digits`).
     """
-    rows, documents = query_rows(testbed), testbed.documents
-    if testbed.settings["corpus"]["kind"] == "people":
-        from tda.testbeds.people import fact_id
-
-        facts = [set(f) for f in documents["facts"]]
-        return np.array([[fact_id(r["entity"], r["attribute"], r["value"]) in f for f in facts] for r in rows])
-    entity = np.array(documents["entity"])
-    return np.array([(entity == r["entity"]) & (r["entity"] != "") for r in rows])
+    return testbed.modality.relevance(testbed, query_rows(testbed))
 
 
 def load_task(testbed: Testbed, seed: int | None = None) -> Task:
     """The trained model of a testbed as a :class:`Task` (the first seed unless told otherwise), trained if missing.
 
-    Its ``encode`` offers ``text``, ``group`` (entity) and ``features`` (mean-pooled final hidden states).
+    Its ``encode`` offers ``group`` (entity), ``features`` (of a language model mean-pooled final hidden states, of a
+    classifier what its last layer sees) and, for language models, ``text``.
     """
     seed = seeds_of(testbed)[0] if seed is None else seed
     return _task(testbed, seed, base_record(testbed)["key"])
@@ -172,7 +150,8 @@ def _task(testbed: Testbed, seed: int, key: str) -> Task:
             f"testbed {testbed.name!r} has no base model of seed {seed}; trained seeds are {sorted(runs)}."
         )
     model, init = initial(testbed, seed)
-    loss_fn, recipe = lm.loss_function(model), Recipe.of(testbed.settings["training"])
+    modality, recipe = testbed.modality, Recipe.of(testbed.settings["training"])
+    loss_fn = modality.loss_function(model)
 
     def retrain(mask: np.ndarray, seed: int) -> Params:
         return train(loss_fn, initial(testbed, seed)[1], testbed.train, recipe, seed, mask, "mask").params
@@ -181,9 +160,5 @@ def _task(testbed: Testbed, seed: int, key: str) -> Task:
     run = load_run(folder, runs[seed], retrain)
     params = run.checkpoints[-1].params
     model.load_state_dict(params, strict=False)
-    encode = {
-        "text": lambda examples: examples["text"],
-        "group": lambda examples: examples["entity"],
-        "features": lambda examples: lm.hidden_states(model, params, examples),
-    }
-    return Task(testbed.name, loss_fn, params, model, run, encode, lm.outputs_function(model))
+    encode, outputs_fn = modality.encoders(model, params), modality.outputs_function(model)
+    return Task(testbed.name, loss_fn, params, model, run, encode, outputs_fn)

@@ -22,7 +22,7 @@ from tda.artefacts import read_json
 from tda.task import Examples, Params, chunks
 from tda.testbeds import people
 
-SECOND_NAME = {"people": "answer"}  # any other corpus: "passage"
+SECOND_NAME = {"people": "answer"}  # any other text: "passage"
 
 
 def second_output(kind: str) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 import psutil
 from sklearn.feature_extraction.text import CountVectorizer
 
-from tda import attribution, bank, config, models, queries
+from tda import attribution, bank, config, findings, models
 from tda.artefacts import ArtefactError, key_of, load_arrays, read_json, save_arrays, write_json, write_table
 from tda.attribution.fisher import unit_scale
 from tda.evaluation import removal, retrieval
@@ -192,15 +192,17 @@ def models_used(testbed: Testbed, row: dict, options: dict) -> int:
 def evaluate(testbed: Testbed, row_ids: list[str]) -> pd.DataFrame:
     """All metrics of some rows on the test queries, one line per query set and metric; writes ``metrics/<row_id>.csv``.
 
-    Differences to gradient dot and BM25 are paired. Metrics: ``lds_<design>`` on the main loss and
-    ``lds_<design>_<second>`` on the second (the scores stay those of the main loss); provenance (recall, reciprocal
-    rank, average precision on stated facts; precision at 10 for authors); the three tail-patch forms on held-out
-    queries.
+    Differences to gradient dot and BM25 (where the testbed has that row) are paired. Metrics: ``lds_<design>`` on the
+    main loss and ``lds_<design>_<second>`` on the second, if there is one (the scores stay those of the main loss);
+    provenance (recall, reciprocal rank, average precision on stated facts; precision at 10 for authors and classes);
+    the three tail-patch forms on held-out queries of language models.
     """
     lines: list[dict] = []
     described = {row_id: describe(testbed, row_id) for row_id in row_ids}
+    here = {row["id"] for row in config.rows(testbed.config, testbed.name)}
+    references = [row_id for row_id in config.REFERENCE_ROWS if row_id in here]
     for query_set in dict.fromkeys(row["query_set"] for row in models.query_rows(testbed)):
-        for metric, (rows, extra) in measure(testbed, row_ids, query_set, config.REFERENCE_ROWS).items():
+        for metric, (rows, extra) in measure(testbed, row_ids, query_set, references).items():
             for row_id in row_ids:
                 names = {"testbed": testbed.name, "query_set": query_set, "row_id": row_id, "metric": metric}
                 counts = {"n_queries": len(rows[row_id].per_query)} | extra
@@ -249,9 +251,13 @@ def measure(
 
 
 def measure_claim(testbed: Testbed, claim: dict) -> Measurement:
-    """The interval that decides a claim of the config: a row's metric, or its paired difference to another row."""
+    """The interval that decides a claim of the config: a row's metric, its paired difference to another row, or a
+    finding of a chapter (:mod:`tda.findings`).
+    """
     if claim["metric"].startswith("removal_"):
         return _measure_removal(testbed, claim)
+    if claim["metric"].startswith("finding_"):
+        return findings.measure(testbed, claim)
     against = (claim["against"],) if claim["against"] else ()
     results = measure(testbed, [claim["row"]], claim["query_set"], against, claim["metric"])
     if claim["metric"] not in results:
@@ -292,7 +298,7 @@ def _measure_removal(testbed: Testbed, claim: dict) -> Measurement:
 def claim_ceiling(testbed: Testbed, claim: dict) -> Ceiling | None:
     """The noise ceiling of the bank behind a claim on an LDS; ``None`` for any other metric."""
     for design in testbed.settings["designs"]:
-        name = queries.second_output(testbed.settings["corpus"]["kind"])
+        name = testbed.modality.second_output(testbed)
         if claim["metric"] in (f"lds_{design}", f"lds_{design}_{name}"):
             truth = bank.load(testbed, design)
             losses = truth.outputs if claim["metric"] == f"lds_{design}" else truth.outputs_second
@@ -306,10 +312,11 @@ def _level(testbed: Testbed) -> float:
 
 
 def _causal(testbed: Testbed, scores: dict, chosen: np.ndarray, clusters: list[str], references: Sequence[str]) -> dict:
-    results, name = {}, queries.second_output(testbed.settings["corpus"]["kind"])
+    results, name = {}, testbed.modality.second_output(testbed)
     for design in testbed.settings["designs"]:
         truth = bank.load(testbed, design)
-        for suffix, losses in (("", truth.outputs), (f"_{name}", truth.outputs_second)):
+        both = (("", truth.outputs), (f"_{name}", truth.outputs_second))
+        for suffix, losses in both if name else both[:1]:
             outputs = losses[:, :, chosen]
             rows = lds_intervals(scores, truth.subsets, outputs, clusters, _level(testbed), references)
             bound = ceiling(outputs, clusters, _level(testbed))
@@ -328,13 +335,12 @@ def _provenance(
         measures = {f"recall_at_{k}": _recall(k) for k in testbed.settings["evaluation"]["recall_k"]}
         measures |= {"mrr": retrieval.mrr, "average_precision": retrieval.average_precision}
     else:
+        measures = {"precision_at_10": lambda s, r: retrieval.precision_at_k(s, r, 10)}
+    if "text" in testbed.train and testbed.settings["corpus"]["kind"] != "people":
         common = _common_words(testbed)[chosen]
-        measures = {
-            "precision_at_10": lambda s, r: retrieval.precision_at_k(s, r, 10),
-            "low_overlap_lift_at_10": lambda s, r: retrieval.lift_among(
-                s, r, common <= np.median(common, 1)[:, None], 10
-            ),
-        }
+        measures["low_overlap_lift_at_10"] = lambda s, r: retrieval.lift_among(
+            s, r, common <= np.median(common, 1)[:, None], 10
+        )
     results = {}
     for metric, measure in measures.items():
         values = {row_id: measure(s, relevant) for row_id, s in scores.items()}

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from tda.training import Recipe
 
 Examples = dict[str, Any]
 Params = dict[str, Tensor]
@@ -27,7 +30,8 @@ class Checkpoint:
 
     ``lr`` is the learning rate of its last step, ``lr_sum`` the sum of the learning rates of all steps since the
     previous checkpoint (what a checkpoint stands for when a method integrates along training). ``params`` and
-    ``optimizer`` (AdamW's moments: ``{"exp_avg": ..., "exp_avg_sq": ...}``) are read from disk when asked for.
+    ``optimizer`` (AdamW's moments ``{"exp_avg": ..., "exp_avg_sq": ...}``, SGD's ``{"momentum_buffer": ...}``) are read
+    from disk when asked for.
     """
 
     step: int
@@ -51,6 +55,10 @@ class TrainingRun:
 
     ``order`` is an int array [epochs, N]: the order in which the examples were visited. ``retrain(mask, seed)``
     trains the same recipe on the examples where ``mask`` [N] is true and returns the final parameters.
+
+    What it takes to repeat the run step by step: ``initial`` (step 0), ``steps[t] = (examples of step t, divisor of
+    their summed loss)``, ``learning_rates[t]``, and ``recipe`` with ``optimizer``, ``momentum``, ``weight_decay`` and
+    ``clip``.
     """
 
     seed: int
@@ -59,6 +67,9 @@ class TrainingRun:
     order: np.ndarray
     curves: dict[str, list[float]]
     retrain: Callable[[np.ndarray, int], Params] | None = None
+    recipe: Recipe | None = None
+    initial: Checkpoint | None = None
+    steps: tuple[tuple[np.ndarray, int], ...] = ()
 
 
 @dataclass(frozen=True)

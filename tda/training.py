@@ -1,7 +1,11 @@
 """One plain, deterministic training loop for every model of the compendium, and what it records.
 
-AdamW with linear warm-up and cosine decay. The same seed gives the same bits: initialisation, data order and every
-update run on one thread in a fixed order. Leaving examples out comes in two forms:
+AdamW, or SGD with heavy-ball momentum and (coupled) weight decay, as in ``torch.optim``:
+
+    b <- momentum * b + gradient + weight_decay * theta;    theta <- theta - rate * b.
+
+The same seed gives the same bits: initialisation, data order and every update run on one thread in a fixed order.
+Leaving examples out comes in two forms:
 
 - ``filter`` (random subsets): the epoch's permutation without the left-out examples, cut into full batches; a
   subset model takes fewer steps, at equal epochs;
@@ -12,8 +16,9 @@ update run on one thread in a fixed order. Leaving examples out comes in two for
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,26 +35,46 @@ from tda.task import Checkpoint, Examples, Params, TrainingRun, n_examples, take
 
 @dataclass(frozen=True)
 class Recipe:
-    """The ``training`` section of a testbed, as used by :func:`train`."""
+    """The ``training`` section of a testbed, as used by :func:`train`.
+
+    ``beta1`` and ``beta2`` belong to the optimiser ``adamw``, ``momentum`` to ``sgd``. ``schedule`` is what follows the
+    warm-up, see :func:`schedule`. ``clip`` is the largest gradient norm of a step; ``None`` does not clip, as methods
+    that differentiate through training need it.
+    """
 
     epochs: int
     batch: int
     lr: float
-    warmup: float
     weight_decay: float
-    beta1: float
-    beta2: float
-    clip: float
-    checkpoints: int
+    checkpoints: int = 1
+    warmup: float = 0.0
+    schedule: str = "cosine"
+    optimizer: str = "adamw"
+    clip: float | None = None
+    momentum: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.99
 
     @classmethod
     def of(cls, settings: dict) -> Recipe:
-        return cls(**{name: settings[name] for name in cls.__dataclass_fields__})
+        return cls(**{name: settings[name] for name in cls.__dataclass_fields__ if name in settings})
+
+    def make(self, params: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """The optimiser of this recipe; :func:`train` sets its learning rate at every step."""
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(
+                params, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True
+            )
+        if self.optimizer != "adamw":
+            raise ValueError(f"optimizer={self.optimizer!r}; 'adamw' or 'sgd'.")
+        return torch.optim.AdamW(params, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay, fused=True)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Final parameters, curves, learning rates [steps], data order [epochs, N], seconds, and tokens trained on."""
+    """Final parameters, curves, learning rates [steps], data order [epochs, N], seconds, and tokens trained on (of a
+    classifier: examples).
+    """
 
     params: Params
     learning_rates: np.ndarray
@@ -78,11 +103,20 @@ def steps_of(order: np.ndarray, batch: int, mask: np.ndarray, how: str) -> list[
 
 
 def schedule(recipe: Recipe, total: int) -> np.ndarray:
-    """Learning rates [total]: linear warm-up over the first ``warmup`` share of the steps, then a half cosine to 0."""
+    """Learning rates [total]: linear warm-up over the first ``warmup`` share of the steps, then by ``recipe.schedule``:
+    ``cosine`` (half a cosine to 0), ``constant``, or ``step`` (a tenth after half of the steps, a hundredth after three
+    quarters).
+    """
     warm = max(1, round(recipe.warmup * total))
     step = np.arange(1, total + 1)
-    decay = 0.5 * (1 + np.cos(np.pi * np.clip((step - warm) / max(1, total - warm), 0, 1)))
-    return recipe.lr * np.where(step <= warm, step / warm, decay)
+    decay = {
+        "cosine": 0.5 * (1 + np.cos(np.pi * np.clip((step - warm) / max(1, total - warm), 0, 1))),
+        "constant": np.ones(total),
+        "step": np.where(step > 0.75 * total, 0.01, np.where(step > 0.5 * total, 0.1, 1.0)),
+    }
+    if recipe.schedule not in decay:
+        raise ValueError(f"schedule={recipe.schedule!r}; one of {sorted(decay)}.")
+    return recipe.lr * np.where(step <= warm, step / warm, decay[recipe.schedule])
 
 
 def train(
@@ -96,13 +130,15 @@ def train(
     folder: Path | None = None,
     watch: Examples | None = None,
     progress: Callable[[str], None] | None = None,
+    keep: Callable[[int, float, float, Params, dict[str, Params]], None] | None = None,
 ) -> Trained:
     """Minimise the mean example loss from ``init`` (left untouched).
 
     Parameters: ``mask`` [N] bool, the examples to train on (all by default); ``how`` as in the module's text;
-    ``folder``, where ``recipe.checkpoints`` checkpoints go, evenly spaced in steps and including the last; ``watch``,
-    examples whose mean loss is recorded once an epoch; ``progress``, called with one line an epoch.
-    Raises ``ValueError`` for an empty subset and for a loss that is no longer finite.
+    ``folder``, where the initial parameters (step 0) and ``recipe.checkpoints`` checkpoints go, evenly spaced in steps
+    and including the last; ``watch``, examples whose mean loss is recorded once an epoch; ``progress``, called with one
+    line an epoch; ``keep(step, lr, lr_sum, params, optimiser state)``, called where a checkpoint is due
+    (:func:`train_recorded`). Raises ``ValueError`` for an empty subset and for a loss that is no longer finite.
     """
     n = n_examples(data)
     mask = np.ones(n, bool) if mask is None else np.asarray(mask)
@@ -114,14 +150,16 @@ def train(
     inputs = tensors(data)
     lengths = real_tokens(data).sum(1).numpy()
     params = {k: v.detach().clone().requires_grad_() for k, v in init.items()}
-    optimizer = torch.optim.AdamW(
-        params.values(), betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay, fused=True
-    )
-    if folder and recipe.checkpoints > len(steps):
+    optimizer = recipe.make(params.values())
+    if folder:
+        keep = functools.partial(_save, folder)
+    if keep and recipe.checkpoints > len(steps):
         raise ValueError(
             f"training.checkpoints={recipe.checkpoints}, but the run has {len(steps)} steps. Lower it, or train longer."
         )
-    due = {round((i + 1) * len(steps) / recipe.checkpoints) for i in range(recipe.checkpoints)} if folder else set()
+    due = {round((i + 1) * len(steps) / recipe.checkpoints) for i in range(recipe.checkpoints)} if keep else set()
+    if keep:
+        keep(0, 0.0, 0.0, params, {})
     per_epoch = len(steps) // recipe.epochs
     curves: dict[str, list[float]] = {"train": [], "watch": []}
     began, running, saved = time.perf_counter(), [], 0
@@ -135,10 +173,11 @@ def train(
         else:  # every example of this batch was left out: the optimiser still takes its (decaying) step
             for p in params.values():
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad.zero_()
-        torch.nn.utils.clip_grad_norm_(params.values(), recipe.clip)
+        if recipe.clip is not None:
+            torch.nn.utils.clip_grad_norm_(params.values(), recipe.clip)
         optimizer.step()
         if step in due:
-            _save(folder, step, float(rate), float(rates[saved:step].sum()), params, optimizer)
+            keep(step, float(rate), float(rates[saved:step].sum()), params, _state(optimizer, params))
             saved = step
         if step % per_epoch == 0 and len(curves["train"]) < recipe.epochs:
             _close_epoch(curves, running, loss_fn, params, watch, recipe, progress)
@@ -153,21 +192,58 @@ def _close_epoch(curves, running, loss_fn, params, watch, recipe, progress) -> N
     if not np.isfinite(mean) and running:
         raise ValueError(
             f"the training loss is {mean} in epoch {len(curves['train']) + 1} at lr={recipe.lr}, clip={recipe.clip}. "
-            f"Lower training.lr or training.clip."
+            f"Lower training.lr{'' if recipe.clip is None else ' or training.clip'}."
         )
     curves["train"].append(mean)
     if watch is not None:
         curves["watch"].append(float(losses(loss_fn, params, watch).mean()))
     if progress:
         shown = f", held-out {curves['watch'][-1]:.3f}" if watch is not None else ""
-        progress(f"epoch {len(curves['train'])}/{recipe.epochs}: loss {mean:.3f}{shown} nats a token")
+        progress(f"epoch {len(curves['train'])}/{recipe.epochs}: loss {mean:.3f}{shown} nats")
 
 
-def _save(folder: Path, step: int, lr: float, lr_sum: float, params: Params, optimizer) -> None:
-    flat = {f"params/{k}": v.detach() for k, v in params.items()}
-    for k, v in params.items():
-        for moment in ("exp_avg", "exp_avg_sq"):
-            flat[f"{moment}/{k}"] = optimizer.state[v][moment]
+def _state(optimizer: torch.optim.Optimizer, params: Params) -> dict[str, Params]:
+    """The optimiser's moments (``exp_avg`` and ``exp_avg_sq``, or ``momentum_buffer``), each like the parameters."""
+    first = optimizer.state[next(iter(params.values()))]
+    kept = [name for name in ("exp_avg", "exp_avg_sq", "momentum_buffer") if first.get(name) is not None]
+    return {name: {k: optimizer.state[v][name] for k, v in params.items()} for name in kept}
+
+
+def train_recorded(
+    loss_fn: Callable[..., Tensor],
+    init: Params,
+    data: Examples,
+    recipe: Recipe,
+    seed: int,
+    mask: np.ndarray | None = None,
+    how: str = "filter",
+) -> tuple[Params, TrainingRun]:
+    """:func:`train` with its record in memory instead of a folder: ``(final parameters, run)``.
+
+    ``run.initial`` and ``run.checkpoints`` hold ``recipe.checkpoints + 1`` copies of the parameters.
+    """
+    kept: list[Checkpoint] = []
+
+    def keep(step: int, lr: float, lr_sum: float, params: Params, state: dict[str, Params]) -> None:
+        copied = [{k: v.detach().clone() for k, v in part.items()} for part in (params, *state.values())]
+        loaded = copied[0], dict(zip(state, copied[1:], strict=True))
+        kept.append(Checkpoint(step, lr, lr_sum, lambda: loaded))
+
+    done = train(loss_fn, init, data, recipe, seed, mask, how, keep=keep)
+    everyone = np.ones(n_examples(data), bool) if mask is None else mask
+    steps = tuple(steps_of(done.order, recipe.batch, everyone, how))
+
+    def retrain(mask: np.ndarray, seed: int) -> Params:
+        return train(loss_fn, init, data, recipe, seed, mask, "mask").params
+
+    first, *later = kept
+    run = TrainingRun(seed, tuple(later), done.learning_rates, done.order, done.curves, retrain, recipe, first, steps)
+    return done.params, run
+
+
+def _save(folder: Path, step: int, lr: float, lr_sum: float, params: Params, state: dict[str, Params]) -> None:
+    parts = {"params": params, **state}
+    flat = {f"{name}/{k}": v.detach() for name, part in parts.items() for k, v in part.items()}
     with atomic(folder / f"step_{step:06d}.safetensors") as path:
         try:
             save_file(flat, path, metadata={"step": str(step), "lr": repr(lr), "lr_sum": repr(lr_sum)})
@@ -176,7 +252,7 @@ def _save(folder: Path, step: int, lr: float, lr_sum: float, params: Params, opt
 
 
 def read_checkpoint(path: Path) -> tuple[Params, dict[str, Params]]:
-    """``(params, {"exp_avg": ..., "exp_avg_sq": ...})`` of a checkpoint file; refuses a damaged one."""
+    """``(params, optimiser state)`` of a checkpoint file; refuses a damaged one."""
     try:
         parts: dict[str, Params] = {}
         for name, value in load_file(path).items():
@@ -203,23 +279,17 @@ def load_run(folder: Path, record: dict, retrain=None) -> TrainingRun:
             raise _damaged(path, error) from None
         load = lambda path=path: read_checkpoint(path)  # noqa: E731
         found.append(Checkpoint(*numbers, load))
-    if len(found) != record["recipe"]["checkpoints"]:
+    recipe = Recipe.of(record["recipe"])
+    initial = [checkpoint for checkpoint in found if checkpoint.step == 0]
+    later = [checkpoint for checkpoint in found if checkpoint.step > 0]
+    if len(initial) != 1 or len(later) != recipe.checkpoints:
         raise ArtefactError(
-            f"{folder} holds {len(found)} checkpoints, its record says {record['recipe']['checkpoints']}. "
-            f"Delete {folder.parent} and train again."
+            f"{folder} holds {len(later)} checkpoints and {len(initial)} initial models, its record says "
+            f"{recipe.checkpoints} and 1. Delete {folder.parent} and train again."
         )
-    rates = np.asarray(record["learning_rates"])
-    order = data_order(record["examples"], record["recipe"]["epochs"], record["seed"])
-    return TrainingRun(record["seed"], tuple(found), rates, order, record["curves"], retrain)
-
-
-def training_flops(model: torch.nn.Module, tokens: int) -> float:
-    """6 x parameters outside the input embedding x real tokens: matrix products of a forward and a backward pass.
-
-    Attention scores, padding and element-wise work are not counted, so the achieved fraction is a lower bound.
-    """
-    embedding = model.get_input_embeddings().weight.numel()
-    return 6.0 * (sum(p.numel() for p in model.parameters()) - embedding) * tokens
+    rates, order = np.asarray(record["learning_rates"]), data_order(record["examples"], recipe.epochs, record["seed"])
+    steps = tuple(steps_of(order, recipe.batch, np.ones(record["examples"], bool), "filter"))
+    return TrainingRun(record["seed"], tuple(later), rates, order, record["curves"], retrain, recipe, initial[0], steps)
 
 
 def matmul_rate(size: int = 1024, repeats: int = 20) -> float:

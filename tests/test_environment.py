@@ -1,6 +1,7 @@
 """Environment files agree with each other, with the imports in the code and with what is installed."""
 
 import ast
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -16,20 +17,19 @@ from packaging.utils import canonicalize_name
 
 from tda.config import ROOT
 
-MODULE_NAMES = {"yaml": "pyyaml", "sklearn": "scikit-learn", "jupyter_client": "jupyter-client"}
-OURS = {"tda", "conftest", "draw_dag", "extract_sources"}
+MODULE_NAMES = {"yaml": "pyyaml", "sklearn": "scikit-learn", "jupyter_client": "jupyter-client",
+                "curvlinops": "curvlinops-for-pytorch", "trak": "traker"}  # fmt: skip
+OURS = {"tda", "draw_dag", "extract_sources"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
 
 
 def lines_of(name):
-    return [
-        line for line in (ROOT / name).read_text().splitlines() if line.strip() and not line.startswith("#")
-    ]
+    return [line for line in (ROOT / name).read_text().splitlines() if line.strip() and not line.startswith("#")]
 
 
 ASKED = {
-    canonicalize_name(requirement.name): requirement
-    for requirement in map(Requirement, lines_of("requirements.in"))
+    canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines_of("requirements.in"))
 }
+ORACLES = {canonicalize_name(line.split("==")[0]) for line in lines_of("tests/requirements-oracles.txt")}
 LOCK = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines_of("requirements.lock")}
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -65,14 +65,41 @@ def test_lock_is_closed():
         for text in (importlib.metadata.requires(name) or []) if name != "torch" else []:
             need = Requirement(text)
             if need.marker is None or need.marker.evaluate({"extra": ""}):
-                assert canonicalize_name(need.name) in LOCK | {"pip": "", "setuptools": ""}, (
-                    f"{name} needs {need}"
-                )
+                assert canonicalize_name(need.name) in LOCK | {"pip": "", "setuptools": ""}, f"{name} needs {need}"
+
+
+def test_oracles_are_pinned_and_apart_from_the_environment():
+    lines = lines_of("tests/requirements-oracles.txt")
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in lines)
+    assert {"kronfluence", "curvlinops-for-pytorch", "traker", "captum", "dattri"} <= ORACLES
+    assert not ORACLES & (set(LOCK) | {"torch", "torchvision", "torchaudio"})
+
+
+def test_make_installs_the_oracles_and_keeps_them_out_of_the_lock():
+    makefile = (ROOT / "Makefile").read_text()
+    assert "$(STAMP): requirements.lock pyproject.toml $(ORACLES)" in makefile
+    assert "$(PIP) install --quiet --no-deps --requirement $(ORACLES)" in makefile
+    chosen = re.search(r"\$\$\(sed -n '([^']*)' \$\(ORACLES\)\)", makefile)[1]
+    command = ["sed", "-n", chosen, "tests/requirements-oracles.txt"]
+    excluded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert set(excluded[::2]) == {"--exclude"} and {canonicalize_name(name) for name in excluded[1::2]} == ORACLES
+    for name in ("environment.yml", "README.md"):
+        assert "pip install --no-deps -r tests/requirements-oracles.txt" in (ROOT / name).read_text()
+
+
+def test_torch_and_transformers_are_whole_beside_the_oracles():
+    import torch
+    from transformers import PreTrainedModel
+
+    assert torch.__version__.split("+")[0] == "2.13.0" and PreTrainedModel is not None
 
 
 @pytest.mark.parametrize("name", ["torchvision", "torchaudio"])
 def test_absent_packages(name):
+    """Built for another torch, they fail on import, and transformers with them."""
     assert importlib.util.find_spec(name) is None
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module(name)
 
 
 def test_conda_front_door():
@@ -121,7 +148,7 @@ def test_every_import_is_asked_for():
         for path, source in sources()
         for module in imports(source, str(path))
         if module not in sys.stdlib_module_names | OURS
-        and canonicalize_name(MODULE_NAMES.get(module, module)) not in ASKED
+        and canonicalize_name(MODULE_NAMES.get(module, module)) not in ASKED.keys() | ORACLES
     }
     assert not unknown, "add them to requirements.in and run make lock"
 

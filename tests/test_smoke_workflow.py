@@ -12,7 +12,8 @@ from tda import config
 
 pytestmark = pytest.mark.slow
 TAKEN = ("tda", "notebooks", "workflow", "profiles", "Snakefile", "environment.yml", "pyproject.toml",
-         "requirements.lock", "requirements.in", "README.md", "data/sources", "data/banks")  # fmt: skip
+         "requirements.lock", "requirements.in", "tests/requirements-oracles.txt", "README.md", "data/sources",
+         "data/banks")  # fmt: skip
 UNUSED = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.egg-info")
 SMOKE = config.load("smoke")
 
@@ -23,6 +24,7 @@ def copy(tmp_path_factory):
     root = tmp_path_factory.mktemp("clone")
     for name in TAKEN:
         source = config.ROOT / name
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         if source.is_symlink():
             (root / name).symlink_to(os.readlink(source))
         elif source.is_dir():

@@ -59,10 +59,14 @@ def test_every_stage_is_planned(profile):
     loaded = config.load(profile)
     rules, calls = plan(profile)
     expected = {"all", "corpora", "training", "bank_shard", "leaderboard", "quickstart", "workflow_figure"}
+    first_text = next(name for name, bed in loaded["testbeds"].items() if bed["corpus"]["kind"] != "digits")
+    expected |= {"conformance", f"cost_of_curvature_on_{first_text}"}
     for name, testbed in loaded["testbeds"].items():
         expected |= {f"bank_on_{name}"} if testbed["designs"] else set()
         expected |= {"removal_shard", f"removal_on_{name}"} if testbed["removals"] else set()
         expected |= {f"chapter_{row['notebook']}_on_{name}" for row in config.rows(loaded, name)}
+    findings = [claim for claim in loaded["claims"] if claim["metric"].startswith("finding_")]
+    expected |= {f"chapter_{claim['notebook']}_on_{claim['testbed']}" for claim in findings}
     assert rules == expected
     shards = [
         part["shards"]

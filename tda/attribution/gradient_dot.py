@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tda.attribution.gradients import CHUNK, blocks, dot_products, matrix
+from tda.attribution.gradients import CHUNK, blocks, matrix
+from tda.attribution.products import dot_products
 from tda.attribution.registry import method
 from tda.task import Examples, Task
 
@@ -15,7 +16,8 @@ def attribute(task: Task, train: Examples, queries: Examples, *, seed: int = 0, 
     """``scores[q, i] = <grad l_q(theta), grad l_i(theta)>`` at the trained parameters, [Q, N].
 
     One gradient step of size eta on document i lowers the loss of q by eta * scores[q, i], to first order.
-    Memory: (Q + chunk) x P x 4 bytes. No randomness.
+    Memory: (Q + chunk) x P x 4 bytes, less for a classifier of linear layers (:mod:`tda.attribution.products`). No
+    randomness.
     """
     return dot_products(task, train, queries, chunk).numpy()
 

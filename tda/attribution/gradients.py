@@ -31,8 +31,7 @@ def unflatten(vector: Tensor, like: Params) -> Params:
 
 def batch_of(examples: Examples) -> Examples:
     """The tensors of some examples, without padding that they share."""
-    batch = tensors(examples)
-    return trim(batch) if "input_ids" in batch else batch
+    return trim(tensors(examples))
 
 
 def example_gradient(task: Task) -> Callable[[Params, Examples], Params]:

@@ -18,9 +18,10 @@ from tda.task import Examples, Task, n_examples, tensors
 class Method:
     """One attribution method.
 
-    ``needs`` names what the task must offer: ``params`` (gradients or losses of the model), ``checkpoints`` (a training
-    record), or an encoder (``text``, ``group``, ``features``). ``signed``: negative scores mean opponents. ``cost`` is
-    ``"per query"`` (the corpus is swept for each query) or ``"amortised"``.
+    ``needs`` names what the task must offer: ``params`` (gradients or losses of the model), ``outputs`` (``outputs_fn``
+    and the ``model`` whose layers it runs), ``checkpoints`` (a training record), or an encoder (``text``, ``group``,
+    ``features``). ``signed``: negative scores mean opponents. ``cost`` is ``"per query"`` (the corpus is swept for each
+    query) or ``"amortised"``.
     """
 
     name: str
@@ -106,6 +107,7 @@ def _check_needs(chosen: Method, task: Task) -> None:
     for need in chosen.needs:
         present = {
             "params": bool(task.params),
+            "outputs": task.outputs_fn is not None and task.model is not None,
             "checkpoints": task.run is not None and bool(task.run.checkpoints),
         }.get(need, need in task.encode)
         if not present:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tda.attribution.gradients import CHUNK, dot_products
+from tda.attribution.gradients import CHUNK
+from tda.attribution.products import dot_products
 from tda.attribution.registry import method
 from tda.task import Examples, Task
 
@@ -15,7 +16,8 @@ def attribute(task: Task, train: Examples, queries: Examples, *, seed: int = 0, 
 
     ``eta_c`` is the sum of the learning rates of the steps that checkpoint c closes, so that the sum approximates the
     integral along training whatever the schedule (a cosine ends at rate zero: the last rate alone would erase the last
-    checkpoint). Memory: (Q + chunk) x P x 4 bytes.
+    checkpoint). Memory: (Q + chunk) x P x 4 bytes, less for a classifier of linear layers
+    (:mod:`tda.attribution.products`).
     """
     return sum(
         checkpoint.lr_sum * dot_products(task, train, queries, chunk, checkpoint.params).numpy()

@@ -1,7 +1,8 @@
 """Testbeds: a corpus with known provenance, the model trained on it, its queries and its retraining bank.
 
 ``load("people", profile="smoke")`` returns a :class:`Testbed`; whatever is missing on disk is built when it is first
-asked for, and kept. Kinds of corpora live in one module each (``people``, ``authors``, ``custom``).
+asked for, and kept. Kinds of corpora live in one module each (``people``, ``authors``, ``custom``, ``digits``); what
+differs between texts and images, in two (``language``, ``digits``), reached through :attr:`Testbed.modality`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import tda.config
@@ -34,7 +36,9 @@ class Testbed:
 
     @cached_property
     def documents(self) -> Dataset:
-        """The training documents, shuffled when built (columns: doc_id, text, entity, facts, template, style, ...)."""
+        """The training documents, shuffled when built (columns: doc_id, text, entity, facts, template, style, ...; of
+        images: doc_id, pixels, label, original, flipped, entity).
+        """
         return _dataset(self, "documents")
 
     @cached_property
@@ -49,13 +53,19 @@ class Testbed:
         self.require_corpus()
         return Tokenizer.from_file(str(self.folder / "corpus" / "tokenizer.json"))
 
+    @property
+    def modality(self) -> ModuleType:
+        """How this testbed encodes, trains, asks and measures: :mod:`tda.testbeds.language` or
+        :mod:`tda.testbeds.digits`.
+        """
+        from tda.testbeds import digits, language
+
+        return digits if self.settings["corpus"]["kind"] == "digits" else language
+
     @cached_property
     def train(self) -> Examples:
-        """The documents as tensors plus the lists ``text``, ``entity``, ``doc_id``."""
-        from tda import lm
-
-        examples = lm.encode(self.tokenizer, self.documents["text"], self.settings["model"]["context"])
-        return examples | {"entity": list(self.documents["entity"]), "doc_id": list(self.documents["doc_id"])}
+        """The documents as tensors plus the lists ``entity`` and ``doc_id`` (and ``text``, where they are texts)."""
+        return self.modality.examples(self)
 
     @cached_property
     def corpus_key(self) -> str:
@@ -66,7 +76,7 @@ class Testbed:
         index = tda.config.ROOT / "data" / "sources" / "index.json"
         given = tda.config.ROOT / (corpus.get("path") or index)
         source = file_sha256(given) if corpus["kind"] in ("authors", "file") and given.exists() else ""
-        tokenizer = self.settings["model"]["from"]  # a saved model brings its own
+        tokenizer = self.settings["model"].get("from")  # a saved model brings its own
         return key_of({"corpus": corpus, "seed": self.config["seed"], "source": source, "tokenizer": tokenizer})
 
     def require_corpus(self) -> None:
@@ -108,17 +118,17 @@ def build_corpus(testbed: Testbed) -> dict:
     """Generate or cut the corpus and write it to ``<folder>/corpus``; returns its report. Replaces what was there."""
     from datasets import Dataset, disable_progress_bars
 
-    from tda.testbeds import authors, custom, people
+    from tda.testbeds import authors, custom, digits, people
 
     disable_progress_bars()
 
-    kinds = {"people": people, "authors": authors, "file": custom, "hub": custom}
+    kinds = {"people": people, "authors": authors, "file": custom, "hub": custom, "digits": digits}
     target = testbed.folder / "corpus"
     with exclusive(testbed.folder):
         with Stopwatch() as watch:
             built = kinds[testbed.settings["corpus"]["kind"]].build(testbed.settings["corpus"], testbed.config["seed"])
             built = built if isinstance(built, dict) else vars(built)
-        if testbed.settings["model"]["from"]:
+        if testbed.settings["model"].get("from"):
             from tda.lm import saved_tokenizer
 
             built["tokenizer"] = saved_tokenizer(testbed.settings["model"]["from"])
@@ -126,7 +136,8 @@ def build_corpus(testbed: Testbed) -> dict:
         for part in ("documents", "probes"):
             shutil.rmtree(target / part, ignore_errors=True)
             Dataset.from_list(built[part]).save_to_disk(target / part)
-        built["tokenizer"].save(str(target / "tokenizer.json"))
+        if "tokenizer" in built:
+            built["tokenizer"].save(str(target / "tokenizer.json"))
         details = {"key": testbed.corpus_key, "report": built["report"], "watch": watch}
         write_json(target / "record.json", record(testbed.settings["corpus"], testbed.config["seed"], **details))
     return built["report"]

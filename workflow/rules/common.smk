@@ -1,4 +1,5 @@
 # Configuration and paths. A configuration error stops here, in one line, before any rule is defined.
+import importlib.metadata
 import json
 import os
 import re
@@ -29,12 +30,15 @@ DATA = os.path.relpath(configuration.data_dir(CONFIG), ROOT)
 FIGURES = os.path.relpath(configuration.figures_dir(CONFIG), ROOT)
 LOGS, BENCHMARKS = f"{DATA}/logs", f"{DATA}/benchmarks"
 TESTBEDS = list(CONFIG["testbeds"])
-# Chapters in order, each with the testbeds it runs on.
+# Chapters in order, each with the testbeds it runs on: those of its rows, and of the claims on its own findings.
+FINDINGS = {(c["notebook"], c["testbed"]) for c in CONFIG["claims"] if c["metric"].startswith("finding_")}
 CHAPTERS = {
-    row["notebook"]: [name for name in TESTBEDS if configuration.rows(CONFIG, name, row["notebook"])]
-    for row in sorted(configuration.rows(CONFIG), key=lambda row: row["notebook"])
+    chapter: [t for t in TESTBEDS if configuration.rows(CONFIG, t, chapter) or (chapter, t) in FINDINGS]
+    for chapter in sorted({row["notebook"] for row in configuration.rows(CONFIG)} | {chapter for chapter, _ in FINDINGS})
 }
 REMOVAL_TESTBEDS = [name for name in TESTBEDS if CONFIG["testbeds"][name]["removals"]]
+# Chapter 62 takes one language model, the first.
+COST_TESTBEDS = [name for name in TESTBEDS if CONFIG["testbeds"][name]["corpus"]["kind"] != "digits"][:1]
 FIGURE_NAMES = yaml.safe_load(Path("workflow/figures.yaml").read_text(encoding="utf-8"))
 MEMORY = 3000  # MB per job; two jobs side by side stay below the 6 GB of the paper profile
 MINUTES = {"smoke": 10, "paper": 60}.get(CONFIG["profile"], 1440)  # per job; also the time limit of one cell

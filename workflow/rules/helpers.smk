@@ -37,6 +37,13 @@ def method_files(method):
     return [str(path) for path in own]
 
 
+def oracles():
+    """Installed versions of the optional packages: chapters 62 and 63 rerun when one comes, goes or changes."""
+    pinned = re.findall(r"^([\w-]+)==", Path("tests/requirements-oracles.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    found = {one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}
+    return {name: found.get(name) for name in pinned}
+
+
 def logs(name):
     """Log files of a job: what it printed, and the executed copy of its notebook (kept when the job fails)."""
     return {"text": f"{LOGS}/{name}.txt", "notebook": f"{LOGS}/{name}.ipynb"}
@@ -63,7 +70,8 @@ def all_figures():
     """Every figure of the profile, in the order of the notebooks."""
     with_designs = [name for name in TESTBEDS if CONFIG["testbeds"][name]["designs"]]
     stages = {"02_training": TESTBEDS, "03_retraining_bank": with_designs, "05_removal": REMOVAL_TESTBEDS} | CHAPTERS
-    paths = figure_paths("01_corpora") + figure_paths("60_leaderboard")
+    stages |= {"62_cost_of_curvature": COST_TESTBEDS}
+    paths = figure_paths("01_corpora") + figure_paths("60_leaderboard") + figure_paths("63_conformance")
     for name, testbeds in sorted(stages.items()):
         paths += [path for testbed in testbeds for path in figure_paths(name, testbed)]
     return paths
@@ -98,8 +106,10 @@ def rows_of(testbed, name=None):
 
 
 def references(testbed, name):
-    """Score files of the reference rows on a testbed, for chapters other than the one that makes them."""
-    return scores(testbed, [row for row in rows_of(testbed) if row["id"] in configuration.REFERENCE_ROWS and row["notebook"] != name])
+    """Score files of other chapters that a chapter reads: reference rows, and rows that its claims name."""
+    claims = [claim for claim in CONFIG["claims"] if (claim["notebook"], claim["testbed"]) == (name, testbed)]
+    wanted = {claim[part] for claim in claims for part in ("row", "against")} | set(configuration.REFERENCE_ROWS)
+    return scores(testbed, [row for row in rows_of(testbed) if row["id"] in wanted and row["notebook"] != name])
 
 
 def source_files():

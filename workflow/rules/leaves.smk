@@ -1,4 +1,4 @@
-# Leaves of the workflow: nothing else depends on them.
+# Leaves of the workflow: nothing but the manifest depends on them.
 
 
 rule quickstart:
@@ -23,6 +23,59 @@ rule quickstart:
         RUN
 
 
+# Our numbers beside other implementations'; of no testbed.
+rule conformance:
+    input:
+        notebook=notebook("63_conformance"),
+        modules=modules("63_conformance"),
+    output:
+        figures("63_conformance"),
+    params:
+        parameters=parameters(),
+        oracles=oracles(),
+    log:
+        **logs("63_conformance"),
+    benchmark:
+        f"{BENCHMARKS}/63_conformance.tsv"
+    threads: 1
+    resources:
+        mem_mb=MEMORY,
+        runtime=MINUTES,
+    conda:
+        "../../environment.yml"
+    shell:
+        RUN
+
+
+# Time and memory of ours and theirs, on digits and on one language model.
+for NAME in COST_TESTBEDS:
+
+    rule:
+        name:
+            f"cost_of_curvature_on_{NAME}"
+        input:
+            notebook=notebook("62_cost_of_curvature"),
+            modules=modules("62_cost_of_curvature"),
+            model=model(NAME),
+        output:
+            figures("62_cost_of_curvature", NAME),
+        params:
+            parameters=parameters(testbed=NAME),
+            oracles=oracles(),
+        log:
+            **logs(f"62_cost_of_curvature_{NAME}"),
+        benchmark:
+            f"{BENCHMARKS}/62_cost_of_curvature_{NAME}.tsv"
+        threads: 1
+        resources:
+            mem_mb=MEMORY,
+            runtime=MINUTES,
+        conda:
+            "../../environment.yml"
+        shell:
+            RUN
+
+
 rule workflow_figure:
     input:
         script="workflow/scripts/draw_dag.py",
@@ -32,7 +85,7 @@ rule workflow_figure:
     params:
         profile=f"profile={PROFILE}",
         overrides=f"overrides={json.dumps(OVERRIDES)}",
-        shape=key_of([TESTBEDS, CHAPTERS, REMOVAL_TESTBEDS, [list(CONFIG["testbeds"][name]["designs"]) for name in TESTBEDS]]),
+        shape=key_of([TESTBEDS, CHAPTERS, REMOVAL_TESTBEDS, [list(CONFIG["testbeds"][name]["designs"]) for name in TESTBEDS], COST_TESTBEDS]),
     log:
         f"{LOGS}/workflow.txt",
     benchmark:

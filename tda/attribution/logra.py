@@ -1,0 +1,173 @@
+"""LoGra (Choe et al. 2024): influence in the projected gradients of the linear layers.
+
+The gradient of a linear layer's weight is a sum of outer products over positions, ``G_i = sum_t b_it a_it^T`` with
+inputs a [T, in] and output gradients b [T, out]. LoGra projects both sides,
+``P_o^T G_i P_i = sum_t (P_o^T b_it) (P_i^T a_it)^T``, so the gradient itself is never formed: inputs and output
+gradients are caught by hooks during one backward pass of the whole batch. With x_i the projected gradient of one layer
+(k^2 numbers) and F = X^T X / N its Fisher:
+
+    score(q, i) = sum over layers x_q^T (F + delta)^-1 x_i
+
+From the authors' code (LogIX): the rank min(k, in, out), one Fisher a layer (no terms between layers), delta = 0.1
+times its mean eigenvalue (here: of those that can differ from zero), weights only, random sides or the leading
+principal components of inputs and of output gradients. Ours: random sides are Gaussian with variance 1/k, so that inner
+products keep their size. Embeddings, layer norms and biases have no part in the score.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tda.attribution.budget import require
+from tda.attribution.gradients import CHUNK, batch_of
+from tda.attribution.memory import remembered
+from tda.attribution.projection import damped_inverse
+from tda.attribution.registry import method
+from tda.lm import IGNORE
+from tda.task import Examples, Task, chunks, n_examples, take
+
+SIDES = ("random", "pca")
+Layers = dict[str, Tensor]
+
+
+@method("logra", family="curvature", paper="Choe et al. 2024", needs=("params", "outputs"), signed=True)
+def attribute(
+    task: Task,
+    train: Examples,
+    queries: Examples,
+    *,
+    seed: int = 0,
+    chunk: int = CHUNK,
+    rank: int = 32,
+    sides: str = "random",
+    damping: float = 0.1,
+) -> np.ndarray:
+    """LoGra scores, [Q, N], in nats per unit of weight on a document's loss (an influence function of the mean loss).
+
+    Options: ``rank`` k of both sides; ``sides`` random (drawn by ``seed``) or pca (of the training documents);
+    ``damping`` in units of each Fisher's mean eigenvalue. Memory: (N + Q) x layers x k^2 x 4 bytes.
+    Raises ``ValueError`` for other options, a task without linear layers or logits, a Fisher that is singular without
+    damping, gradients that are not finite.
+    """
+    documents, asked = (_projected(task, train, part, rank, sides, seed, chunk, damping) for part in (train, queries))
+    n, total = n_examples(train), 0.0
+    for name, rows in documents.items():
+        total += n * damped_inverse(rows, damping, f"logra, layer {name!r}")(asked[name]) @ rows.double().T
+    return total.numpy()
+
+
+def self_influence(
+    task: Task,
+    train: Examples,
+    seed: int = 0,
+    chunk: int = CHUNK,
+    rank: int = 32,
+    sides: str = "random",
+    damping: float = 0.1,
+) -> np.ndarray:
+    """Score of every document with itself, [N], at least 0. Options as in :func:`attribute`."""
+    documents, total = _projected(task, train, train, rank, sides, seed, chunk, damping), 0.0
+    for name, rows in documents.items():
+        total += len(rows) * (damped_inverse(rows, damping, f"logra, layer {name!r}")(rows) * rows).sum(1)
+    return total.numpy()
+
+
+def _projected(task, train, examples, rank, sides, seed, chunk, damping) -> Layers:
+    """``{layer: projected gradients [n, k_o k_i]}``."""
+    if sides not in SIDES:
+        raise ValueError(f"logra: sides={sides!r}; one of {SIDES}.")
+    if not rank >= 1 or rank != int(rank):
+        raise ValueError(f"logra: rank={rank}; it must be a whole number of at least 1.")
+    if not damping >= 0:
+        raise ValueError(f"logra: damping={damping}; it must be 0 or positive, in units of the mean eigenvalue.")
+    if task.outputs_fn is None or not _linear(task):
+        missing = "no outputs_fn" if task.outputs_fn is None else "no torch.nn.Linear layer"
+        raise ValueError(f"logra works on linear layers, and the task {task.name!r} has {missing}. Use 'trak'.")
+    size = 4 * n_examples(examples) * rank**2 * len(_linear(task))
+    require(size, f"logra features of {n_examples(examples)} examples", "Lower rank.")
+    return _features(task, examples, train if sides == "pca" else None, int(rank), seed, chunk)
+
+
+@remembered(8)
+def _features(task: Task, examples: Examples, pca_of: Examples | None, rank: int, seed: int, chunk: int) -> Layers:
+    parts: dict[str, list[Tensor]] = {}
+    basis = _random_sides(task, rank, seed) if pca_of is None else _principal_sides(task, pca_of, rank, chunk)
+    for part in chunks(n_examples(examples), chunk):
+        for name, (inputs, gradients) in _captured(task, batch_of(take(examples, part))).items():
+            left, right = basis[name]
+            projected = torch.einsum("bto,bti->boi", gradients @ left, inputs @ right)
+            parts.setdefault(name, []).append(projected.flatten(1))
+    found = {name: torch.cat(rows) for name, rows in parts.items()}
+    for name, rows in found.items():
+        if not rows.isfinite().all():
+            raise ValueError(f"gradients of {task.name!r} in layer {name!r} are not finite. Check the model's losses.")
+    return found
+
+
+def _linear(task: Task) -> dict[str, torch.nn.Linear]:
+    return {name: layer for name, layer in task.model.named_modules() if isinstance(layer, torch.nn.Linear)}
+
+
+def _random_sides(task: Task, rank: int, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """``{layer: (P_o [out, k], P_i [in, k])}`` with entries N(0, 1/k)."""
+    found, dtype = {}, next(iter(task.params.values())).dtype
+    for place, (name, layer) in enumerate(_linear(task).items()):
+        rng, k = np.random.default_rng([seed, 73, place]), min(rank, layer.in_features, layer.out_features)
+        drawn = [rng.standard_normal((width, k)) / k**0.5 for width in (layer.out_features, layer.in_features)]
+        found[name] = tuple(torch.from_numpy(side).to(dtype) for side in drawn)
+    return found
+
+
+@remembered(2)
+def _principal_sides(task: Task, train: Examples, rank: int, chunk: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """The leading eigenvectors of sum b b^T and of sum a a^T over the positions of the training documents."""
+    squares: dict[str, list[Tensor]] = {}
+    for part in chunks(n_examples(train), chunk):
+        for name, (inputs, gradients) in _captured(task, batch_of(take(train, part))).items():
+            for place, found in enumerate((gradients.flatten(0, 1), inputs.flatten(0, 1))):
+                total = squares.setdefault(name, [0.0, 0.0])
+                total[place] = total[place] + found.T @ found
+    layers = _linear(task)
+    sides = {}
+    for name, pair in squares.items():
+        k = min(rank, layers[name].in_features, layers[name].out_features)
+        if not all(total.isfinite().all() for total in pair):
+            raise ValueError(f"gradients of {task.name!r} in layer {name!r} are not finite. Check the model's losses.")
+        sides[name] = tuple(torch.linalg.eigh(total.double())[1][:, -k:].to(total.dtype) for total in pair)
+    return sides
+
+
+def _captured(task: Task, batch: Examples) -> dict[str, tuple[Tensor, Tensor]]:
+    """``{linear layer: (inputs [B, T, in], gradients of the summed example losses in its outputs [B, T, out])}``.
+
+    One forward and one backward pass of the batch; T is 1 for a classifier's layer. A layer that is not used is left
+    out, and one that is used twice has its positions side by side.
+    """
+    seen: list[tuple[str, Tensor, Tensor]] = []
+    handles = [
+        layer.register_forward_hook(lambda _, given, made, name=name: seen.append((name, given[0], made)))
+        for name, layer in _linear(task).items()
+    ]
+    try:
+        with torch.enable_grad():
+            params = {k: v.detach().requires_grad_() for k, v in task.params.items()}
+            logits, targets = task.outputs_fn(params, batch)
+            token = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none"
+            )
+            loss = (token.view(targets.shape).sum(1) / (targets != IGNORE).sum(1)).sum()
+            slopes = torch.autograd.grad(loss, [made for _, _, made in seen], materialize_grads=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    caught: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for (name, given, _), slope in zip(seen, slopes, strict=True):
+        if len(given) != len(targets):
+            raise ValueError(
+                f"layer {name!r} sees {len(given)} rows for {len(targets)} examples; logra needs the examples first."
+            )
+        pair = (side.detach().reshape(len(targets), -1, side.shape[-1]) for side in (given, slope))
+        caught.setdefault(name, []).append(tuple(pair))
+    return {name: tuple(torch.cat(side, dim=1) for side in zip(*pairs, strict=True)) for name, pairs in caught.items()}

@@ -1,0 +1,85 @@
+"""TrackStar (Chang et al. 2025): cosine of projected gradients in the optimiser's and the Hessian's metric.
+
+    G(z) = R^(-1/2) S (grad l_z / sqrt(V)),      score(q, i) = <G(q), G(i)> / (|G(q)| |G(i)|)
+    R    = mixing * R_eval + (1 - mixing) * R_train + delta
+
+V [P] are AdamW's second moments at the end of training, S a random projection to d numbers, R_train and R_eval [d, d]
+the mean outer products of the projected gradients of the training documents and of the queries. Mixing R_eval in
+weakens directions that all queries share (a template) and keeps what tells them apart; it also makes a query's scores
+depend on which others are asked, and weakens a single query's own direction.
+
+From the paper, as far as we could read it (secondary notes): the steps in this order, and mixing 0.99 for queries of
+one template. Ours: one block for the whole model (the paper works in blocks of layers), delta (``damping`` times the
+mean of the eigenvalues that can differ from zero), since here d is not far below N, and AdamW's moments instead of
+Adafactor's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tda.attribution.gradients import CHUNK
+from tda.attribution.projection import check, features
+from tda.attribution.registry import method
+from tda.task import Examples, Task, n_examples
+
+
+@method("trackstar", family="curvature", paper="Chang et al. 2025", needs=("params", "checkpoints"), signed=True)
+def attribute(
+    task: Task,
+    train: Examples,
+    queries: Examples,
+    *,
+    seed: int = 0,
+    chunk: int = CHUNK,
+    projection: str = "sparse",
+    dimension: int = 4096,
+    damping: float = 0.1,
+    mixing: float = 0.99,
+    moments: bool = True,
+    unit_norm: bool = True,
+) -> np.ndarray:
+    """TrackStar scores, [Q, N], in [-1, 1] (with ``unit_norm``).
+
+    Options: ``projection`` sparse, rademacher, gaussian or none; ``dimension`` d; ``damping``; ``mixing`` in [0, 1];
+    ``moments`` and ``unit_norm`` switch a step off, for ablations. ``seed`` draws the projection.
+    Memory: (N + Q) x d x 4 bytes, min(d, N + Q)^2 x 8 and chunk x P x 4.
+    Raises ``ValueError`` for other options, missing or foreign second moments, a singular R, gradients not finite.
+    """
+    check("trackstar", task, "loss", projection, dimension, damping)
+    if not 0 <= mixing <= 1:
+        raise ValueError(f"trackstar: mixing={mixing}; it must lie between 0 (training only) and 1 (queries only).")
+    options = ("loss", projection, dimension, seed, chunk, moments)
+    rows = torch.cat([features(task, part, *options) for part in (train, queries)])
+    documents, asked = whitened(rows, len(rows) - n_examples(queries), mixing, damping)
+    if unit_norm:
+        documents, asked = (torch.nn.functional.normalize(part, dim=1) for part in (documents, asked))
+    return (asked @ documents.T).numpy()
+
+
+def whitened(rows: Tensor, n: int, mixing: float, damping: float) -> tuple[Tensor, Tensor]:
+    """``R^(-1/2)`` times the first ``n`` rows (documents) and times the others (queries) of ``rows`` [n + Q, d].
+
+    Where d is larger than n + Q the rows are first replaced by n + Q coordinates with the same inner products, which R
+    and the scores see nothing else of. Raises ``ValueError`` where R is singular without damping.
+    """
+    count, d = rows.shape
+    if d > count:
+        values, vectors = torch.linalg.eigh((rows @ rows.T).double())
+        rows = vectors * values.clamp(min=0).sqrt()
+    documents, asked = rows.double().split([n, count - n])
+    mixed = mixing * asked.T @ asked / len(asked) + (1 - mixing) * documents.T @ documents / n
+    values, vectors = torch.linalg.eigh(mixed)
+    if not values.mean() > 0:
+        raise ValueError("trackstar: every projected gradient is zero. Attribute an earlier checkpoint.")
+    members = n * (mixing < 1) + (count - n) * (mixing > 0)  # how many rows R is made of: the largest rank it can have
+    if damping == 0 and (d >= members or values[0] <= 1e-10 * values[-1]):
+        raise ValueError(
+            f"trackstar: without damping the {d} x {d} mixture of {n} documents and {count - n} queries is singular "
+            f"(rank {int((values > 1e-10 * values[-1]).sum())}). Lower dimension, or set damping, for example 0.1."
+        )
+    delta = damping * values.sum() / min(d, members)
+    root = (vectors * (values + delta).rsqrt()) @ vectors.T
+    return documents @ root, asked @ root

@@ -1,0 +1,155 @@
+"""Exact unrolling: the derivative of a query's final loss with respect to the weight of every training example.
+
+Give the loss of example i in a recorded SGD run (:mod:`tda.attribution.recorded`) the weight w_i, 1 in the run itself,
+and keep the divisor of every batch. The final loss l_q(theta_T) is then a function of w. Its gradient comes from a pass
+backwards through the run (Hara et al. 2019; MAGIC, Ilyas and Engstrom 2025). With p and u the derivatives of
+l_q(theta_T) by theta and by v, u = 0 at the end and p = grad l_q(theta_T):
+
+    a   = u - eta_t p                                   the derivative by v_{t+1}, both ways taken together
+    score_i += -<a, grad l_i(theta_t)> / |B_t|          for i in B_t
+    p  <- p + H_t a + wd a,    u <- mu a                H_t the Hessian of the batch's mean loss at theta_t
+
+so ``score_i = - d l_q(theta_T) / d w_i`` in nats: positive = a little more of i lowers the query's loss (a proponent).
+Nothing is approximated; the initialisation and the order of the data are those of the recorded run. It is the slope at
+w = 1: removing an example is the whole way to w = 0, and the loss need not be linear along it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+from tda.attribution.budget import require
+from tda.attribution.gradients import batch_of
+from tda.attribution.recorded import Recording, Replay, recording_of
+from tda.attribution.registry import method
+from tda.task import Examples, Params, Task, chunks, n_examples, take
+
+STORES = ("all", "sqrt")
+CHUNK = 256  # examples of a batch that are differentiated at once
+
+
+@method("unroll", family="unrolling", paper="Hara et al. 2019", needs=("params", "checkpoints"), signed=True)
+def attribute(
+    task: Task,
+    train: Examples,
+    queries: Examples,
+    *,
+    seed: int = 0,
+    chunk: int = CHUNK,
+    store: str = "all",
+    queries_at_once: int = 8,
+) -> np.ndarray:
+    """The derivative of each query's final loss by the weight of each training example, [Q, N], in nats.
+
+    Needs a recorded SGD run (``task.run``), and ``train`` must be its examples. Options: ``store`` all or sqrt (memory,
+    see :func:`unrolled`); ``chunk`` examples of a batch and ``queries_at_once`` queries are differentiated together.
+    Time: about that of the training, and of two more trainings per query. No randomness.
+    Raises ``ValueError`` for a run of another optimiser, a clipped run, a record that lacks the start or the batches,
+    other training data, and a run that does not end at the model when it is repeated.
+    """
+    options = {"store": store, "chunk": chunk, "queries_at_once": queries_at_once, "final": task.params}
+    return unrolled(task.loss_fn, train, queries, recording_of(task, train), **options).sum(0).numpy()
+
+
+def unrolled(
+    loss_fn: Callable[..., Tensor],
+    data: Examples,
+    queries: Examples,
+    recording: Recording,
+    *,
+    store: str = "all",
+    cuts: Sequence[int] = (),
+    chunk: int = CHUNK,
+    queries_at_once: int = 8,
+    final: Params | None = None,
+) -> Tensor:
+    """``- d l_q(theta_T) / d w_i``, [S, Q, N], through the steps of each of S = len(cuts) + 1 stretches of the run.
+
+    Parameters: ``loss_fn`` as in :class:`tda.task.Task`; ``data`` the N training examples that ``recording.steps``
+    index; ``cuts`` the steps at which a new stretch begins (none: one stretch, the whole run). The sum over the
+    stretches is the score; a stretch holds what its own batches taught. ``final``: the parameters that the run is known
+    to end at, to be compared with. Precision is that of the initial parameters.
+    Memory for P parameters and T steps: ``store="all"`` T P numbers (every theta_t is kept); ``"sqrt"`` about
+    2.8 sqrt(T) P (every k-th state is kept, the steps between are run again); and 4 Q P for the adjoints.
+    Raises ``ValueError`` if that does not fit, for other options, for a run that diverges and for one that does not end
+    at ``final``.
+    """
+    cuts, total, asked = [int(cut) for cut in cuts], len(recording.steps), n_examples(queries)
+    if store not in STORES:
+        raise ValueError(f"unroll: store={store!r}; one of {STORES}.")
+    if sorted(set(cuts)) != cuts or any(not 0 < cut < total for cut in cuts):
+        raise ValueError(f"unroll: cuts={cuts}; increasing steps between 1 and {total - 1}.")
+    replay = Replay(loss_fn, data, recording)
+    stride = total if store == "all" else math.ceil(math.sqrt(2 * total))  # states are (theta, v), steps only theta
+    _forecast(replay.start, store, stride, total, asked)
+    pieces = [range(start, min(start + stride, total)) for start in range(0, total, stride)]
+    before, state = [], None
+    for piece in pieces:
+        before.append(state)
+        state = replay.run(state, piece)
+    if final is not None:
+        replay.compare(state[0], final)
+    p = vmap(grad(lambda at, example: replay.loss(at, _alone(example), "sum")), in_dims=(None, 0))(
+        state[0], batch_of(queries)
+    )
+    u, scores = torch.zeros_like(p), p.new_zeros(len(cuts) + 1, asked, n_examples(data))
+    for piece in reversed(pieces):
+        kept: list[Tensor] = []
+        replay.run(before.pop(), piece, kept)
+        for t in reversed(piece):
+            members, divisor = recording.steps[t]
+            a = u - float(recording.rates[t]) * p
+            curved, slopes = _second_order(replay, kept.pop(), a, members, chunk, queries_at_once)
+            part = int(np.searchsorted(cuts, t, side="right"))
+            scores[part].index_add_(1, torch.as_tensor(members), -slopes / divisor)
+            p = p + curved / divisor + recording.weight_decay * a
+            u = recording.momentum * a
+    return scores.detach()
+
+
+def _alone(example: Examples) -> Examples:
+    return {k: v.unsqueeze(0) for k, v in example.items()}
+
+
+def _second_order(
+    replay: Replay, theta: Tensor, a: Tensor, members: np.ndarray, chunk: int, queries_at_once: int
+) -> tuple[Tensor, Tensor]:
+    """``sum_i H_i a`` [Q, P] and ``<a, grad l_i>`` [Q, b] over the examples of a batch, for every row of ``a``.
+
+    Both come from one pass, forward mode over reverse mode. Not the other way round: in torch 2.13 the gradient of a
+    forward-mode product through ``layer_norm`` is silently wrong (a test shows it).
+    """
+
+    def gradient_and_losses(at: Tensor, batch: Examples):
+        def losses(vector: Tensor):
+            each = replay.loss(vector, batch, "example")
+            return each.sum(), each
+
+        return grad(losses, has_aux=True)(at)
+
+    def along(at: Tensor, direction: Tensor, batch: Examples):
+        return jvp(lambda vector: gradient_and_losses(vector, batch), (at,), (direction,))[1]
+
+    both = vmap(along, in_dims=(None, 0, None), chunk_size=queries_at_once)
+    curved, slopes = torch.zeros_like(a), [a.new_zeros(len(a), 0)]
+    for part in chunks(len(members), chunk):
+        product, slope = both(theta, a, batch_of(take(replay.data, members[part])))
+        curved, slopes = curved + product, [*slopes, slope]
+    return curved, torch.cat(slopes, 1)
+
+
+def _forecast(start: Tensor, store: str, stride: int, total: int, asked: int) -> None:
+    numbers = min(stride, total) + 2 * math.ceil(total / stride) + 4 * asked
+    advice = (
+        "Use store='sqrt', which keeps the square root of the steps and runs those between again."
+        if store == "all"
+        else "Ask fewer queries at a time, or unroll a shorter run or a smaller model."
+    )
+    what = f"unroll with store={store!r} ({total} steps, {len(start)} parameters, {asked} queries)"
+    require(numbers * len(start) * start.element_size(), what, advice)

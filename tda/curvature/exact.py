@@ -1,0 +1,160 @@
+"""The Hessian and the Gauss-Newton matrix themselves: as products streamed over the data, as matrices, as blocks.
+
+    H   = (1/N) sum_i grad^2 l_i(theta)                         product by forward over reverse
+    GGN = (1/N) sum_i J_i^T ((diag p - p p^T) / n_i) J_i        product by J v, the middle, then J^T
+
+The two differ by the term that bends the network itself, weighted by the residuals: none for a linear model, little
+where the model fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vjp, vmap
+
+from tda.attribution.budget import require
+from tda.attribution.gradients import CHUNK, batch_of, flatten, unflatten
+from tda.curvature.operators import DENSE_ADVICE, Blocks, Dense, Operator
+from tda.curvature.outputs import pseudo_gradients, require_outputs, width_of
+from tda.lm import IGNORE
+from tda.task import Examples, Params, Task, chunks, n_examples, take, tensors
+
+POSITIONS = 2**13  # vectors x examples x output positions that go through the network together
+
+Product = Callable[[Params, Examples, Tensor], Tensor]
+
+
+class OverData(Operator):
+    """A mean over examples of curvature products; ``subset(index)`` is the same over some of them (a mini-batch).
+
+    ``scale`` is tr(GGN) / P, for the Hessian too, whose own trace can be zero or negative: H and GGN at equal relative
+    damping are damped equally. It is exact for classifiers and estimated with sampled labels for sequences.
+    """
+
+    def __init__(self, task: Task, train: Examples, product: Callable[[Task], Product], chunk: int = 128):
+        self.task, self.train, self.product, self.chunk = task, train, product, chunk
+        self.size = sum(p.numel() for p in task.params.values())
+        self.dtype = next(iter(task.params.values())).dtype
+
+    def subset(self, index: np.ndarray) -> OverData:
+        return OverData(self.task, take(self.train, index), self.product, self.chunk)
+
+    def matvec(self, v: Tensor) -> Tensor:
+        at, together, n = self.product(self.task), v.to(self.dtype), n_examples(self.train)
+        total = torch.zeros_like(together)
+        for part in chunks(n, self.chunk):
+            batch = batch_of(take(self.train, part))
+            positions = batch["input_ids"].numel() if "input_ids" in batch else n_examples(batch)
+            for rows in chunks(len(v), max(1, POSITIONS // positions)):
+                total[rows] += at(self.task.params, batch, together[rows])
+        return (total / n).to(v.dtype)
+
+    @cached_property
+    def scale(self) -> float:
+        kind = "exact" if width_of(self.task, self.train) == 1 else "sampled"
+        squares = sum(float(rows.double().square().sum()) for rows in pseudo_gradients(self.task, self.train, kind))
+        return squares / n_examples(self.train) / self.size
+
+
+def hessian(task: Task, train: Examples, chunk: int = 128) -> OverData:
+    """H as an operator, matrix-free. Indefinite unless the loss is convex. Memory: the activations of ``POSITIONS``."""
+    return OverData(task, train, _hessian_product, chunk)
+
+
+def ggn(task: Task, train: Examples, chunk: int = 128) -> OverData:
+    """GGN as an operator, matrix-free; needs ``outputs_fn``. No negative eigenvalues."""
+    require_outputs(task)
+    return OverData(task, train, _ggn_product, chunk)
+
+
+def _hessian_product(task: Task) -> Product:
+    def product(params: Params, batch: Examples, v: Tensor) -> Tensor:
+        slope = grad(lambda p: task.loss_fn(p, tensors(batch), "sum"))
+
+        def one(direction: Tensor) -> Tensor:
+            return jvp(slope, (params,), (unflatten(direction, params),))[1]
+
+        return flatten(vmap(one)(v)).detach()
+
+    return product
+
+
+def _ggn_product(task: Task) -> Product:
+    def product(params: Params, batch: Examples, v: Tensor) -> Tensor:
+        def outputs(p: Params) -> Tensor:
+            return task.outputs_fn(p, batch)[0]
+
+        logits, pull = vjp(outputs, params)
+        p, target = logits.softmax(-1), task.outputs_fn(params, batch)[1] != IGNORE
+        share = (target.to(p.dtype) / target.sum(1, keepdim=True)).unsqueeze(-1)
+
+        def one(direction: Tensor) -> Params:
+            moved = jvp(outputs, (params,), (unflatten(direction, params),))[1]
+            return pull(share * p * (moved - (p * moved).sum(-1, keepdim=True)))[0]
+
+        return flatten(vmap(one)(v)).detach()
+
+    return product
+
+
+def dense_hessian(task: Task, train: Examples, chunk: int = 128) -> Dense:
+    """H written down with its eigendecomposition in float64: P x P x 24 bytes at the peak."""
+    operator = hessian(task, train, chunk)
+    require(operator.size**2 * 24.0, f"the Hessian of {operator.size} parameters", DENSE_ADVICE)
+    matrix = operator.materialise().double()
+    return Dense((matrix + matrix.T) / 2, operator)
+
+
+def dense_ggn(task: Task, train: Examples, chunk: int = 128) -> Dense:
+    """GGN written down with its eigendecomposition in float64: P x P x 24 bytes at the peak.
+
+    A classifier's comes from its N x C pseudo-gradients, which costs less than P products.
+    """
+    operator = ggn(task, train, chunk)
+    require(operator.size**2 * 24.0, f"the Gauss-Newton matrix of {operator.size} parameters", DENSE_ADVICE)
+    if width_of(task, train) > 1:
+        matrix = operator.materialise().double()
+        return Dense((matrix + matrix.T) / 2)
+    everything = {"all": torch.arange(operator.size)}
+    return Dense(_moments(task, train, everything, chunk)["all"])
+
+
+def block_ggn(task: Task, train: Examples, by: str = "layer", chunk: int = CHUNK) -> Blocks:
+    """The diagonal blocks of GGN, one per ``by`` = layer (a module's weight and bias together) or tensor.
+
+    From exact pseudo-gradients. Memory: 24 bytes for every entry of every block.
+    """
+    groups = parameter_groups(task, by)
+    require(24.0 * sum(len(i) ** 2 for i in groups.values()), "the blocks of the Gauss-Newton matrix", DENSE_ADVICE)
+    blocks = _moments(task, train, groups, chunk)
+    return Blocks(
+        sum(p.numel() for p in task.params.values()), {k: (index, Dense(blocks[k])) for k, index in groups.items()}
+    )
+
+
+def _moments(task: Task, train: Examples, groups: dict[str, Tensor], chunk: int) -> dict[str, Tensor]:
+    """Blocks of the second moment of the exact pseudo-gradients, float64."""
+    found = {k: torch.zeros(len(i), len(i), dtype=torch.float64) for k, i in groups.items()}
+    for rows in pseudo_gradients(task, train, "exact", chunk=chunk):
+        for name, index in groups.items():
+            part = rows[:, index].double()
+            found[name].addmm_(part.T, part, alpha=1.0 / n_examples(train))
+    return found
+
+
+def parameter_groups(task: Task, by: str = "layer") -> dict[str, Tensor]:
+    """``{name: positions in the flat vector}`` of each tensor, or of each module's tensors together."""
+    if by not in ("layer", "tensor"):
+        raise ValueError(f"by={by!r}; 'layer' or 'tensor'.")
+    groups: dict[str, list[Tensor]] = {}
+    start = 0
+    for name, p in task.params.items():
+        key = name.rpartition(".")[0] or name if by == "layer" else name
+        groups.setdefault(key, []).append(torch.arange(start, start + p.numel()))
+        start += p.numel()
+    return {key: torch.cat(parts) for key, parts in groups.items()}

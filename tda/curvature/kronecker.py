@@ -1,0 +1,201 @@
+"""K-FAC and EK-FAC: a layer's block of the Gauss-Newton matrix as a Kronecker product, and with its eigenvalues mended.
+
+With a_s [in] the inputs and g_s [out] the back-propagated vectors of a layer (:mod:`tda.curvature.layers`):
+
+    A = mean over examples and real positions of a_s a_s^T
+    S = (1/N) sum over examples, u and positions of g_s g_s^T
+
+K-FAC (Martens and Grosse 2015; "expand" of Eschenhagen et al. 2023 where weights are shared) takes the block as
+``S (x) A``, eigenvectors U_S (x) U_A and eigenvalues lambda_S lambda_A: right if inputs and slopes are independent and
+positions do not interact. EK-FAC (George et al. 2018) keeps the eigenvectors and measures the block along them,
+
+    s_jm = (1/N) sum over examples and u of ((U_S^T G U_A)_jm)^2,      G = sum_s g_s a_s^T,
+
+which is the diagonal of the block in that basis, interactions of positions included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tda.attribution.budget import require
+from tda.attribution.gradients import CHUNK, batch_of
+from tda.attribution.memory import remembered
+from tda.curvature.layers import Captured, Layer, passes, tracked, untracked
+from tda.curvature.operators import Blocks, Diagonal, Kronecker, Spectral, finite
+from tda.curvature.outputs import label_noise, pseudo_gradients
+from tda.task import Examples, Task, chunks, n_examples, take
+
+KEPT = 8  # results kept in memory: the checkpoints of a run, for the next damping
+UNTRACKED = ("drop", "diagonal", "refuse")
+
+
+def _sweep(
+    task: Task, train: Examples, layers: dict[str, Layer], fisher: str, seed: int, chunk: int
+) -> Iterator[tuple[Captured, Tensor | None, bool]]:
+    """``(captured, real, first pass of its chunk)`` over all chunks and vectors u."""
+    noise = label_noise(task, train, seed)
+    for part in chunks(n_examples(train), chunk):
+        for number, (found, real) in enumerate(passes(task, batch_of(take(train, part)), layers, fisher, noise[part])):
+            yield found, real, number == 0
+
+
+@remembered(KEPT)
+def factors(
+    task: Task, train: Examples, fisher: str = "sampled", layers: str = "", seed: int = 0, chunk: int = CHUNK
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """``{layer: (A [in, in], S [out, out])}`` in float64. Refuses factors that are not finite, by the layer's name, and
+    factors that would not fit with their eigenvectors.
+    """
+    chosen = tracked(task, layers)
+    entries = {name: sum(k * k for k in layer.shape) for name, layer in chosen.items()}
+    widest = max(entries, key=entries.get)
+    require(
+        24.0 * sum(entries.values()),  # float64: the sums, the eigenvectors, the workspace of the decomposition
+        f"the Kronecker factors of {len(chosen)} layers",
+        f"The widest layer is {widest!r}, {' x '.join(map(str, chosen[widest].shape))}: leave it out with the option "
+        f"layers (a regex), or use curvature='diagonal'.",
+    )
+    sums = {n: [torch.zeros(k, k, dtype=torch.float64) for k in x.shape[::-1]] for n, x in chosen.items()}
+    positions = dict.fromkeys(chosen, 0)
+    for found, real, first in _sweep(task, train, chosen, fisher, seed, chunk):
+        for name, (a, g) in found.items():
+            sums[name][1] += _square(g.flatten(0, 1))
+            if first:
+                kept = a.flatten(0, 1) if real is None else a[real.repeat(1, a.shape[1] // real.shape[1])]
+                sums[name][0] += _square(kept)
+                positions[name] += len(kept)
+    n = n_examples(train)
+    return {
+        name: (finite(a / positions[name], f"factor A of layer {name!r}"), finite(s / n, f"factor S of layer {name!r}"))
+        for name, (a, s) in sums.items()
+    }
+
+
+def _square(rows: Tensor) -> Tensor:
+    return (rows.T @ rows).double()
+
+
+@remembered(KEPT)
+def kfac(
+    task: Task,
+    train: Examples,
+    fisher: str = "sampled",
+    layers: str = "",
+    rest: str = "drop",
+    seed: int = 0,
+    chunk: int = CHUNK,
+) -> Blocks:
+    """K-FAC with the Fisher of one kind (exact, sampled, empirical), one block per tracked layer.
+
+    ``layers``: a regex on layer names. ``rest``, what happens to parameters outside them: ``drop`` (the operator is not
+    defined there and its functions give zero: they take no part in scores), ``diagonal`` (the diagonal of the same
+    Fisher), ``refuse`` (a ``ValueError`` that names them). Memory: chunk x S x (in + out) of all layers, and the
+    factors in float64 twice.
+    """
+    return in_factors(task, train, factors(task, train, fisher, layers, seed, chunk), fisher, layers, rest, seed, chunk)
+
+
+def in_factors(
+    task: Task,
+    train: Examples,
+    known: dict[str, tuple[Tensor, Tensor]],
+    fisher: str = "sampled",
+    layers: str = "",
+    rest: str = "drop",
+    seed: int = 0,
+    chunk: int = CHUNK,
+) -> Blocks:
+    """:func:`kfac` of factors that are ``known`` already: those of :func:`factors`, or a mean of several."""
+    chosen = tracked(task, layers)
+    blocks: dict[str, tuple[Tensor, Spectral]] = {}
+    for name, (a, s) in known.items():
+        (values_a, basis_a), (values_s, basis_s) = torch.linalg.eigh(a), torch.linalg.eigh(s)
+        values = torch.outer(values_s.clamp(min=0.0), values_a.clamp(min=0.0)).flatten()
+        blocks[name] = (chosen[name].index, Kronecker((basis_s, basis_a), values))
+    blocks |= _outside(task, train, fisher, untracked(task, chosen), rest, seed, chunk)
+    return Blocks(sum(p.numel() for p in task.params.values()), blocks)
+
+
+@remembered(KEPT)
+def ekfac(
+    task: Task,
+    train: Examples,
+    fisher: str = "sampled",
+    layers: str = "",
+    rest: str = "drop",
+    seed: int = 0,
+    chunk: int = CHUNK,
+) -> Blocks:
+    """EK-FAC: the eigenvectors of :func:`kfac` (same options), the eigenvalues measured along them in a second sweep.
+
+    Memory: as :func:`kfac`, and chunk x the largest layer.
+    """
+    base = kfac(task, train, fisher, layers, rest, seed, chunk)
+    return base.with_eigenvalues(measured(base, task, train, fisher, layers, seed, chunk))
+
+
+def measured(
+    base: Blocks,
+    task: Task,
+    train: Examples,
+    fisher: str = "sampled",
+    layers: str = "",
+    seed: int = 0,
+    chunk: int = CHUNK,
+) -> Tensor:
+    """The Fisher of ``task`` measured along the eigenvectors of ``base``, in the order of ``base.eigenvalues``.
+
+    ``base`` may come from elsewhere (another checkpoint, a mean over several); a block that is no layer keeps its own.
+    """
+    chosen = tracked(task, layers)
+    values = {name: torch.zeros(layer.shape, dtype=torch.float64) for name, layer in chosen.items()}
+    for found, _, _ in _sweep(task, train, chosen, fisher, seed, chunk):
+        for name, (a, g) in found.items():
+            basis_s, basis_a = (basis.to(a.dtype) for basis in base.blocks[name][1].bases)
+            a, g = a @ basis_a, g @ basis_s
+            if a.shape[1] == 1:  # one position: the square of a product is the product of the squares
+                values[name] += g.squeeze(1).square().T @ a.squeeze(1).square()
+            else:
+                values[name] += (g.transpose(1, 2) @ a).square().sum(0)
+    n = n_examples(train)
+    corrected = [
+        values[name].flatten() / n if name in values else b.eigenvalues for name, (_, b) in base.blocks.items()
+    ]
+    return finite(torch.cat(corrected), "an EK-FAC eigenvalue")
+
+
+def _outside(
+    task: Task, train: Examples, fisher: str, left: dict[str, Tensor], rest: str, seed: int, chunk: int
+) -> dict[str, tuple[Tensor, Spectral]]:
+    """The block of the parameters that no layer holds, if it is wanted."""
+    if rest not in UNTRACKED:
+        raise ValueError(f"rest={rest!r}; one of {UNTRACKED}.")
+    if not left or rest == "drop":
+        return {}
+    if rest == "refuse":
+        raise ValueError(
+            f"no Kronecker factor fits the parameters {list(left)} of the task {task.name!r}. Use rest='drop' to leave "
+            f"them out, or rest='diagonal' for the diagonal of the Fisher there."
+        )
+    squares = diagonal(task, train, fisher, seed, chunk, tuple(left))
+    return {"(diagonal)": (torch.cat(list(left.values())), squares)}
+
+
+@remembered(KEPT)
+def diagonal(
+    task: Task,
+    train: Examples,
+    fisher: str = "sampled",
+    seed: int = 0,
+    chunk: int = CHUNK,
+    names: tuple[str, ...] = (),
+) -> Diagonal:
+    """The diagonal of the Fisher of one kind, for ``names`` or all parameters. Streams: chunk x P x 4 bytes."""
+    total = sum(
+        rows.square().sum(0).double() for rows in pseudo_gradients(task, train, fisher, seed, chunk, names)
+    ) / n_examples(train)
+    return Diagonal(finite(total, "the diagonal of the Fisher"))

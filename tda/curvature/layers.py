@@ -1,0 +1,167 @@
+"""What goes into a linear layer and what comes back: the two halves of its gradient, captured by hooks.
+
+For a layer ``y_s = W x_s + b`` used at positions s (words of a sequence, pixels of an image, repeated calls), with
+``g_s`` the gradient of an example's loss in y_s and ``a_s = (x_s, 1)`` the input with the bias' coordinate:
+
+    gradient of (W, b) = sum_s g_s a_s^T        [out, in + 1]
+
+``nn.Linear`` and ``nn.Conv2d`` (patches unfolded; neither grouped nor padded by name) are tracked. Everything else
+(embeddings, norms, bare parameters, tied weights that ``task.params`` lists under another name) is not;
+:func:`untracked` names it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tda.curvature.outputs import output_gradients, require_outputs
+from tda.lm import IGNORE
+from tda.task import Examples, Task
+
+Captured = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A tracked module; ``index`` are the positions in the flat vector of its matrix [out, in (+ 1)], row by row."""
+
+    name: str
+    module: nn.Module
+    index: Tensor
+    shape: tuple[int, int]
+    bias: bool
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """Module input as a [B, S, in (+ 1)], the bias' coordinate last."""
+        if isinstance(self.module, nn.Conv2d):
+            m = self.module
+            a = F.unfold(x, m.kernel_size, m.dilation, m.padding, m.stride).transpose(1, 2)
+        else:
+            a = x.reshape(len(x), -1, x.shape[-1])
+        return torch.cat([a, torch.ones_like(a[..., :1])], -1) if self.bias else a
+
+    def outputs(self, g: Tensor) -> Tensor:
+        """Gradient of the module output as g [B, S, out]."""
+        if isinstance(self.module, nn.Conv2d):
+            return g.flatten(2).transpose(1, 2)
+        return g.reshape(len(g), -1, g.shape[-1])
+
+
+def tracked(task: Task, pattern: str = "") -> dict[str, Layer]:
+    """Tracked layers by name, in the order of the model; only those whose name ``pattern`` (a regex) finds.
+
+    Raises ``ValueError`` where none is left, naming those that exist.
+    """
+    require_outputs(task)
+    starts, start = {}, 0
+    for name, p in task.params.items():
+        starts[name], start = start, start + p.numel()
+    found = {}
+    for name, module in task.model.named_modules():
+        weight, bias = (f"{name}.{kind}" if name else kind for kind in ("weight", "bias"))
+        if weight in starts and _usual(module):
+            out, width = task.params[weight].flatten(1).shape
+            index = starts[weight] + torch.arange(out * width).reshape(out, width)
+            has_bias = module.bias is not None and bias in starts
+            if has_bias:
+                index = torch.cat([index, starts[bias] + torch.arange(out).unsqueeze(1)], 1)
+            found[name] = Layer(name, module, index.flatten(), tuple(index.shape), has_bias)
+    kept = {name: layer for name, layer in found.items() if re.search(pattern, name)}
+    if not kept:
+        raise ValueError(
+            f"layers={pattern!r} finds no linear or convolution layer of the task {task.name!r}; it has {list(found)}."
+        )
+    return kept
+
+
+def _usual(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return isinstance(module, nn.Linear)
+
+
+def untracked(task: Task, layers: dict[str, Layer]) -> dict[str, Tensor]:
+    """Parameters that no layer of ``layers`` holds, with their positions in the flat vector."""
+    held = {f"{n}.{kind}" if n else kind for n, x in layers.items() for kind in ("weight", *["bias"] * x.bias)}
+    rest, start = {}, 0
+    for name, p in task.params.items():
+        if name not in held:
+            rest[name] = torch.arange(start, start + p.numel())
+        start += p.numel()
+    return rest
+
+
+@contextmanager
+def watching(layers: dict[str, Layer]) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
+    """Record (input, output) of every call of every layer; copies, so that later in-place operations change nothing."""
+    seen: dict[str, list] = {name: [] for name in layers}
+
+    def hook(name: str):
+        def record(module, inputs, output):
+            seen[name].append((inputs[0].detach().clone(), output))
+            return output.clone()
+
+        return record
+
+    handles = [layer.module.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def passes(
+    task: Task, batch: Examples, layers: dict[str, Layer], fisher: str = "empirical", noise: Tensor | None = None
+) -> Iterator[tuple[Captured, Tensor | None]]:
+    """One ``({layer: (a [B, S, in], g [B, S, out])}, real)`` for every vector u of :func:`output_gradients`.
+
+    ``sum_s g_s a_s^T`` is the layer's part of the pseudo-gradient. ``real`` [B, S] bool: positions up to an example's
+    last target (what follows is padding), or ``None`` for a classifier. A layer that is called several times has the
+    positions of all its calls; calls on another number of positions than there are targets are refused in sequences.
+    """
+    params = {k: v.detach().requires_grad_() for k, v in task.params.items()}
+    with watching(layers) as seen, torch.enable_grad():
+        logits, targets = task.outputs_fn(params, batch)
+    real = (targets != IGNORE).flip(1).cummax(1).values.flip(1) if targets.shape[1] > 1 else None
+    inputs = {name: _inputs(layer, seen[name], real) for name, layer in layers.items()}
+    places = [output for name in layers for _, output in seen[name]]
+    for u in output_gradients(logits.detach(), targets, fisher, noise):
+        found = torch.autograd.grad(logits, places, u, retain_graph=True, allow_unused=True)
+        slopes = iter(torch.zeros_like(p) if g is None else g for g, p in zip(found, places, strict=True))
+        yield (
+            {
+                name: (inputs[name], torch.cat([layer.outputs(next(slopes)) for _ in seen[name]], 1))
+                for name, layer in layers.items()
+            },
+            real,
+        )
+
+
+def _inputs(layer: Layer, calls: list[tuple[Tensor, Tensor]], real: Tensor | None) -> Tensor:
+    if not calls:
+        raise ValueError(f"layer {layer.name!r} is never called. Leave it out with the option layers (a regex).")
+    parts = [layer.inputs(x) for x, _ in calls]
+    wrong = [a.shape[1] for a in parts if real is not None and a.shape[1] != real.shape[1]]
+    if wrong:
+        raise ValueError(
+            f"layer {layer.name!r} is applied at {wrong[0]} positions and the task has {real.shape[1]} targets; which "
+            f"of them are padding is unknown. Leave it out with the option layers (a regex)."
+        )
+    return torch.cat(parts, 1)
+
+
+def captured(task: Task, batch: Examples, pattern: str = "") -> Captured:
+    """``{layer: (a [B, S, in (+ 1)], g [B, S, out])}`` of the losses l_i of a batch: ``sum_s g_s a_s^T`` is their
+    gradient.
+
+    ``a`` ends with a 1 where the layer has a bias.
+    """
+    return next(passes(task, batch, tracked(task, pattern)))[0]

@@ -1,0 +1,131 @@
+"""Curvature operators by name, and their damped inverses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tda.attribution import fisher as dual
+from tda.attribution.budget import require
+from tda.attribution.gradients import CHUNK
+from tda.attribution.memory import remembered
+from tda.curvature.exact import block_ggn, dense_ggn, dense_hessian, ggn, hessian
+from tda.curvature.kronecker import diagonal, ekfac, kfac
+from tda.curvature.operators import Diagonal, Dual, Operator, Spectral
+from tda.task import Examples, Task, n_examples
+
+CURVATURES = ("hessian", "ggn", "block_ggn", "kfac", "ekfac", "diagonal", "empirical_fisher", "identity")
+UNITS = ("relative", "absolute")
+INDEFINITE = ("refuse", "keep", "absolute", "clip")
+
+
+def operator(
+    curvature: str,
+    task: Task,
+    train: Examples,
+    fisher: str = "sampled",
+    layers: str = "",
+    rest: str = "drop",
+    dense: bool = True,
+    seed: int = 0,
+    chunk: int = CHUNK,
+) -> Operator:
+    """One of :data:`CURVATURES` at the task's parameters, remembered for the next call with the same arguments.
+
+    ``fisher`` (exact, sampled, empirical): for kfac, ekfac and diagonal. ``layers``, ``rest``: for kfac and ekfac.
+    ``dense``: hessian and ggn as matrices with eigenvectors (small nets), or matrix-free. ``seed``: of sampled labels.
+    """
+    if curvature in ("hessian", "ggn", "block_ggn"):
+        return _exact(curvature, task, train, dense)
+    if curvature in ("kfac", "ekfac"):
+        return {"kfac": kfac, "ekfac": ekfac}[curvature](task, train, fisher, layers, rest, seed, chunk)
+    if curvature == "diagonal":
+        return diagonal(task, train, fisher, seed, chunk)
+    if curvature == "empirical_fisher":
+        return _dual(task, train, chunk)
+    if curvature == "identity":
+        return Diagonal(torch.ones(sum(p.numel() for p in task.params.values()), dtype=torch.float64))
+    raise ValueError(f"curvature={curvature!r}; one of {CURVATURES}.")
+
+
+@remembered(2)
+def _exact(curvature: str, task: Task, train: Examples, dense: bool) -> Operator:
+    if curvature == "block_ggn":
+        return block_ggn(task, train)
+    return {"hessian": (hessian, dense_hessian), "ggn": (ggn, dense_ggn)}[curvature][dense](task, train)
+
+
+@remembered()
+def _dual(task: Task, train: Examples, chunk: int) -> Dual:
+    width = sum(p.numel() for p in task.params.values())
+    size = width * n_examples(train) * next(iter(task.params.values())).element_size()
+    advice = "Use curvature='ekfac' or 'diagonal', which stream."
+    require(size, f"the gradients of {n_examples(train)} examples x {width} parameters", advice)
+    return Dual(dual.gradients(task, train, chunk), dual.gram(task, train, chunk))
+
+
+def absolute(found: Operator, damping: float, unit: str = "relative") -> float:
+    """The number added to the eigenvalues: ``damping``, in units of the operator's ``scale`` if ``unit`` is relative.
+
+    Raises ``ValueError`` for a damping that is not positive, and for an operator that is zero.
+    """
+    if unit not in UNITS:
+        raise ValueError(f"unit={unit!r}; one of {UNITS}.")
+    if not damping > 0:
+        raise ValueError(
+            f"damping={damping}; it must be positive: these matrices are singular. It counts in "
+            f"{'units of the mean eigenvalue; try 0.1' if unit == 'relative' else 'absolute units'}."
+        )
+    if unit == "absolute":
+        return float(damping)
+    if not 0 < found.scale < float("inf"):
+        raise ValueError(
+            f"the mean eigenvalue of the curvature is {found.scale}: every gradient of the model vanishes, or is not "
+            f"finite. Attribute an earlier checkpoint, or check the model's losses."
+        )
+    return float(damping) * found.scale
+
+
+def damped(values: Tensor, damping: float, indefinite: str = "refuse") -> Tensor:
+    """``1 / (values + damping)``, with a policy for eigenvalues below ``-damping``.
+
+    ``refuse``: a ``ValueError`` that names the smallest; ``keep``: the plain inverse of the indefinite matrix (what
+    other libraries solve); ``absolute``: |values| in their place; ``clip``: zero in place of negative values.
+    """
+    if indefinite not in INDEFINITE:
+        raise ValueError(f"indefinite={indefinite!r}; one of {INDEFINITE}.")
+    if indefinite == "absolute":
+        values = values.abs()
+    elif indefinite == "clip":
+        values = values.clamp(min=0.0)
+    elif indefinite == "refuse" and not values.min() + damping > 0:
+        raise ValueError(
+            f"the curvature has the eigenvalue {float(values.min()):.3g} and the damping is {damping:.3g}: the damped "
+            f"matrix is indefinite. Raise the damping above {-float(values.min()):.3g}, use curvature='ggn', or choose "
+            f"indefinite='absolute', 'clip' or 'keep'."
+        )
+    return 1.0 / (values + damping)
+
+
+def inverse(
+    kind: str,
+    task: Task,
+    train: Examples,
+    damping: float,
+    chunk: int = CHUNK,
+    unit: str = "relative",
+    indefinite: str = "refuse",
+    **options,
+) -> Callable[[Tensor], Tensor]:
+    """``apply(v [B, P]) -> v (C + damping)^-1``, [B, P]; the counterpart of :func:`tda.attribution.fisher.inverse`.
+
+    ``kind``: one of :data:`CURVATURES`; ``options``: those of :func:`operator`. A parameter that the operator leaves
+    out (``rest="drop"``) is zero in the result.
+    """
+    found = operator(kind, task, train, chunk=chunk, **options)
+    if not isinstance(found, Spectral):
+        raise ValueError(f"{kind} without eigenvectors has no closed inverse; use dense=True or tda.curvature.solvers.")
+    shift = absolute(found, damping, unit)
+    return lambda v: found.function(lambda w: damped(w, shift, indefinite), v)

@@ -1,0 +1,283 @@
+"""Symmetric linear operators over the flat parameter vector, and the ones whose eigenvectors are known.
+
+Every curvature matrix C [P, P] is an object with ``size`` P and ``matvec(V [B, P]) -> V C [B, P]``; P counts the
+parameters in the order of ``task.params`` (:func:`tda.attribution.gradients.flatten`). A :class:`Spectral` operator
+knows C = Q diag(w) Q^T and applies any function of its eigenvalues, ``function(f, V) = V Q diag(f(w)) Q^T``: the damped
+inverse is ``lambda w: 1 / (w + damping)``, the segment of an unrolled run another f.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from tda.attribution.budget import require
+from tda.task import chunks
+
+Function = Callable[[Tensor], Tensor]
+ROWS = 64  # unit vectors sent through a matvec at once when a matrix is written out
+
+
+class Operator:
+    """A symmetric matrix seen through its products. ``scale``: its mean eigenvalue, the unit of a relative damping."""
+
+    size: int
+    dtype: torch.dtype
+    scale: float
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """``v C`` for every row of ``v`` [B, P]."""
+        raise NotImplementedError
+
+    def materialise(self) -> Tensor:
+        """C as a matrix [P, P]. Refused with its size in MB where it does not fit."""
+        require(self.size**2 * self.dtype.itemsize, f"a dense {self.size} x {self.size} matrix", DENSE_ADVICE)
+        unit = torch.eye(self.size, dtype=self.dtype)
+        return torch.cat([self.matvec(unit[part]) for part in chunks(self.size, ROWS)])
+
+
+DENSE_ADVICE = "Use curvature='ekfac', or solver='cg', which never writes the matrix down."
+
+
+class Spectral(Operator):
+    """An operator with known eigenvectors: ``eigenvalues`` in the order of the coordinates that ``project`` returns."""
+
+    eigenvalues: Tensor
+
+    def project(self, v: Tensor) -> Tensor:
+        """Coordinates of the rows of ``v`` [B, P] along the eigenvectors."""
+        raise NotImplementedError
+
+    def lift(self, coordinates: Tensor) -> Tensor:
+        """The vectors [B, P] with these coordinates along the eigenvectors."""
+        raise NotImplementedError
+
+    def with_eigenvalues(self, eigenvalues: Tensor) -> Spectral:
+        """The same eigenvectors with other eigenvalues."""
+        raise NotImplementedError
+
+    @property
+    def size(self) -> int:
+        return len(self.eigenvalues)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.eigenvalues.dtype
+
+    @property
+    def scale(self) -> float:
+        """The mean magnitude of the eigenvalues."""
+        return float(self.eigenvalues.abs().mean())
+
+    def function(self, f: Function, v: Tensor) -> Tensor:
+        """``v f(C)`` for every row of ``v`` [B, P]; ``f`` maps the tensor of eigenvalues to one of the same shape."""
+        return self.lift(self.project(v) * f(self.eigenvalues).to(v.dtype))
+
+    def matvec(self, v: Tensor) -> Tensor:
+        return self.function(lambda w: w, v)
+
+    def spectrum(self) -> Tensor:
+        """The eigenvalues, largest first."""
+        return self.eigenvalues.sort(descending=True).values
+
+
+class Diagonal(Spectral):
+    """diag(eigenvalues); the identity is ``Diagonal(torch.ones(P))``."""
+
+    def __init__(self, eigenvalues: Tensor):
+        self.eigenvalues = eigenvalues
+
+    def project(self, v: Tensor) -> Tensor:
+        return v
+
+    lift = project
+
+    def with_eigenvalues(self, eigenvalues: Tensor) -> Diagonal:
+        return Diagonal(eigenvalues)
+
+
+class Dense(Spectral):
+    """A written-out symmetric matrix [P, P] and its eigendecomposition in float64. Refuses entries that are not finite.
+
+    ``unit``: an operator whose ``scale`` it takes over (the Hessian is damped in units of the Gauss-Newton matrix).
+    """
+
+    def __init__(self, matrix: Tensor, unit: Operator | None = None):
+        finite(matrix, "the curvature matrix")
+        self.matrix, self.unit = matrix, unit
+
+    @cached_property
+    def _decomposed(self) -> tuple[Tensor, Tensor]:  # when first asked for: the mean of several matrices needs its own
+        return torch.linalg.eigh(self.matrix.double())
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        return self._decomposed[0]
+
+    @property
+    def vectors(self) -> Tensor:
+        return self._decomposed[1]
+
+    def project(self, v: Tensor) -> Tensor:
+        return v @ self.vectors.to(v.dtype)
+
+    def lift(self, coordinates: Tensor) -> Tensor:
+        return coordinates @ self.vectors.T.to(coordinates.dtype)
+
+    @property
+    def scale(self) -> float:
+        return super().scale if self.unit is None else self.unit.scale
+
+    def matvec(self, v: Tensor) -> Tensor:
+        return v @ self.matrix.to(v.dtype)
+
+    def materialise(self) -> Tensor:
+        return self.matrix
+
+    def with_eigenvalues(self, eigenvalues: Tensor) -> Dense:
+        other = Dense((self.vectors * eigenvalues) @ self.vectors.T)
+        other._decomposed = eigenvalues, self.vectors
+        return other
+
+
+class Kronecker(Spectral):
+    """One layer's block: eigenvectors ``U_S (x) U_A`` over the row-major matrix [out, in], and any eigenvalues there.
+
+    ``bases`` = (U_S [out, out], U_A [in, in]), eigenvectors in the columns; ``eigenvalues`` [out * in]. K-FAC's are the
+    products of the factors' eigenvalues, EK-FAC's the curvature measured along each eigenvector.
+    """
+
+    def __init__(self, bases: tuple[Tensor, Tensor], eigenvalues: Tensor):
+        self.bases, self.eigenvalues = bases, eigenvalues
+
+    def _both(self, v: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        return (left.to(v.dtype) @ v.reshape(len(v), len(left.T), len(right)) @ right.to(v.dtype)).flatten(1)
+
+    def project(self, v: Tensor) -> Tensor:
+        return self._both(v, self.bases[0].T, self.bases[1])
+
+    def lift(self, coordinates: Tensor) -> Tensor:
+        return self._both(coordinates, self.bases[0], self.bases[1].T)
+
+    def with_eigenvalues(self, eigenvalues: Tensor) -> Kronecker:
+        return Kronecker(self.bases, eigenvalues)
+
+
+class Blocks(Spectral):
+    """A block-diagonal operator: ``{name: (index, block)}``, a spectral block at the positions ``index`` of the vector.
+
+    Positions that no block covers are outside the operator: ``function`` gives zero there (``covered`` [P] bool says
+    where it does not), so a gradient loses that part.
+    """
+
+    def __init__(self, width: int, blocks: dict[str, tuple[Tensor, Spectral]]):
+        self.width, self.blocks = width, blocks
+
+    @property
+    def size(self) -> int:
+        return self.width
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        return torch.cat([block.eigenvalues for _, block in self.blocks.values()])
+
+    @cached_property
+    def index(self) -> Tensor:
+        """Positions in the vector of the blocks' coordinates, one block after the other."""
+        return torch.cat([index for index, _ in self.blocks.values()])
+
+    @cached_property
+    def covered(self) -> Tensor:
+        mask = torch.zeros(self.width, dtype=torch.bool)
+        mask[self.index] = True
+        return mask
+
+    def _each(self, which: str, v: Tensor) -> Tensor:
+        sizes = [len(index) for index, _ in self.blocks.values()]
+        parts = zip(self.blocks.values(), v.split(sizes, dim=1), strict=True)
+        return torch.cat([getattr(block, which)(part) for (_, block), part in parts], dim=1)
+
+    def project(self, v: Tensor) -> Tensor:
+        return self._each("project", v[:, self.index])
+
+    def lift(self, coordinates: Tensor) -> Tensor:
+        whole = coordinates.new_zeros(len(coordinates), self.width)
+        whole[:, self.index] = self._each("lift", coordinates)
+        return whole
+
+    def with_eigenvalues(self, eigenvalues: Tensor) -> Blocks:
+        parts = eigenvalues.split([len(index) for index, _ in self.blocks.values()])
+        pairs = zip(self.blocks.items(), parts, strict=True)
+        return Blocks(self.width, {k: (index, block.with_eigenvalues(part)) for (k, (index, block)), part in pairs})
+
+
+class Dual(Spectral):
+    """``G^T G / N`` through its Gram matrix ``G G^T`` [N, N]: at most N eigenvalues, and zero on all that G does not
+    span.
+
+    ``rows`` G [N, P]. ``function`` gives the complement f(0); ``scale`` is tr / N, the mean of the eigenvalues that can
+    differ from zero.
+    """
+
+    def __init__(self, rows: Tensor, gram: Tensor):
+        finite(gram, "the Gram matrix of the gradients")
+        self.rows = rows
+        values, self.weights = torch.linalg.eigh(gram.double() / len(rows))
+        self.eigenvalues = values.clamp(min=0.0)
+        self.kept = values > values[-1] * len(rows) * torch.finfo(rows.dtype).eps  # what is below is rounding
+        if not self.kept.any():
+            raise ValueError("the empirical Fisher is zero: every training gradient vanishes. Attribute earlier.")
+
+    @property
+    def size(self) -> int:
+        return self.rows.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.rows.dtype
+
+    def function(self, f: Function, v: Tensor) -> Tensor:
+        values, weights = self.eigenvalues[self.kept], self.weights[:, self.kept]
+        rest = f(values.new_zeros(1))
+        along = (v.to(self.dtype) @ self.rows.T).double() @ weights
+        inner = along * ((f(values) - rest) / values) @ weights.T / len(self.rows)
+        return rest.to(v.dtype) * v + (inner.to(self.dtype) @ self.rows).to(v.dtype)
+
+
+def in_basis(basis: Spectral, other: Operator, how: str = "projected") -> Spectral:
+    """The eigenvectors of ``basis`` with the eigenvalues of ``other``: takes the error of a factorisation apart.
+
+    ``projected``: q^T C q for every eigenvector q, the best diagonal in that basis (with the Gauss-Newton matrix as C,
+    the exact EK-FAC). ``ranked``: C's own eigenvalues (per block, where the basis has blocks), placed in the order of
+    the basis' eigenvalues: right values, and an error of the eigenvectors alone. Writes C down, P x P.
+    """
+    if how not in ("projected", "ranked"):
+        raise ValueError(f"in_basis: how={how!r}; 'projected' or 'ranked'.")
+    matrix = other.materialise().double()
+    blocks = basis.blocks.values() if isinstance(basis, Blocks) else [(torch.arange(basis.size), basis)]
+    found = []
+    for index, block in blocks:
+        part = matrix[index][:, index]
+        if how == "projected":
+            found.append(torch.cat([_along(block, part, rows) for rows in chunks(len(index), ROWS)]))
+        else:
+            order = block.eigenvalues.argsort()
+            found.append(torch.empty_like(order, dtype=part.dtype).scatter_(0, order, torch.linalg.eigvalsh(part)))
+    return basis.with_eigenvalues(torch.cat(found))
+
+
+def _along(block: Spectral, part: Tensor, rows: slice) -> Tensor:
+    unit = torch.zeros(rows.stop - rows.start, len(part), dtype=part.dtype)
+    unit[torch.arange(len(unit)), torch.arange(rows.start, rows.stop)] = 1.0
+    vectors = block.lift(unit)
+    return (vectors @ part * vectors).sum(1)
+
+
+def finite(value: Tensor, what: str) -> Tensor:
+    """``value``, or a ``ValueError`` that names ``what`` if an entry is NaN or infinite."""
+    if not value.isfinite().all():
+        raise ValueError(f"{what} is not finite. Check the model's losses and gradients on the training examples.")
+    return value

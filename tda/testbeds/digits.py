@@ -1,0 +1,209 @@
+"""Testbeds of classifiers: scikit-learn's handwritten digits, with planted label flips, and a small net on them.
+
+One of the two modules behind :attr:`tda.testbeds.Testbed.modality`; the other is :mod:`tda.testbeds.language`.
+
+The 1,797 images of 8x8 pixels (0 to 16, here 0 to 1) are shuffled once and cut into training images, candidates for
+queries, and a validation part. A share of the training labels is wrong, and which ones is recorded. The class that an
+image was *given* is its ``entity``: what a reader of the data sees, and what the model is taught.
+
+A query is a held-out image with its true label, whether or not the model gets it right; its output is its loss. There
+is no second output: the margin, log p - log(1 - p), orders the models of one seed exactly as the loss does.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tda import classifiers
+from tda.classifiers import loss_function, outputs_function
+from tda.many import AT_ONCE, stack, train_many, unstack
+from tda.task import Examples, Params
+from tda.testbeds import Testbed
+from tda.training import Recipe
+
+CODE = ("task.py", "classifiers.py", "training.py", "many.py", "retrain.py", "testbeds/digits.py")
+CLASSES = 10
+
+__all__ = ["AT_ONCE", "loss_function", "outputs_function"]  # part of the modality, defined elsewhere
+
+
+def pixels() -> tuple[np.ndarray, np.ndarray]:
+    """All images [1797, 64] float32 in [0, 1], and their labels."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return (images / 16).astype(np.float32), labels.astype(np.int64)
+
+
+def flip(labels: np.ndarray, share: float, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """``(labels with a share of them wrong, flipped [N] bool)``.
+
+    ``uniform``: any other class, all alike. ``asymmetric``: the next class, 9 becoming 0, so that the wrong labels of a
+    class agree with each other, which is harder to notice.
+    """
+    if kind not in ("uniform", "asymmetric") or not 0 <= share < 1:
+        raise ValueError(f"flips of kind {kind!r}, share {share}; 'uniform' or 'asymmetric', 0 <= share < 1.")
+    flipped = np.zeros(len(labels), bool)
+    flipped[rng.permutation(len(labels))[: round(share * len(labels))]] = True
+    by = rng.integers(1, CLASSES, len(labels)) if kind == "uniform" else np.ones(len(labels), np.int64)
+    return np.where(flipped, (labels + by) % CLASSES, labels), flipped
+
+
+def build(settings: dict, seed: int) -> dict:
+    """Documents (training images) and probes (query candidates and validation images) from the corpus settings."""
+    images, labels = pixels()
+    rng = np.random.default_rng([seed, 61])
+    order = rng.permutation(len(images))
+    n, held = settings["train"], settings["held_out"]
+    if n + held >= len(images):
+        raise ValueError(
+            f"corpus.train={n} and corpus.held_out={held} leave nothing of {len(images)} images to validate on; lower "
+            f"one of them."
+        )
+    given, flipped = flip(labels[order[:n]], settings["flips"], settings["flip_kind"], rng)
+    documents = [
+        {"doc_id": f"image_{i:04d}", "pixels": images[i].tolist(), "label": int(y), "original": int(labels[i]),
+         "flipped": bool(wrong), "entity": str(y)}
+        for i, y, wrong in zip(order[:n], given, flipped, strict=True)
+    ]  # fmt: skip
+    probes = [
+        {"query_id": f"image_{i:04d}", "kind": "held_out" if place < held else "validation",
+         "pixels": images[i].tolist(), "label": int(labels[i]), "entity": str(labels[i])}
+        for place, i in enumerate(order[n:])
+    ]  # fmt: skip
+    report = {
+        "images": n,
+        "flipped": int(flipped.sum()),
+        "per_class": np.bincount(given, minlength=CLASSES).tolist(),
+        "held_out": held,
+        "validation": len(images) - n - held,
+    }
+    return {"documents": documents, "probes": probes, "report": report}
+
+
+def _encode(rows) -> Examples:
+    return {
+        "inputs": torch.tensor(np.array(rows["pixels"], np.float32)),
+        "labels": torch.tensor(np.array(rows["label"], np.int64)),
+        "entity": list(rows["entity"]),
+    }
+
+
+@functools.lru_cache(maxsize=16)  # read by every retrained model
+def part(testbed: Testbed, kind: str) -> Examples:
+    """The probes of one kind (``held_out`` or ``validation``) as tensors, with their true labels."""
+    kinds = testbed.probes["kind"]
+    return _encode(testbed.probes.select([i for i, found in enumerate(kinds) if found == kind]))
+
+
+def examples(testbed: Testbed) -> Examples:
+    """The training images: ``inputs`` [N, 64], ``labels`` [N] as given, and the lists ``entity``, ``doc_id``."""
+    return _encode(testbed.documents) | {"doc_id": list(testbed.documents["doc_id"])}
+
+
+def new_model(testbed: Testbed, seed: int) -> torch.nn.Module:
+    """A model with the fresh weights of this seed."""
+    model = testbed.settings["model"]
+    make = {"mlp": classifiers.mlp, "cnn": classifiers.cnn}[model["kind"]]
+    return make(model["depth"], model["width"], seed, model["activation"])
+
+
+def encoders(model: torch.nn.Module, params: Params) -> dict:
+    """``Task.encode``: group (the given class) and features (what the last layer sees)."""
+    return {
+        "group": lambda examples: examples["entity"],
+        "features": lambda examples: classifiers.features(model, params, examples),
+    }
+
+
+def held_out(testbed: Testbed) -> Examples:
+    """What the loss is watched on during training: the validation images."""
+    return part(testbed, "validation")
+
+
+def knowledge(testbed: Testbed, model: torch.nn.Module, params: Params) -> dict[str, float]:
+    """Accuracy on the validation images, the candidates for queries, and the training images as labelled."""
+    sets = {"validation": held_out(testbed), "held_out": part(testbed, "held_out"), "trained": testbed.train}
+    return {name: classifiers.accuracy(model, params, images) for name, images in sets.items()}
+
+
+def flops(model: torch.nn.Module, tokens: int) -> float:
+    """Matrix products of a forward and a backward pass over this many images, as the library counts them."""
+    image = {"inputs": torch.zeros(1, 64), "labels": torch.zeros(1, dtype=torch.long)}
+    leaves = {k: v.detach().clone().requires_grad_() for k, v in model.named_parameters()}
+    with FlopCounterMode(display=False) as counter:
+        loss_function(model)(leaves, image).backward()
+    return float(counter.get_total_flops()) * tokens
+
+
+def train_models(testbed: Testbed, wanted: Sequence[tuple[np.ndarray, int]], how: str) -> Iterator[tuple]:
+    """``(model, final parameters, seconds, flops)`` for every (mask, seed) of ``wanted``, trained side by side."""
+    recipe, began = Recipe.of(testbed.settings["training"]), time.perf_counter()
+    fresh = [new_model(testbed, seed) for _, seed in wanted]
+    init = stack([classifiers.parameters(model) for model in fresh])
+    masks, seeds = np.stack([mask for mask, _ in wanted]), [seed for _, seed in wanted]
+    trained = train_many(loss_function(fresh[0]), init, testbed.train, recipe, masks, seeds, how)
+    seconds = (time.perf_counter() - began) / len(wanted)
+    each = flops(fresh[0], 1) * recipe.epochs
+    for model, params, mask in zip(fresh, unstack(trained), masks, strict=True):
+        yield model, params, seconds, each * int(mask.sum())
+
+
+def second_output(testbed: Testbed) -> str | None:
+    """``None``: the loss is the only output, see the module's text."""
+    return None
+
+
+def outputs(loss_fn, params: Params, asked: Examples) -> np.ndarray:
+    """Losses [1, Q] float32 of every query."""
+    with torch.no_grad():
+        return loss_fn(params, asked, "example").numpy().astype(np.float32)[None]
+
+
+def choose_queries(testbed: Testbed, model: torch.nn.Module, params: Params) -> tuple[list[dict], dict]:
+    """Held-out images, drawn and split into ``tune`` and ``test`` by the config's seed; the model is not asked."""
+    wanted, rng = testbed.settings["queries"], np.random.default_rng([testbed.config["seed"], 17])
+    candidates = [row for row in testbed.probes if row["kind"] == "held_out"]
+    kept = sorted(rng.permutation(len(candidates))[: wanted["held_out"]])
+    tune = set(rng.permutation(len(kept))[: round(wanted["tune"] * len(kept))].tolist())
+    rows = []
+    for place, i in enumerate(kept):
+        label = candidates[i]["entity"]
+        row = dict.fromkeys(("prompt", "text", "attribute", "value", "work"), "") | {"target": label, "entity": label}
+        split = "tune" if place in tune else "test"
+        rows.append({"query_id": candidates[i]["query_id"], "query_set": "held_out", "split": split} | row)
+    right = classifiers.accuracy(model, params, encode_queries(testbed, rows))
+    return rows, {"queries": {"held_out": len(rows)}, "accuracy on the queries": round(right, 3)}
+
+
+def encode_queries(testbed: Testbed, rows: list[dict]) -> Examples:
+    """Query rows as tensors and lists; their pixels are in the probes."""
+    place = {query_id: i for i, query_id in enumerate(testbed.probes["query_id"])}
+    encoded = _encode(testbed.probes.select([place[row["query_id"]] for row in rows]))
+    return encoded | {k: [row[k] for row in rows] for k in ("query_id", "query_set", "split")}
+
+
+def targets(asked: Examples) -> np.ndarray:
+    """Number of targets of every query, [Q]: one each."""
+    return np.ones(len(asked["labels"]), np.int64)
+
+
+def cluster(row: dict) -> str:
+    """Images are independent draws, within a class as well: every query is its own cluster."""
+    return row["query_id"]
+
+
+def relevance(testbed: Testbed, rows: list[dict]) -> np.ndarray:
+    """[Q, N] bool: training images that show the query's class and are labelled as it."""
+    original, flipped = (np.array(testbed.documents[name]) for name in ("original", "flipped"))
+    return np.array([(original == int(row["entity"])) & ~flipped for row in rows])
+
+
+def save_pretrained(testbed: Testbed, model: torch.nn.Module, params: Params) -> None:
+    """Nothing to do: the checkpoints are the model, and no hub has a format for it."""

@@ -1,0 +1,79 @@
+"""Dot products of gradients from the two sides of each layer equal those of the gradients themselves."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small_tasks import networks, small, task_of
+from torch import nn
+
+from tda.attribution import gradients, products
+from tda.task import take
+
+
+class Twice(nn.Module):
+    """One layer that an example passes twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.shared(torch.tanh(self.shared(x)))))
+
+
+class Idle(nn.Module):
+    """A layer that is never called; its gradient is zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.idle = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(x)
+
+
+class Scaled(nn.Module):
+    """A parameter that is no layer's."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.scale = nn.Linear(4, 3), nn.Parameter(torch.tensor([2.0]))
+
+    def forward(self, x):
+        return self.scale * self.head(x)
+
+
+def setting(name):
+    torch.manual_seed(0)
+    extra = {"twice": Twice, "idle": Idle, "scaled": Scaled}
+    if name in extra:
+        return task_of(extra[name](), name), small("logistic")[1]
+    return small(name)
+
+
+@pytest.mark.parametrize("name", [*networks(), "twice", "idle", "scaled"])
+def test_equal_to_the_products_of_the_gradients(name, monkeypatch):
+    task, train = setting(name)
+    queries = take(train, slice(3, 8))
+    moved = {k: v + 0.1 * torch.randn_like(v) for k, v in task.params.items()}
+    formed = []
+    slow = gradients.dot_products
+    monkeypatch.setattr(gradients, "dot_products", lambda *known: formed.append(known) or slow(*known))
+    for params in (None, moved):
+        right = slow(task, train, queries, 5, params)
+        torch.testing.assert_close(products.dot_products(task, train, queries, 5, params), right)
+    assert bool(formed) == (name not in ("logistic", "mlp")), "where every layer is passed once no gradient is formed"
+
+
+def test_captured_in_parts(monkeypatch):
+    task, train = small("mlp")
+    whole = products.dot_products(task, train, take(train, slice(0, 4)))
+    monkeypatch.setattr(products, "AT_ONCE", 5)
+    torch.testing.assert_close(products.dot_products(task, train, take(train, slice(0, 4))), whole)
+
+
+def test_a_task_without_outputs_forms_gradients():
+    task, train = small("mlp")
+    whole = products.dot_products(task, train, train)
+    torch.testing.assert_close(products.dot_products(replace(task, outputs_fn=None), train, train), whole)
