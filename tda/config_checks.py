@@ -66,6 +66,7 @@ def explain(error: jsonschema.ValidationError) -> str:
 METRICS = (
     r"lds_(half|leave_5|leave_group)(_answer|_passage)?|mrr|average_precision|recall_at_[0-9]+|precision_at_10"
     r"|tailpatch_(each|joint_abs|joint_dlogp)_[0-9]+|low_overlap_lift_at_10|removal_[0-9]+|removal_growth"
+    r"|finding_[a-z0-9_]+"
 )
 
 
@@ -135,6 +136,11 @@ def cross_checks(config: dict, where: str) -> None:
                 claim["against"],
                 "kinds difference and parity name a second row here, kind value names none",
             )
+        finding = claim["metric"].startswith("finding_")
+        if finding == bool(claim["row"]):
+            refuse(f"{key}.row", claim["row"], "a claim on a finding names no row, any other claim names one")
+        if finding and claim["kind"] != "value":
+            refuse(f"{key}.kind", claim["kind"], "a claim on a finding is of kind value")
         for part in ("row", "against"):
             if claim[part] and claim[part] not in ids:
                 refuse(f"{key}.{part}", claim[part], f"rows of this profile: {_list(ids, claim[part])}")

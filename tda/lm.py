@@ -270,10 +270,10 @@ def trim(batch: Examples) -> Examples:
 def real_tokens(batch: Examples) -> Tensor:
     """[N, T] bool, true up to each example's last target; what follows is padding, whatever id it carries.
 
-    Of a classifier's batch, whose labels are one an example: [N, 1], all true.
+    Of examples that are not sequences (a classifier has one label each): [N, 1], all true.
     """
-    if batch["labels"].dim() == 1:
-        return torch.ones(len(batch["labels"]), 1, dtype=torch.bool)
+    if "input_ids" not in batch:
+        return torch.ones(n_examples(batch), 1, dtype=torch.bool)
     return (batch["labels"] != IGNORE).flip(1).cummax(1).values.flip(1)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import psutil
 from sklearn.feature_extraction.text import CountVectorizer
 
-from tda import attribution, bank, config, models
+from tda import attribution, bank, config, findings, models
 from tda.artefacts import ArtefactError, key_of, load_arrays, read_json, save_arrays, write_json, write_table
 from tda.attribution.fisher import unit_scale
 from tda.evaluation import removal, retrieval
@@ -251,9 +251,13 @@ def measure(
 
 
 def measure_claim(testbed: Testbed, claim: dict) -> Measurement:
-    """The interval that decides a claim of the config: a row's metric, or its paired difference to another row."""
+    """The interval that decides a claim of the config: a row's metric, its paired difference to another row, or a
+    finding of a chapter (:mod:`tda.findings`).
+    """
     if claim["metric"].startswith("removal_"):
         return _measure_removal(testbed, claim)
+    if claim["metric"].startswith("finding_"):
+        return findings.measure(testbed, claim)
     against = (claim["against"],) if claim["against"] else ()
     results = measure(testbed, [claim["row"]], claim["query_set"], against, claim["metric"])
     if claim["metric"] not in results:

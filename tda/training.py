@@ -199,7 +199,7 @@ def _close_epoch(curves, running, loss_fn, params, watch, recipe, progress) -> N
         curves["watch"].append(float(losses(loss_fn, params, watch).mean()))
     if progress:
         shown = f", held-out {curves['watch'][-1]:.3f}" if watch is not None else ""
-        progress(f"epoch {len(curves['train'])}/{recipe.epochs}: loss {mean:.3f}{shown} nats a token")
+        progress(f"epoch {len(curves['train'])}/{recipe.epochs}: loss {mean:.3f}{shown} nats")
 
 
 def _state(optimizer: torch.optim.Optimizer, params: Params) -> dict[str, Params]:

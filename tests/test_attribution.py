@@ -10,14 +10,20 @@ from conftest import join
 from scipy.stats import spearmanr
 
 import tda
-from tda import lm, models
+from tda import classifiers, lm, models
 from tda import queries as query_module
-from tda.attribution import METHODS, attribute, bgo, fisher, logra, minilm, projection
+from tda.attribution import METHODS as REGISTERED
+from tda.attribution import attribute, bgo, fisher, logra, minilm, projection
 from tda.attribution.gradients import blocks, flatten, matrix, unflatten
 from tda.attribution.registry import method
 from tda.evaluation import retrieval
-from tda.task import n_examples, take, tensors
+from tda.task import Task, n_examples, take, tensors
+from tda.testbeds.digits import encoders, pixels
+from tda.training import Recipe, train_recorded
 
+# name -> why it cannot run on the tasks of this file; its own file repeats these tests on a recorded SGD run
+ELSEWHERE = {"unroll": "it differentiates through SGD: test_unroll.py", "source": "likewise: test_source.py"}
+METHODS = {name: chosen for name, chosen in REGISTERED.items() if name not in ELSEWHERE}
 # name -> why a copy of the query need not come first
 NOT_BY_DUPLICATE = {
     "random": "its scores do not look at the data",
@@ -32,6 +38,9 @@ ALONE = {"trackstar": {"mixing": 0.0}}
 WHOLE_CORPUS = ("bm25", "tfidf", "hidden_cosine")  # scores of a document depend on the others, as with every Fisher
 # name -> why its scores may move with the chunk
 NOT_BY_CHUNK: dict[str, str] = {}
+# name -> why it is not tried on classifiers, although it does not ask for text
+NOT_ON_IMAGES = {"trackstar": "it divides by AdamW's second moments, and classifiers are trained with SGD"}
+ON_IMAGES = [name for name in METHODS if "text" not in METHODS[name].needs and name not in NOT_ON_IMAGES]
 
 
 def needs_package(name):
@@ -81,12 +90,18 @@ def reference(task, tiny, few):
 
 
 def test_exemptions_name_registered_methods():
-    for exempt in (NOT_BY_DUPLICATE, NOT_BY_SIGN, NOT_BY_CHUNK):
-        assert set(exempt) <= set(METHODS) and all(exempt.values())
+    for exempt in (NOT_BY_DUPLICATE, NOT_BY_SIGN, NOT_BY_CHUNK, NOT_ON_IMAGES, ELSEWHERE):
+        assert set(exempt) <= set(REGISTERED) and all(exempt.values())
     assert {"random", "metadata", "bm25", "tfidf", "hidden_cosine", "minilm", "gradient_dot", "gradient_cosine",
             "tracincp", "bgo", "bgo_trajectory", "fisher_influence",
             "fisher_influence_trajectory", "trak", "trak_trajectory", "logra", "trackstar"} <= set(METHODS)  # fmt: skip
-    assert tda.attribute is attribute and tda.METHODS is METHODS
+    assert tda.attribute is attribute and tda.METHODS is REGISTERED
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_methods_that_differentiate_through_sgd_refuse_adamw(name, task, tiny, few):
+    with pytest.raises(ValueError, match=f"{name}: the model was trained by 'adamw'; .*people_sgd"):
+        attribute(name, task, tiny.train, few)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -214,6 +229,97 @@ def test_exact_copies_get_equal_scores(name, scored, tiny):
         np.testing.assert_allclose(
             scored(name)[:, a], scored(name)[:, b], rtol=1e-4, atol=1e-4 * np.abs(scored(name)).max()
         )
+
+
+# --- over the registry, on classifiers of images
+
+
+@pytest.fixture(scope="module", params=["logreg", "mlp", "cnn"])
+def images(request):
+    """(task, 60 training images, 6 held-out images) of a small net."""
+    everything, labels = pixels()
+    order = np.random.default_rng(3).permutation(len(labels))
+    both = {"inputs": torch.tensor(everything[order]), "labels": torch.tensor(labels[order])}
+    both["entity"] = [str(label) for label in labels[order]]
+    train, asked = take(both, slice(0, 60)), take(both, slice(60, 66))
+    net = {"logreg": classifiers.mlp(0, 0, 0), "mlp": classifiers.mlp(1, 12, 0), "cnn": classifiers.cnn(1, 6, 0)}
+    net = net[request.param]
+    recipe = Recipe(
+        optimizer="sgd",
+        epochs=12,
+        batch=12,
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=1e-3,
+        schedule="constant",
+        checkpoints=3,
+    )
+    loss_fn = classifiers.loss_function(net)
+    params, run = train_recorded(loss_fn, classifiers.parameters(net), train, recipe, 0)
+    net.load_state_dict(params)
+    return (
+        Task("images", loss_fn, params, net, run, encoders(net, params), classifiers.outputs_function(net)),
+        train,
+        asked,
+    )
+
+
+def relabelled(examples, labels):
+    """The same images with other labels."""
+    return examples | {"labels": torch.tensor(labels), "entity": [str(label) for label in labels]}
+
+
+def with_images(examples, more):
+    return {k: torch.cat([v, more[k]]) if isinstance(v, torch.Tensor) else v + more[k] for k, v in examples.items()}
+
+
+@pytest.mark.parametrize("name", ON_IMAGES)
+def test_planted_duplicate_of_an_image_ranks_first(name, images):
+    """Asked about images with the label that the model finds least likely: their gradients exceed any document's, so
+    that a copy has the largest inner product with them."""
+    if name in NOT_BY_DUPLICATE:
+        pytest.skip(f"{name}: {NOT_BY_DUPLICATE[name]}")
+    task, train, asked = images
+    unlikely = task.model(asked["inputs"]).argmin(1).tolist()
+    surprising = relabelled(asked, unlikely)
+    for q in (0, 2, 5):
+        query = take(surprising, slice(q, q + 1))
+        scores = attribute(name, task, with_images(train, query), query)[0]
+        assert scores.argmax() == 60, f"{name} ranks image {scores.argmax()} above the copy of query {q}"
+
+
+@pytest.mark.parametrize("name", [name for name in ON_IMAGES if METHODS[name].signed])
+def test_planted_anti_duplicate_of_an_image_scores_below_zero(name, images):
+    """The same image with the class that comes second: with p the model's distribution, y and z the two classes, the
+    product of the gradients in the logits is |p|^2 - p_y - p_z < 0 as soon as y is the most likely one."""
+    if name in NOT_BY_SIGN:
+        pytest.skip(f"{name}: {NOT_BY_SIGN[name]}")
+    task, train, asked = images
+    if "checkpoints" in METHODS[name].needs:
+        task = replace(task, run=replace(task.run, checkpoints=task.run.checkpoints[-1:]))
+    best = task.model(asked["inputs"]).topk(2, dim=1).indices
+    query, wrong = relabelled(asked, best[:, 0].tolist()), relabelled(asked, best[:, 1].tolist())
+    train = with_images(with_images(train, wrong), query)
+    scores = attribute(name, task, train, query, **SIGN_OPTIONS.get(name, {}))
+    for q in range(6):
+        assert scores[q, 60 + q] < 0 < scores[q, 66 + q], f"{name}: query {q}"
+
+
+@pytest.mark.parametrize("name", ON_IMAGES)
+def test_chunk_does_not_matter_on_images(name, images):
+    task, train, asked = images
+    if name in NOT_BY_CHUNK or name == "random":
+        pytest.skip(f"{name}: {NOT_BY_CHUNK.get(name, 'its scores do not look at the data')}")
+    whole = attribute(name, task, train, asked)
+    assert whole.shape == (6, 60) and np.isfinite(whole).all()
+    parts = attribute(name, task, train, asked, chunk=7)
+    np.testing.assert_allclose(parts, whole, atol=2e-4 * np.abs(whole).max(), rtol=1e-3)
+
+
+def test_gradient_dot_on_images_is_an_explicit_loop(images):
+    task, train, asked = images
+    wanted = explicit_gradients(task, asked) @ explicit_gradients(task, train).T
+    np.testing.assert_allclose(attribute("gradient_dot", task, train, asked), wanted, rtol=1e-3, atol=1e-5)
 
 
 # --- lexical and metadata
@@ -438,7 +544,7 @@ def test_method_with_a_wrong_shape_or_a_taken_name_is_refused(task, tiny, few):
         with pytest.raises(ValueError, match=r"'transposed' returned shape .*\[n_queries, n_train\]"):
             attribute("transposed", task, tiny.train, few)
     finally:
-        del METHODS["transposed"]
+        del REGISTERED["transposed"]
 
 
 def test_minilm_without_its_package_says_how_to_get_it(task, tiny, few, monkeypatch):

@@ -15,6 +15,7 @@ from conftest import TINY, bytes_of, make_testbed, same
 
 from tda import bank, config, lm, models, queries, retrain
 from tda.artefacts import ArtefactError, exclusive, save_arrays
+from tda.testbeds import language
 from tda.training import Recipe, train
 
 
@@ -219,7 +220,7 @@ def test_shards_share_the_work_without_overlap(banked):
 
 def test_rerun_trains_nothing(copied, monkeypatch):
     before = bytes_of(copied.folder)
-    monkeypatch.setattr(retrain, "train", lambda *a, **k: pytest.fail("a cached model was trained again"))
+    monkeypatch.setattr(language, "train", lambda *a, **k: pytest.fail("a cached model was trained again"))
     for name in ("half", "leave_group"):
         for shard in range(copied.settings["designs"][name]["shards"]):
             bank.run_shard(copied, name, shard)
@@ -301,7 +302,7 @@ def test_part_with_flipped_bits_is_refused(copied):
 def test_part_of_other_queries_is_refused(copied):
     part = sorted((copied.folder / "retrained").rglob("*.npz"))[0]
     for outputs in (np.zeros((2, 3), np.float32), np.full((2, len(models.query_rows(copied))), np.nan, np.float32)):
-        np.savez(part, outputs=outputs, seconds=1.0, flops=1.0, recall=np.ones(2))
+        np.savez(part, outputs=outputs, seconds=1.0, flops=1.0, knows=["trained"], share=np.ones(1))
         with pytest.raises(ArtefactError, match=f"{part.name} does not belong to these queries"):
             for name in ("half", "leave_group"):
                 bank.merge(copied, name)

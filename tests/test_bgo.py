@@ -285,6 +285,17 @@ def test_finite_trajectory_tends_to_the_linear_one(exact, tiny, few):
     np.testing.assert_allclose(finite, linear, rtol=1e-2, atol=2e-3 * np.abs(linear).max())
 
 
+def test_small_steps_with_ekfac_are_influence_with_ekfac(task, tiny, few):
+    """The preconditioner that chapter 20 knows as a curvature: same matrix, same damping, hence the same limit."""
+    settings = {"damping": 1.0, "chunk": 16}
+    finite = attribute("bgo", task, tiny.train, few, preconditioner="ekfac", steps=1, step=0.02, **settings)
+    linear = attribute("influence", task, tiny.train, few, curvature="ekfac", rest="diagonal", **settings)
+    for a, b in zip(finite, linear, strict=True):
+        assert np.corrcoef(a, b)[0, 1] > 0.999
+    other = attribute("bgo", task, tiny.train, few, preconditioner="diagonal", steps=1, step=0.02, **settings)
+    assert np.corrcoef(finite[0], other[0])[0, 1] < 0.999
+
+
 def test_fewer_checkpoints_keep_the_whole_learning_rate():
     known = tuple(Checkpoint(i, 0.1, float(i + 1), lambda: ({}, {})) for i in range(7))
     task = Task("t", None, {}, run=TrainingRun(0, known, np.zeros(1), np.zeros((1, 1)), {}))

@@ -23,6 +23,10 @@ def people(**sections):
     return {"testbeds": {"people": sections}}
 
 
+def digits(**sections):
+    return {"testbeds": {"digits_mlp": sections}}
+
+
 def test_the_four_profiles_load():
     assert PROFILES == ["extended", "large", "paper", "smoke"]
     for profile in PROFILES:
@@ -43,11 +47,11 @@ def test_schema_describes_every_key_and_has_its_default():
             node = visit(node, f"{name}.{key}")
             known = (
                 key in block.get("required", [])
-                or key == "kind"
+                or key in ("kind", "optimizer")
                 or block.get("properties") == designs(schema)
             )
             assert known or "default" in node, f"{name}.{key} has no default"
-        if "properties" in block and name != "corpus":
+        if "properties" in block and name not in ("corpus", "model", "training"):
             assert block["additionalProperties"] is False, name
 
 
@@ -65,6 +69,9 @@ def test_defaults_are_filled_everywhere():
     )
     assert loaded["rows"][0]["options"] == {} and loaded["statistics"]["level"] == 0.95
     assert "zipf" not in testbed["corpus"], "keys of another kind of corpus"
+    assert testbed["model"]["kind"] == "gpt_neox" and testbed["training"]["optimizer"] == "adamw"
+    images = loaded["testbeds"]["digits_mlp"]
+    assert images["training"]["warmup"] == 0.0 and "clip" not in images["training"] and "layers" not in images["model"]
 
 
 def test_overrides_merge_remove_and_move_the_data():
@@ -101,7 +108,7 @@ MISTAKES = {
     "key of another kind": (people(corpus={"authors": 3}), ["corpus.authors: unknown key"]),
     "kind": (
         people(corpus={"kind": "wiki"}),
-        ["corpus.kind: 'wiki' is not allowed", "people, authors, file, hub"],
+        ["corpus.kind: 'wiki' is not allowed", "people, authors, file, hub, digits"],
     ),
     "fraction 0": (
         people(designs={"half": {"fraction": 0}}),
@@ -149,11 +156,34 @@ MISTAKES = {
     ),
     "no corpus": (
         {"testbeds": {"mine": {}}},
-        ["testbeds.mine.corpus: missing", "people, authors, file or hub"],
+        ["testbeds.mine.corpus: missing", "people, authors, file, hub or digits"],
     ),
     "no path": (
         {"testbeds": {"mine": {"corpus": {"kind": "file"}}}},
         ["testbeds.mine.corpus.path: missing", ".jsonl"],
+    ),
+    "text model on images": (digits(model={"kind": "gpt_neox"}), ["digits_mlp.model.", "unknown key"]),
+    "images for a text model": (
+        {"testbeds": {"mine": {"corpus": {"kind": "digits"}}}},
+        ["testbeds.mine.model.kind: 'gpt_neox'", "mlp or cnn for a corpus of kind digits"],
+    ),
+    "classifier on texts": (
+        {"testbeds": {"mine": {"corpus": {"kind": "people"}, "model": {"kind": "cnn"}}}},
+        ["testbeds.mine.model.kind: 'cnn'", "gpt_neox for a corpus of texts"],
+    ),
+    "key of another model": (digits(model={"layers": 2}), ["model.layers: unknown key", "depth"]),
+    "key of another optimizer": (digits(training={"beta1": 0.9}), ["training.beta1: unknown key", "momentum"]),
+    "clipped sgd": (digits(training={"clip": 1.0}), ["training.clip: unknown key"]),
+    "optimizer": (digits(training={"optimizer": "sdg"}), ["optimizer: 'sdg'", "did you mean 'sgd'"]),
+    "schedule": (digits(training={"schedule": "linear"}), ["schedule: 'linear'", "constant, step, cosine"]),
+    "flips": (digits(corpus={"flips": 1.0}), ["corpus.flips: 1.0", "at least 0 and less than 1"]),
+    "too many images": (digits(corpus={"train": 1690, "held_out": 120}), ["corpus.held_out: 120", "of 1797"]),
+    "groups of images": (digits(designs={"leave_group": {"groups": 4}}), ["'leave_group'", "use half and leave_5"]),
+    "generated images": (digits(queries={"generated": 4}), ["queries.generated: 4", "write 0"]),
+    "tail-patched images": (digits(evaluation={"tailpatch_queries": 4}), ["tailpatch_queries: 4", "write 0"]),
+    "removed images": (
+        digits(removals={"rows": ["gradient_dot"]}),
+        ["digits_mlp.removals", "removals are for language models"],
     ),
     "device": ({"device": "gpu"}, ["device: 'gpu' is not allowed; allowed: cpu"]),
     "profile": ({"profile": "paper"}, ["overrides: must be a map of config keys other than 'profile'"]),

@@ -141,7 +141,7 @@ def test_masks_and_seeds_that_do_not_fit_are_refused(masks, seeds, data):
 
 @pytest.mark.parametrize("how", ["filter", "mask"])
 def test_the_record_of_a_run_is_enough_to_repeat_it(how, data):
-    """What unrolling and SOURCE stand on: initial parameters, batches, rates, momentum and decay give the checkpoints."""
+    """What unrolling and SOURCE stand on: initial parameters, batches, rates, momentum, decay give the checkpoints."""
     loss_fn, init = start(NETS["mlp"], 1)
     mask = np.arange(30) != 4
     recipe = Recipe(**{**vars(RECIPE), "checkpoints": 3})

@@ -392,18 +392,19 @@ def ranks(one, other):
     return np.mean([spearmanr(a, b).statistic for a, b in zip(one, other, strict=True)])
 
 
-def test_it_comes_close_to_unrolling_and_closer_than_influence(run):
-    """An under-trained net: what SOURCE is for."""
+def test_it_comes_closer_to_unrolling_than_influence(run):
+    """A net at the start of its training, where the curvature of the net itself matters: the Hessian sees it, the
+    Gauss-Newton matrix does not.
+    """
     task, train, asked = run
     truth = attribute("unroll", task, train, asked)
-    influence = attribute("influence", task, train, asked, curvature="ggn", damping=1e-3)
     dot = attribute("gradient_dot", task, train, asked)
-    for variant in ("exponential", "exact"):
-        found = attribute("source", task, train, asked, segments=6, curvature="ggn", variant=variant)
-        assert ranks(found, truth) > 0.9 > max(ranks(influence, truth), ranks(dot, truth))
-        size = np.linalg.norm(found) / np.linalg.norm(truth)
-        assert 0.5 < size < 2, "the same unit as unrolling"
-    assert ranks(found, dot) < 0.95 and ranks(found, influence) < 0.95
+    influence = attribute("influence", task, train, asked, curvature="ggn", damping=1e-2, unit="absolute")
+    ggn = attribute("source", task, train, asked, segments=6, curvature="ggn")
+    exact = attribute("source", task, train, asked, segments=6, curvature="hessian", variant="exact")
+    assert ranks(exact, truth) > 0.7 > ranks(ggn, truth) > 0.45 > max(ranks(influence, truth), ranks(dot, truth))
+    assert 0.5 < np.linalg.norm(exact) / np.linalg.norm(truth) < 1.5, "the same unit as unrolling"
+    assert ranks(ggn, dot) < 0.95 and ranks(ggn, influence) < 0.95
 
 
 @pytest.mark.parametrize("curvature", ["ggn", "ekfac", "diagonal", "empirical_fisher"])

@@ -7,12 +7,17 @@ import psutil
 import pytest
 import sgd_runs
 import torch
+import torch.nn.functional as F
+from conftest import make_testbed
 from scipy.stats import spearmanr
 
+from tda import lm, models
 from tda.attribution import attribute
-from tda.attribution.recorded import Recording, replayed
-from tda.attribution.unroll import unrolled
+from tda.attribution.gradients import batch_of
+from tda.attribution.recorded import Recording, Replay, recording_of, replayed
+from tda.attribution.unroll import _second_order, unrolled
 from tda.task import n_examples, take
+from tda.training import train
 
 
 def loss_fn(params, batch, reduction="mean"):
@@ -325,3 +330,70 @@ def test_other_runs_are_refused(run):
     broken = {k: torch.full_like(v, float("nan")) for k, v in task.params.items()}
     with pytest.raises(ValueError, match="not finite"):
         attribute("unroll", replace(task, params=broken), train, asked)
+
+
+# --- a language model
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory):
+    """(task, testbed, queries) of the tiny testbed, trained by SGD."""
+    recipe = {"optimizer": "sgd", "epochs": 12, "lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4}
+    testbed = make_testbed(tmp_path_factory.mktemp("tiny_sgd") / "people", {"training": recipe})
+    models.train_base(testbed)
+    return models.load_task(testbed), testbed, take(models.query_examples(testbed), slice(0, 3))
+
+
+def test_language_model_from_its_checkpoints_on_disk(language):
+    """The run, repeated from its record, ends at the model; memory options agree; every document was visited."""
+    task, testbed, asked = language
+    found = attribute("unroll", task, testbed.train, asked)
+    assert found.shape == (3, n_examples(testbed.train)) and (found != 0).all()
+    for options in ({"store": "sqrt"}, {"queries_at_once": 1}):
+        again = attribute("unroll", task, testbed.train, asked, **options)
+        np.testing.assert_allclose(again, found, rtol=1e-2, atol=1e-4 * np.abs(found).max())
+
+
+def test_second_order_products_of_the_language_model(language):
+    """Against two backward passes, where layer_norm is right. Taken the other way round (the gradient of a forward-mode
+    product) torch 2.13 is wrong; the day this changes, the remark in unroll.py can go.
+    """
+    task, testbed, _ = language
+    members = np.arange(6)
+    replay = Replay(task.loss_fn, testbed.train, recording_of(task, testbed.train))
+    theta, batch = replay.start, batch_of(take(testbed.train, members))
+    a = torch.randn(2, len(theta), generator=torch.Generator().manual_seed(0))
+    products, slopes = _second_order(replay, theta, a, members, 4, 2)
+    leaf = theta.clone().requires_grad_()
+    (g,) = torch.autograd.grad(replay.loss(leaf, batch, "sum"), leaf, create_graph=True)
+    wanted = torch.stack([torch.autograd.grad((g * one).sum(), leaf, retain_graph=True)[0] for one in a])
+    torch.testing.assert_close(products, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+    torch.testing.assert_close(slopes.sum(1), a @ g.detach(), rtol=1e-3, atol=1e-3)
+    weight = torch.ones(4, dtype=torch.float64)
+
+    def normed(p):
+        return (F.layer_norm(p, (4,), weight, None) ** 3).sum()
+
+    at, along = (torch.randn(4, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+    right = torch.func.jvp(torch.func.grad(normed), (at,), (along,))[1]
+    assert not torch.allclose(torch.func.grad(lambda p: torch.func.jvp(normed, (p,), (along,))[1])(at), right, rtol=0.1)
+
+
+def test_language_model_against_a_retraining(language):
+    """Leave a document out of its batches, all else in step: the loss moves as the slope says, in rank and roughly in
+    size.
+    """
+    task, testbed, asked = language
+    found = attribute("unroll", task, testbed.train, asked)
+    before = lm.losses(task.loss_fn, task.params, asked)
+    left_out = np.argsort(-np.abs(found).max(0))[:4]
+    moved = []
+    for i in left_out:
+        mask = np.arange(n_examples(testbed.train)) != i
+        final = train(
+            task.loss_fn, task.run.initial.params, testbed.train, task.run.recipe, task.run.seed, mask, "mask"
+        )
+        moved.append(lm.losses(task.loss_fn, final.params, asked) - before)
+    moved = np.array(moved).T
+    assert np.corrcoef(moved.ravel(), found[:, left_out].ravel())[0, 1] > 0.9
+    assert 0.5 < np.linalg.norm(found[:, left_out]) / np.linalg.norm(moved) < 2

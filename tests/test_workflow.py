@@ -65,6 +65,8 @@ def test_every_stage_is_planned(profile):
         expected |= {f"bank_on_{name}"} if testbed["designs"] else set()
         expected |= {"removal_shard", f"removal_on_{name}"} if testbed["removals"] else set()
         expected |= {f"chapter_{row['notebook']}_on_{name}" for row in config.rows(loaded, name)}
+    findings = [claim for claim in loaded["claims"] if claim["metric"].startswith("finding_")]
+    expected |= {f"chapter_{claim['notebook']}_on_{claim['testbed']}" for claim in findings}
     assert rules == expected
     shards = [
         part["shards"]

@@ -25,9 +25,10 @@ from tda.attribution.gradients import CHUNK, batch_of
 from tda.attribution.memory import remembered
 from tda.attribution.perturb import UNITS, ewc_steps, natural_steps, sweep
 from tda.attribution.registry import StepTooLarge, method
+from tda.curvature import named
 from tda.task import Examples, Params, Task, chunks, n_examples, take
 
-PRECONDITIONERS = (*fisher.KINDS, "ewc_released", "ewc_corrected")
+PRECONDITIONERS = (*fisher.KINDS, "ekfac", "ewc_released", "ewc_corrected")
 DIRECTIONS = ("bidirectional", "ascent", "descent")
 RANKINGS = ("signed", "absolute")
 READING = ("direction", "ranking", "max_rise", "queries_at_once", "seed")
@@ -55,7 +56,8 @@ def attribute(
     """BGO scores by finite steps, [Q, N], in nats.
 
     Options: ``preconditioner`` none, diagonal, full (:mod:`tda.attribution.fisher`, with ``damping`` in units of the
-    Fisher's scale), or ewc_released, ewc_corrected (``ewc_weight``); ``direction``; ``ranking`` signed or absolute;
+    Fisher's scale), ekfac (:mod:`tda.curvature.kronecker`, the Fisher of sampled labels; the diagonal outside linear
+    layers), or ewc_released, ewc_corrected (``ewc_weight``); ``direction``; ``ranking`` signed or absolute;
     ``steps`` T; ``step`` in ``unit`` relative (T steps change the query's own loss by ``step`` times itself) or
     absolute (eta, or AdamW's learning rate); ``max_rise``, how far (nats) a step may raise the mean training loss.
     Memory: ``queries_at_once`` x 2 models, and what the Fisher needs. No randomness.
@@ -167,7 +169,10 @@ def mover(task, train, sign, preconditioner, steps, step, unit="relative", dampi
     if preconditioner.startswith("ewc"):
         released, diagonal = preconditioner == "ewc_released", fisher.diagonal(task, train, chunk)
         return lambda asked: ewc_steps(task, asked, diagonal, sign, step, steps, unit, ewc_weight, released)
-    apply = fisher.inverse(preconditioner, task, train, damping, chunk)
+    if preconditioner == "ekfac":
+        apply = named.inverse("ekfac", task, train, damping, chunk, rest="diagonal")
+    else:
+        apply = fisher.inverse(preconditioner, task, train, damping, chunk)
     return lambda asked: natural_steps(task, asked, apply, sign, step, steps, unit)
 
 

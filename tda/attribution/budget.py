@@ -14,6 +14,6 @@ def require(size: float, what: str, advice: str) -> None:
     free = psutil.virtual_memory().available
     if size > SHARE * free:
         raise ValueError(
-            f"{what} needs {size / 1e6:.0f} MB; {free / 1e6:.0f} MB are free and at most {SHARE:.0%} of it is used. "
-            f"{advice}"
+            f"{what} needs {size / 1e6:.0f} MB; {free / 1e6:.0f} MB are free and at most {SHARE:.0%} of it "
+            f"is used. {advice}"
         )

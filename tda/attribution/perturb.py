@@ -107,9 +107,9 @@ def sweep(task: Task, models: Params, train: Examples, chunk: int = SWEEP, reduc
     than one ``vmap`` over the models, whose activations leave the cache.
     """
     count, n = len(next(iter(models.values()))), n_examples(train)
-    order = np.argsort(real_tokens(train).sum(1).numpy(), kind="stable")
+    order = np.argsort(real_tokens(train).sum(1).numpy(), kind="stable") if "input_ids" in train else np.arange(n)
     batches = [(order[part], batch_of(take(train, order[part]))) for part in chunks(n, chunk)]
-    shape = (count, n) if reduction == "example" else (count, *real_tokens(train).shape)
+    shape = (count, n) if reduction == "example" else (count, *train["input_ids"].shape)
     losses = torch.zeros(shape, dtype=next(iter(models.values())).dtype)
     with torch.no_grad():
         for b in range(count):

@@ -32,7 +32,7 @@ ROWS = 256  # features turned to float64 at once
 MEMBER = 100_000  # added to the seed of the projection for every further member of an ensemble
 
 
-@method("trak", family="curvature", paper="Park et al. 2023", needs=("params",), signed=True)
+@method("trak", family="curvature", paper="Park et al. 2023", needs=("params", "outputs"), signed=True)
 def attribute(
     task: Task,
     train: Examples,
@@ -55,7 +55,13 @@ def attribute(
     return ensemble([task], train, queries, seed, chunk, output, projection, dimension, damping)
 
 
-@method("trak_trajectory", family="curvature", paper="Park et al. 2023", needs=("params", "checkpoints"), signed=True)
+@method(
+    "trak_trajectory",
+    family="curvature",
+    paper="Park et al. 2023",
+    needs=("params", "outputs", "checkpoints"),
+    signed=True,
+)
 def attribute_trajectory(
     task: Task,
     train: Examples,
@@ -89,7 +95,10 @@ def ensemble(
     dimension: int = 4096,
     damping: float = 0.1,
 ) -> np.ndarray:
-    """TRAK over several models of one recipe, [Q, N]: mean kernel times mean Q. Options as in :func:`attribute`."""
+    """TRAK over several models of one recipe, [Q, N]: mean kernel times mean Q. Options as in :func:`attribute`.
+
+    With ``output="loss"`` it needs no logits, and works on any task.
+    """
     if not len(tasks):
         raise ValueError("trak: an ensemble of no models; give at least one task.")
     for task in tasks:

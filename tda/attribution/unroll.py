@@ -122,14 +122,21 @@ def _second_order(
 ) -> tuple[Tensor, Tensor]:
     """``sum_i H_i a`` [Q, P] and ``<a, grad l_i>`` [Q, b] over the examples of a batch, for every row of ``a``.
 
-    Both come from one pass: forward mode along a gives the slopes, and the gradient of their sum is the product.
+    Both come from one pass, forward mode over reverse mode. Not the other way round: in torch 2.13 the gradient of a
+    forward-mode product through ``layer_norm`` is silently wrong (a test shows it).
     """
 
-    def along(at: Tensor, direction: Tensor, batch: Examples):
-        _, slopes = jvp(lambda vector: replay.loss(vector, batch, "example"), (at,), (direction,))
-        return slopes.sum(), slopes
+    def gradient_and_losses(at: Tensor, batch: Examples):
+        def losses(vector: Tensor):
+            each = replay.loss(vector, batch, "example")
+            return each.sum(), each
 
-    both = vmap(grad(along, has_aux=True), in_dims=(None, 0, None), chunk_size=queries_at_once)
+        return grad(losses, has_aux=True)(at)
+
+    def along(at: Tensor, direction: Tensor, batch: Examples):
+        return jvp(lambda vector: gradient_and_losses(vector, batch), (at,), (direction,))[1]
+
+    both = vmap(along, in_dims=(None, 0, None), chunk_size=queries_at_once)
     curved, slopes = torch.zeros_like(a), [a.new_zeros(len(a), 0)]
     for part in chunks(len(members), chunk):
         product, slope = both(theta, a, batch_of(take(replay.data, members[part])))

@@ -108,7 +108,18 @@ class Dense(Spectral):
     def __init__(self, matrix: Tensor, unit: Operator | None = None):
         finite(matrix, "the curvature matrix")
         self.matrix, self.unit = matrix, unit
-        self.eigenvalues, self.vectors = torch.linalg.eigh(matrix.double())
+
+    @cached_property
+    def _decomposed(self) -> tuple[Tensor, Tensor]:  # when first asked for: the mean of several matrices needs its own
+        return torch.linalg.eigh(self.matrix.double())
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        return self._decomposed[0]
+
+    @property
+    def vectors(self) -> Tensor:
+        return self._decomposed[1]
 
     def project(self, v: Tensor) -> Tensor:
         return v @ self.vectors.to(v.dtype)
@@ -127,9 +138,8 @@ class Dense(Spectral):
         return self.matrix
 
     def with_eigenvalues(self, eigenvalues: Tensor) -> Dense:
-        other = object.__new__(Dense)
-        other.eigenvalues, other.vectors, other.unit = eigenvalues, self.vectors, None
-        other.matrix = (self.vectors * eigenvalues) @ self.vectors.T
+        other = Dense((self.vectors * eigenvalues) @ self.vectors.T)
+        other._decomposed = eigenvalues, self.vectors
         return other
 
 

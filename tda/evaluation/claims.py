@@ -202,7 +202,9 @@ def criterion_of(claim: Mapping) -> Criterion:
 
 
 def _quantity(claim: Mapping) -> str:
-    return claim["row"] if claim.get("kind", "value") == "value" else f"{claim['row']} - {claim['against']}"
+    if claim.get("kind", "value") == "value":
+        return claim.get("row") or claim["metric"]
+    return f"{claim['row']} - {claim['against']}"
 
 
 def _noise_note(claim: Mapping, ceilings: Mapping[str, Ceiling], min_ceiling: float) -> str:

@@ -30,10 +30,11 @@ DATA = os.path.relpath(configuration.data_dir(CONFIG), ROOT)
 FIGURES = os.path.relpath(configuration.figures_dir(CONFIG), ROOT)
 LOGS, BENCHMARKS = f"{DATA}/logs", f"{DATA}/benchmarks"
 TESTBEDS = list(CONFIG["testbeds"])
-# Chapters in order, each with the testbeds it runs on.
+# Chapters in order, each with the testbeds it runs on: those of its rows, and of the claims on its own findings.
+FINDINGS = {(c["notebook"], c["testbed"]) for c in CONFIG["claims"] if c["metric"].startswith("finding_")}
 CHAPTERS = {
-    row["notebook"]: [name for name in TESTBEDS if configuration.rows(CONFIG, name, row["notebook"])]
-    for row in sorted(configuration.rows(CONFIG), key=lambda row: row["notebook"])
+    chapter: [t for t in TESTBEDS if configuration.rows(CONFIG, t, chapter) or (chapter, t) in FINDINGS]
+    for chapter in sorted({row["notebook"] for row in configuration.rows(CONFIG)} | {chapter for chapter, _ in FINDINGS})
 }
 REMOVAL_TESTBEDS = [name for name in TESTBEDS if CONFIG["testbeds"][name]["removals"]]
 # Chapter 62 takes one language model, the first.

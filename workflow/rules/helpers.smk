@@ -106,8 +106,10 @@ def rows_of(testbed, name=None):
 
 
 def references(testbed, name):
-    """Score files of the reference rows on a testbed, for chapters other than the one that makes them."""
-    return scores(testbed, [row for row in rows_of(testbed) if row["id"] in configuration.REFERENCE_ROWS and row["notebook"] != name])
+    """Score files of other chapters that a chapter reads: reference rows, and rows that its claims name."""
+    claims = [claim for claim in CONFIG["claims"] if (claim["notebook"], claim["testbed"]) == (name, testbed)]
+    wanted = {claim[part] for claim in claims for part in ("row", "against")} | set(configuration.REFERENCE_ROWS)
+    return scores(testbed, [row for row in rows_of(testbed) if row["id"] in wanted and row["notebook"] != name])
 
 
 def source_files():

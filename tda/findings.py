@@ -1,0 +1,56 @@
+"""Findings: numbers of a chapter that no row of the leaderboard holds and that claims may rest on.
+
+A chapter that trains models of its own (a grid of settings, say) saves its findings under names that start with
+``finding_``; a claim of the config whose metric is such a name is judged by them like any other. The table is one of
+the chapter's figure files (``workflow/figures.yaml``), so that the verdicts of chapter 60 wait for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from tda.artefacts import ArtefactError, write_table
+from tda.config import figures_dir
+from tda.evaluation.claims import Measurement
+from tda.evaluation.intervals import Interval
+from tda.testbeds import Testbed
+
+COLUMNS = ("finding", "value", "low", "high", "df")
+
+
+def path_of(testbed: Testbed, notebook: str) -> Path:
+    """``<figures>/tables/<number of the notebook>_findings_<testbed>.csv``."""
+    return figures_dir(testbed.config) / "tables" / f"{notebook[:2]}_findings_{testbed.name}.csv"
+
+
+def save(testbed: Testbed, notebook: str, found: Mapping[str, Interval]) -> pd.DataFrame:
+    """Write the findings of a chapter on a testbed, all of them at once; the intervals are at the config's level.
+
+    Raises ``ValueError`` for a name that does not start with ``finding_`` and for numbers out of order or not finite.
+    """
+    for name, interval in found.items():
+        if not re.fullmatch(r"finding_[a-z0-9_]+", name):
+            raise ValueError(f"finding {name!r}: a name is finding_ and then lower case, digits or _.")
+        if not interval.low <= interval.value <= interval.high or not np.isfinite([interval.low, interval.high]).all():
+            raise ValueError(f"{name} is {tuple(interval)}; value and interval must be finite, low <= value <= high.")
+    frame = pd.DataFrame([(name, *i, i.df) for name, i in found.items()], columns=list(COLUMNS))
+    write_table(path_of(testbed, notebook), frame)
+    return frame
+
+
+def measure(testbed: Testbed, claim: dict) -> Measurement:
+    """The finding that decides a claim. Raises :class:`ArtefactError` where its chapter has not saved it."""
+    chapter, path = claim["notebook"], path_of(testbed, claim["notebook"])
+    known = pd.read_csv(path).set_index("finding") if path.exists() else pd.DataFrame()
+    if claim["metric"] not in known.index:
+        raise ArtefactError(
+            f"claim {claim['id']!r}: {path} has no {claim['metric']!r}. Run {chapter} on {testbed.name} again."
+        )
+    line = known.loc[claim["metric"]]
+    level = testbed.config["statistics"]["level"]
+    return Measurement(line["value"], line["low"], line["high"], line["df"], level)

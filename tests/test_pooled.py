@@ -1,0 +1,88 @@
+"""Pooled LDS against the intervals of single banks, and findings that claims may rest on."""
+
+import numpy as np
+import pytest
+
+import tda.testbeds
+from tda import config, findings, scores
+from tda.artefacts import ArtefactError
+from tda.evaluation.intervals import Interval, lds_difference, lds_interval, mean_interval
+from tda.evaluation.pooled import combined, over_settings, pooled
+
+
+@pytest.fixture(scope="module")
+def bank():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(7, 30))
+    subsets = np.stack([np.isin(np.arange(30), rng.permutation(30)[:15]) for _ in range(20)])
+    outputs = -(subsets @ truth.T)[:, None, :] + rng.normal(size=(20, 3, 7))
+    return [truth + rng.normal(size=truth.shape) * noise for noise in (0.5, 1.0, 2.0)], subsets, outputs
+
+
+def test_one_part_is_the_interval_of_a_row(bank):
+    models, subsets, outputs = bank
+    one = pooled(models[:1], subsets, outputs)
+    np.testing.assert_allclose(tuple(combined([(1.0, one)])), tuple(lds_interval(models[0], subsets, outputs)))
+
+
+def test_a_difference_is_paired(bank):
+    models, subsets, outputs = bank
+    a, b = (pooled([m], subsets, outputs) for m in models[:2])
+    expected = lds_difference(models[0], models[1], subsets, outputs)
+    np.testing.assert_allclose(tuple(combined([(1.0, a), (-1.0, b)])), tuple(expected))
+    with pytest.raises(ValueError, match="same queries and subsets"):
+        combined([(1.0, a), (1.0, pooled([models[0][:5]], subsets, outputs[:, :, :5]))])
+
+
+def test_models_are_averaged(bank):
+    models, subsets, outputs = bank
+    together = combined([(1.0, pooled(models, subsets, outputs))])
+    apart = combined([(1 / 3, pooled([m], subsets, outputs)) for m in models])
+    np.testing.assert_allclose(tuple(together), tuple(apart))
+    assert together.value == pytest.approx(np.mean([lds_interval(m, subsets, outputs).value for m in models]))
+
+
+def test_settings_left_out_give_the_t_interval_of_a_mean():
+    values = [1.0, 2.0, 4.0, 3.0, 7.0]
+    expected = mean_interval(np.array(values))
+    np.testing.assert_allclose(tuple(over_settings(values, np.mean)), tuple(expected))
+    skewed = over_settings(values, lambda some: np.mean(some) ** 2)  # biased: the value stays, the interval is about it
+    assert skewed.value == pytest.approx(3.4**2) and skewed.low < skewed.value < skewed.high
+    with pytest.raises(ValueError, match="at least 3"):
+        over_settings([1.0, 2.0], np.mean)
+
+
+@pytest.fixture
+def bed(tmp_path, monkeypatch):
+    monkeypatch.setattr(findings, "figures_dir", lambda config: tmp_path)
+    settings = config.load("smoke")
+    return tda.testbeds.Testbed("digits_mlp", settings, settings["testbeds"]["digits_mlp"], tmp_path)
+
+
+CLAIM = {"id": "a_claim", "notebook": "21_better_hessians", "metric": "finding_one"}
+
+
+def test_a_claim_reads_the_finding_of_its_chapter(bed):
+    findings.save(bed, "21_better_hessians", {"finding_one": Interval(0.5, 0.2, 0.9, 0.1, 7.0)})
+    found = scores.measure_claim(bed, CLAIM)
+    assert (found.value, found.low, found.high, found.df, found.level) == (0.5, 0.2, 0.9, 7.0, 0.95)
+
+
+def test_findings_that_are_missing_or_impossible(bed):
+    with pytest.raises(ArtefactError, match="Run 21_better_hessians"):
+        scores.measure_claim(bed, CLAIM)
+    with pytest.raises(ValueError, match="name"):
+        findings.save(bed, "21_better_hessians", {"lds_half": Interval(0.5, 0.2, 0.9)})
+    with pytest.raises(ValueError, match="finite"):
+        findings.save(bed, "21_better_hessians", {"finding_one": Interval(0.5, float("nan"), 0.9)})
+    with pytest.raises(ValueError, match="low <= value"):
+        findings.save(bed, "21_better_hessians", {"finding_one": Interval(0.5, 0.6, 0.9)})
+
+
+@pytest.mark.parametrize("change", [{"row": "random"}, {"metric": "lds_half"}, {"kind": "parity", "margin": 0.1}])
+def test_a_claim_on_a_finding_names_no_row(change):
+    claim = CLAIM | {"paper": "Better Hessians", "claim": "One.", "testbed": "digits_mlp", "direction": "greater"}
+    claim |= {"kind": "value"}
+    assert config.load("smoke", {"claims": [claim]})["claims"][0]["row"] == ""
+    with pytest.raises(config.ConfigError):
+        config.load("smoke", {"claims": [claim | change]})
