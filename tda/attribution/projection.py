@@ -53,8 +53,10 @@ def check(name: str, task: Task, output: str, projection: str, dimension: int, d
         )
 
 
+@remembered()
 def projector(kind: str, width: int, dimension: int, seed: int) -> Callable[[Tensor], Tensor]:
     """``project(gradients [B, width]) -> [B, dimension]`` for one of :data:`KINDS`; the same arguments, the same map.
+    The last one is kept: queries are projected after documents.
 
     ``none`` returns its argument. Memory: 12 bytes a parameter (sparse), at most 64 MB (dense).
     """
@@ -143,8 +145,11 @@ def _features(task, examples, output, projection, dimension, seed, chunk, moment
     width = sum(p.numel() for p in task.params.values())
     project = projector(projection, width, dimension, seed)
     scale = inverse_root_moments(task) if moments else None
-    parts = [project(block if scale is None else block * scale) for _, block in blocks(source, examples, chunk)]
-    found = torch.cat(parts)
+    found = None
+    for part, block in blocks(source, examples, chunk):
+        rows = project(block if scale is None else block * scale)
+        found = rows.new_empty(n_examples(examples), rows.shape[1]) if found is None else found
+        found[part] = rows
     if not found.isfinite().all():
         raise ValueError(
             f"gradients of {task.name!r} are not finite. Check the model's losses on the documents and queries."

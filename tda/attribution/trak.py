@@ -28,6 +28,7 @@ from tda.attribution.projection import check, damped_inverse, features, log_odds
 from tda.attribution.registry import method
 from tda.task import Examples, Task, chunks, n_examples, take
 
+ROWS = 256  # features turned to float64 at once
 MEMBER = 100_000  # added to the seed of the projection for every further member of an ensemble
 
 
@@ -106,7 +107,8 @@ def ensemble(
     for member, task in enumerate(tasks):  # members project independently, so that their projection errors average out
         options = (output, projection, dimension, seed + MEMBER * member, chunk)
         phi, asked = features(task, train, *options), features(task, queries, *options)
-        kernels.append(damped_inverse(phi, damping, "trak")(asked) @ phi.double().T)
+        solved = damped_inverse(phi, damping, "trak")(asked)
+        kernels.append(torch.cat([solved @ part.double().T for part in phi.split(ROWS)], dim=1))
         weights.append(residuals(task, train, output, chunk))
     return (sum(kernels) / len(tasks) * (sum(weights) / len(tasks))).numpy()
 
