@@ -148,12 +148,12 @@ def _features(task, examples, output, projection, dimension, seed, chunk, moment
     found = None
     for part, block in blocks(source, examples, chunk):
         rows = project(block if scale is None else block * scale)
+        if not rows.isfinite().all():
+            raise ValueError(
+                f"gradients of {task.name!r} are not finite. Check the model's losses on the documents and queries."
+            )
         found = rows.new_empty(n_examples(examples), rows.shape[1]) if found is None else found
         found[part] = rows
-    if not found.isfinite().all():
-        raise ValueError(
-            f"gradients of {task.name!r} are not finite. Check the model's losses on the documents and queries."
-        )
     return found
 
 

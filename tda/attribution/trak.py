@@ -28,7 +28,7 @@ from tda.attribution.projection import check, damped_inverse, features, log_odds
 from tda.attribution.registry import method
 from tda.task import Examples, Task, chunks, n_examples, take
 
-ROWS = 256  # features turned to float64 at once
+ROWS = 32  # features turned to float64 at once
 MEMBER = 100_000  # added to the seed of the projection for every further member of an ensemble
 
 
