@@ -25,7 +25,8 @@ from tda.attribution.gradients import CHUNK, batch_of
 from tda.attribution.memory import remembered
 from tda.attribution.projection import damped_inverse
 from tda.attribution.registry import method
-from tda.lm import IGNORE
+from tda.curvature.layers import watching
+from tda.curvature.outputs import output_gradients
 from tda.task import Examples, Task, chunks, n_examples, take
 
 SIDES = ("random", "pca")
@@ -145,29 +146,18 @@ def _captured(task: Task, batch: Examples) -> dict[str, tuple[Tensor, Tensor]]:
     One forward and one backward pass of the batch; T is 1 for a classifier's layer. A layer that is not used is left
     out, and one that is used twice has its positions side by side.
     """
-    seen: list[tuple[str, Tensor, Tensor]] = []
-    handles = [
-        layer.register_forward_hook(lambda _, given, made, name=name: seen.append((name, given[0], made)))
-        for name, layer in _linear(task).items()
-    ]
-    try:
-        with torch.enable_grad():
-            params = {k: v.detach().requires_grad_() for k, v in task.params.items()}
-            logits, targets = task.outputs_fn(params, batch)
-            token = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none"
-            )
-            loss = (token.view(targets.shape).sum(1) / (targets != IGNORE).sum(1)).sum()
-            slopes = torch.autograd.grad(loss, [made for _, _, made in seen], materialize_grads=True)
-    finally:
-        for handle in handles:
-            handle.remove()
+    params = {k: v.detach().requires_grad_() for k, v in task.params.items()}
+    with watching(_linear(task)) as seen, torch.enable_grad():
+        logits, targets = task.outputs_fn(params, batch)
+    calls = [(name, given, made) for name, pairs in seen.items() for given, made in pairs]
+    u = next(output_gradients(logits.detach(), targets, "empirical"))
+    slopes = torch.autograd.grad(logits, [made for _, _, made in calls], u, materialize_grads=True)
     caught: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for (name, given, _), slope in zip(seen, slopes, strict=True):
+    for (name, given, _), slope in zip(calls, slopes, strict=True):
         if len(given) != len(targets):
             raise ValueError(
                 f"layer {name!r} sees {len(given)} rows for {len(targets)} examples; logra needs the examples first."
             )
-        pair = (side.detach().reshape(len(targets), -1, side.shape[-1]) for side in (given, slope))
+        pair = (side.reshape(len(targets), -1, side.shape[-1]) for side in (given, slope))
         caught.setdefault(name, []).append(tuple(pair))
     return {name: tuple(torch.cat(side, dim=1) for side in zip(*pairs, strict=True)) for name, pairs in caught.items()}

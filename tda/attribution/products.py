@@ -49,7 +49,7 @@ def _single_pass(task: Task, train: Examples) -> dict[str, Layer]:
     layers = tracked(task)
     if untracked(task, layers):
         return {}
-    with watching(layers) as seen, torch.no_grad():
+    with watching({name: layer.module for name, layer in layers.items()}) as seen, torch.no_grad():
         task.outputs_fn(task.params, batch_of(take(train, slice(0, 1))))
     once = (len(seen[name]) == 1 and seen[name][0][1].numel() == layer.shape[0] for name, layer in layers.items())
     return layers if all(once) else {}

@@ -99,9 +99,9 @@ def untracked(task: Task, layers: dict[str, Layer]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def watching(layers: dict[str, Layer]) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
-    """Record (input, output) of every call of every layer; copies, so that later in-place operations change nothing."""
-    seen: dict[str, list] = {name: [] for name in layers}
+def watching(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
+    """Record (input, output) of every call of every module; copies, so that in-place operations change nothing."""
+    seen: dict[str, list] = {name: [] for name in modules}
 
     def hook(name: str):
         def record(module, inputs, output):
@@ -110,7 +110,7 @@ def watching(layers: dict[str, Layer]) -> Iterator[dict[str, list[tuple[Tensor, 
 
         return record
 
-    handles = [layer.module.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
     try:
         yield seen
     finally:
@@ -128,7 +128,7 @@ def passes(
     positions of all its calls; calls on another number of positions than there are targets are refused in sequences.
     """
     params = {k: v.detach().requires_grad_() for k, v in task.params.items()}
-    with watching(layers) as seen, torch.enable_grad():
+    with watching({name: layer.module for name, layer in layers.items()}) as seen, torch.enable_grad():
         logits, targets = task.outputs_fn(params, batch)
     real = (targets != IGNORE).flip(1).cummax(1).values.flip(1) if targets.shape[1] > 1 else None
     inputs = {name: _inputs(layer, seen[name], real) for name, layer in layers.items()}
