@@ -89,9 +89,10 @@ def cross_checks(config: dict, where: str) -> None:
             refuse(f"rows[{index}].id", row["id"], "row ids must be unique on a testbed, each names a score file")
         for name in row_testbeds(config["testbeds"], row):
             of[name].append(row["id"])
-        like = next((other for other in config["rows"] if other["id"] == row["tune_like"] and other["tune"]), None)
-        if row["tune_like"] and (like is None or row["tune"]):
-            allowed = "it must name a row with a tune grid, and the row itself must have none"
+        like = [other for other in config["rows"] if other["id"] == row["tune_like"] and other["tune"]]
+        tuned = {name for other in like for name in row_testbeds(config["testbeds"], other)}
+        if row["tune_like"] and (row["tune"] or not tuned.issuperset(row_testbeds(config["testbeds"], row))):
+            allowed = "it must name a row with a tune grid on the same testbeds, and the row itself must have no grid"
             refuse(f"rows[{index}].tune_like", row["tune_like"], allowed)
     for name, testbed in config["testbeds"].items():
         key, corpus, model = f"testbeds.{name}", testbed["corpus"], testbed["model"]

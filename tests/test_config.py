@@ -199,6 +199,7 @@ def test_mistakes_are_one_clear_line(name):
 
 
 ROW = {"id": "random", "method": "random", "notebook": "04_first_methods"}
+TUNED = {"id": "bgo", "method": "bgo", "notebook": "10_bgo", "tune": {"step": [0.1]}}
 CLAIM = {
     "id": "c",
     "paper": "BGO",
@@ -221,6 +222,12 @@ CLAIM = {
         ({"rows": [{**ROW, "notebook": "first"}]}, ["rows[0].notebook: 'first'", "text that matches"]),
         ({"rows": [{**ROW, "metod": "x"}]}, ["rows[0].metod: unknown key", "did you mean 'method'"]),
         ({"rows": []}, ["rows: [] is not allowed", "not empty"]),
+        ({"rows": [ROW, {**ROW, "id": "b", "tune_like": "random"}]}, ["rows[1].tune_like: 'random'", "a tune grid"]),
+        (
+            {"rows": [{**TUNED, "testbeds": ["people"]}, {**ROW, "tune_like": "bgo", "testbeds": ["authors"]}]},
+            ["rows[1].tune_like: 'bgo'", "on the same testbeds"],
+        ),
+        ({"rows": [TUNED, {**TUNED, "id": "b", "tune_like": "bgo"}]}, ["rows[1].tune_like: 'bgo'", "have no grid"]),
         ({"claims": [{**CLAIM, "row": "bm52"}]}, ["claims[0].row: 'bm52'", "did you mean 'bm25'"]),
         ({"claims": [{**CLAIM, "paper": "BOG"}]}, ["claims[0].paper: 'BOG'", "did you mean 'BGO'"]),
         (
