@@ -22,6 +22,7 @@ from tda.config_checks import ConfigError, close, cross_checks, dotted, explain,
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ROOT / "workflow" / "config"
 REFERENCE_ROWS = ("gradient_dot", "bm25")  # every chapter reports paired differences to these
+BASELINE_ROWS = ("random", "same_entity", "bm25", "tfidf", "minilm", "hidden_cosine", "gradient_dot", "tracincp")
 
 
 def load(profile: str = "smoke", overrides: dict | None = None) -> dict[str, Any]:
@@ -84,6 +85,13 @@ def rows(config: dict, testbed: str | None = None, notebook: str | None = None) 
     if testbed is not None:
         chosen = [row for row in chosen if testbed in row_testbeds(config["testbeds"], row)]
     return [row for row in chosen if _installed(row["requires"])]
+
+
+def compared_rows(config: dict, testbed: str, notebook: str) -> list[str]:
+    """Ids of the rows that a chapter shows, in config order: its own, those that its claims name, and the baselines."""
+    claims = [claim for claim in config["claims"] if (claim["notebook"], claim["testbed"]) == (notebook, testbed)]
+    others = {claim[part] for claim in claims for part in ("row", "against")} | set(BASELINE_ROWS)
+    return [row["id"] for row in rows(config, testbed) if row["notebook"] == notebook or row["id"] in others]
 
 
 def removal_rows(config: dict, testbed: str) -> list[dict]:

@@ -213,6 +213,19 @@ def evaluate(testbed: Testbed, row_ids: list[str]) -> pd.DataFrame:
     return frame
 
 
+def measured(testbed: Testbed, notebook: str) -> pd.DataFrame:
+    """Metrics of a chapter's rows and of those that it is compared with (:func:`tda.config.compared_rows`).
+
+    Those of other chapters are read from ``metrics/``, where their own notebook put them, and made where they are not.
+    """
+    row_ids = config.compared_rows(testbed.config, testbed.name, notebook)
+    paths = {row_id: testbed.folder / "metrics" / f"{row_id}.csv" for row_id in row_ids}
+    missing = [row_id for row_id, path in paths.items() if not path.exists()]
+    if missing:
+        evaluate(testbed, missing)
+    return pd.concat([pd.read_csv(path) for path in paths.values()], ignore_index=True)
+
+
 def describe(testbed: Testbed, row_id: str) -> dict:
     """A row's method, family and options as the leaderboard prints them."""
     row, made = row_of(testbed, row_id), load(testbed, row_id)[1]

@@ -277,3 +277,12 @@ def test_optional_rows_are_left_out_with_a_reason():
     assert [row["id"] for row in config.rows(loaded, "authors", "04_first_methods")] == ["random", "only"]
     assert config.rows(loaded, notebook="10_other") == []
     assert "no-such-package-here is not installed" in config.skipped_rows(loaded)["extra"]
+
+
+def test_a_chapter_is_compared_with_its_rows_its_claims_rows_and_the_baselines():
+    settings = config.load("paper")
+    found = config.compared_rows(settings, "people", "10_bgo")
+    own = [row["id"] for row in config.rows(settings, "people", "10_bgo")]
+    assert set(own) | {"gradient_dot", "random", "tfidf", "same_entity"} <= set(found)
+    assert "trackstar" in found and "logra" not in found  # a claim names the first, nobody the second
+    assert "source_3" not in found and len(found) == len(set(found))

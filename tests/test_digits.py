@@ -320,6 +320,10 @@ def test_rows_run_and_are_measured(own):
     frame = scores.evaluate(own, row_ids)
     assert set(frame.metric) == {"lds_half", "lds_leave_5", "precision_at_10"} and set(frame.query_set) == {"held_out"}
     assert frame.delta_vs_bm25.isna().all() and frame.delta_vs_gradient_dot.notna().any()
+    again = scores.measured(own, "04_first_methods")
+    assert list(dict.fromkeys(again.row_id)) == config.compared_rows(own.config, own.name, "04_first_methods")
+    same = frame[frame.row_id.isin(again.row_id)]
+    np.testing.assert_allclose(again.value.sort_values(), same.value.sort_values(), rtol=1e-5)  # a CSV has six digits
     half = frame[frame.metric == "lds_half"].set_index("row_id")
     assert half.n_queries.eq(12).all() and half.ceiling.notna().all()
     truth, chosen = bank.load(own, "half"), np.array([row["split"] == "test" for row in models.query_rows(own)])

@@ -106,9 +106,8 @@ def rows_of(testbed, name=None):
 
 
 def references(testbed, name):
-    """Score files of other chapters that a chapter reads: reference rows, and rows that its claims name."""
-    claims = [claim for claim in CONFIG["claims"] if (claim["notebook"], claim["testbed"]) == (name, testbed)]
-    wanted = {claim[part] for claim in claims for part in ("row", "against")} | set(configuration.REFERENCE_ROWS)
+    """Score files of other chapters that a chapter reads: baselines, and rows that its claims name."""
+    wanted = configuration.compared_rows(CONFIG, testbed, name)
     return scores(testbed, [row for row in rows_of(testbed) if row["id"] in wanted and row["notebook"] != name])
 
 
