@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import tda.verification as tv
-from tda.verification import cheats
+from tda.verification import cheats, costs
 from tda.verification.learners import build
 from tda.verification.networks import Network
 from tda.verification.rates import caught, rate
-from tda.verification.residual import bias, from_stability, plan, residual, spread, stability
+from tda.verification.residual import bias, from_stability, plan, residual, spread, stability, winsorised
 from tda.verification.ridge import Pixels, Ridge
 from tda.verification.subsets import draw, partners, standard
 
@@ -23,7 +23,9 @@ def chance(p):
 
 
 def moved(p, r):
-    """P(x' | x) [64, 64] from the definition: an included one leaves with (1-p)(1-r), an excluded one enters with p(1-r)."""
+    """P(x' | x) [64, 64] from the definition: an included one leaves with (1-p)(1-r), an excluded one enters with
+    p(1-r).
+    """
     table = np.ones((64, 64))
     for i in range(6):
         leaves = np.where(EVERY[:, i], (1 - p) * (1 - r), p * (1 - r))
@@ -132,6 +134,17 @@ def test_estimate_by_loops():
         slope = (-3 * y[0] + 4 * y[1] - y[2]) / 0.5
         assert np.allclose([found.weights[0, q], found.weights[1, q]], [y[0], slope])
         assert np.isclose(found.value[q], one - y[0] - slope)
+
+
+def test_winsorised_terms():
+    f = np.random.default_rng(0).normal(size=(4, 40, 2))
+    assert np.allclose(winsorised(f, 0.25, 0.0), residual(f, 0.25, constraint=False).value)
+    lied = f.copy()
+    lied[0, :3] = 1e6 * -np.sign(lied[2, :3])
+    gaps = [np.abs(winsorised(lied, 0.25, share) - winsorised(f, 0.25, share)) for share in (0.0, 0.2)]
+    assert gaps[0].min() > 1e5 and gaps[1].max() < 3
+    with pytest.raises(ValueError, match=r"lies in \[0, 0\.25\]"):
+        winsorised(f, 0.25, 0.4)
 
 
 def test_constraint_only_matters_where_a_coefficient_would_be_negative():
@@ -286,7 +299,9 @@ def test_least_squares_recovers_a_linear_function():
 def test_error_of_each_fit_is_of_the_size_that_its_docstring_says():
     learner, rng = tv.Polynomial(40, 0.4, (0.5, 1.0, 0.2)), np.random.default_rng(0)
     w, m = learner.weights()[:, 0], 800
-    error = {name: np.mean([tv.fit(name, learner, m, 0.4, rng).error(learner.best()) for _ in range(12)]) for name in tv.FITS}
+    error = {
+        name: np.mean([tv.fit(name, learner, m, 0.4, rng).error(learner.best()) for _ in range(12)]) for name in tv.FITS
+    }
     assert 0.6 < error["least_squares"] / (w[2] * 41 / (m - 41)) < 1.6
     assert 0.6 < error["empirical_influence"] / (w[1:].sum() * 41 / m) < 1.6
     assert error["lasso"] < 2 * error["least_squares"]
@@ -294,7 +309,9 @@ def test_error_of_each_fit_is_of_the_size_that_its_docstring_says():
 
 def test_lasso_needs_fewer_trainings_where_few_examples_matter():
     learner, rng = tv.Polynomial(60, 0.5, (0.0, 1.0, 0.1), concentration=2.0), np.random.default_rng(0)
-    error = {name: np.mean([tv.fit(name, learner, 80, 0.5, rng).error(learner.best()) for _ in range(5)]) for name in tv.FITS}
+    error = {
+        name: np.mean([tv.fit(name, learner, 80, 0.5, rng).error(learner.best()) for _ in range(5)]) for name in tv.FITS
+    }
     assert error["lasso"] < 0.5 * error["least_squares"]
 
 
@@ -322,12 +339,69 @@ def test_methods_of_the_registry_are_brought_to_scale(output):
     assert (1 - np.square(f - noise.predict(subsets)).mean(0) / f.var(0)).max() < 0.1
 
 
+# --- planning and costs
+
+
+def test_pilot_finds_the_scale_the_residual_and_the_best_scores():
+    learner = tv.Polynomial(30, 0.4, (0.3, 1.0, 0.2), points=2)
+    statement, reference, left = tv.pilot(learner, np.random.default_rng(0), budget=3000, p=0.4, checks=7)
+    w = learner.weights()
+    assert statement.eps == pytest.approx(0.2 * w[1:].sum(0).min(), rel=0.1) and statement.checks == 7
+    assert left == pytest.approx(w[2], rel=0.15)
+    assert (reference.error(learner.best()) < 0.1 * statement.eps).all()
+    sizes = plan(statement.eps, 0.05, float(left.max()), 1 / 3, points=2)
+    assert (statement.fresh, statement.bases) == (sizes[0], min(sizes[1], 3000))
+    with pytest.raises(ValueError, match=r"budget=31 for 30 examples"):
+        tv.pilot(learner, np.random.default_rng(0), budget=31, p=0.4)
+    flat = tv.Polynomial(6, 0.5, (1.0, 0.0))
+    with pytest.raises(ValueError, match="does not vary"):
+        tv.pilot(flat, np.random.default_rng(0), budget=50)
+
+
+def test_planned_sizes_keep_their_promise():
+    learner = tv.Polynomial(20, 0.5, (0.0, 1.0, 0.1))
+    w, best = learner.weights()[:, 0], learner.best()
+    eps = float(0.2 * w[1])
+    fresh, bases = plan(eps, 0.05, w[2], 1 / 3)
+    statement = tv.Statement(learner.spec(), eps, fresh=fresh, bases=bases, checks=0, rho=1 / 3)
+    for part, lowest, highest in ((0.25, 0.85, 1.0), (1.0, 0.0, 0.15)):
+        found = tv.repeat(statement, lambda rng, e=part * eps: cheats.shaken(best, e, rng), 40)
+        assert lowest <= np.mean([verdict.accepted for verdict, _ in found]) <= highest
+
+
+def test_budget_grows_with_n_and_needed_subsets_with_one_over_eps():
+    rng = np.random.default_rng(0)
+    few, many = (costs.smallest_budget(tv.Polynomial(n), 0.2 * tv.Polynomial(n).weights()[1, 0], rng) for n in (20, 80))
+    assert 2.5 < many / few < 6.5
+    cubic = tv.Polynomial(20, 0.5, (0.0, 1.0, 0.05, 0.1))
+    wide, narrow = (costs.needed(cubic, share, 0.05, rng, 4000) for share in (0.2, 0.05))
+    exponent = {name: np.log(narrow[name] / wide[name]) / np.log(4) for name in wide}
+    assert exponent["text"] == pytest.approx(3, abs=0.35) and exponent["coupled"] == pytest.approx(2.5, abs=0.35)
+    assert exponent["fresh models"] < 2.2 and wide["claim subtracted"] < 0.3 * wide["coupled"] < 0.3 * wide["text"]
+    with pytest.raises(ValueError, match="no budget up to"):
+        costs.smallest_budget(tv.Polynomial(4, 0.5, (0.0, 1.0, 0.1)), 1e-12, rng, fits=1)
+
+
+def test_estimates_of_all_versions_are_around_the_truth():
+    learner = tv.Polynomial(20, 0.5, (0.1, 1.0, 0.1))
+    w, rng = learner.weights()[:, 0], np.random.default_rng(0)
+    found = [costs.estimates(learner, cheats.shaken(learner.best(), w[2], rng), 0.3, 800, rng) for _ in range(20)]
+    for name in found[0]:
+        values_of = np.array([one[name] for one in found]) / w[2]
+        slack = 0.15 if name == "winsorised" else 0.0
+        assert abs(values_of.mean() - 1) < 4 * values_of.std() / np.sqrt(20) + slack, name
+
+
 # --- rates
 
 
 def test_rates_and_the_chance_to_be_caught():
     found = rate(190, 200)
-    assert found.value == 0.95 and found.low == pytest.approx(0.9100, abs=1e-4) and found.high == pytest.approx(0.9758, abs=1e-4)
+    assert (
+        found.value == 0.95
+        and found.low == pytest.approx(0.9100, abs=1e-4)
+        and found.high == pytest.approx(0.9758, abs=1e-4)
+    )
     assert tuple(rate([True] * 10))[1] == pytest.approx(0.025 ** (1 / 10))
     exact, usual = caught(0.1, 50, 10)
     honest = np.prod([(45 - i) / (50 - i) for i in range(10)])

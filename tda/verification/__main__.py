@@ -3,8 +3,8 @@
 python -m tda.verification verify problem.json folder
 python -m tda.verification prove  problem.json folder --method least_squares --budget 800
 
-``problem.json`` is a statement (:meth:`Statement.to_json`). The verifier exits with 0 if it accepts and with 1 if it aborts; 2 means that
-the problem cannot be used, or that the other party did not appear.
+``problem.json`` is a statement (:meth:`Statement.to_json`). The verifier exits with 0 if it accepts and with 1 if it
+aborts; 2 means that the problem cannot be used, or that the other party did not appear.
 """
 
 from __future__ import annotations

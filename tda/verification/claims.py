@@ -14,10 +14,11 @@ from tda.verification.subsets import check_probability, check_subsets, draw
 
 @dataclass(frozen=True)
 class Attribution:
-    """Scores [Q, N] and mean [Q], in units of the output: f_q(S) is predicted as mean_q + sum_i scores[q, i] (1[i in S] - p).
+    """Scores [Q, N] and mean [Q], in units of the output: f_q(S) is predicted as mean_q + sum_i scores[q, i] (1[i in
+    S] - p).
 
-    ``scores[q, i]`` is what including example i adds to output q; ``mean`` is the expected output. Raises ``ValueError``
-    for shapes that do not fit and numbers that are not finite.
+    ``scores[q, i]`` is what including example i adds to output q; ``mean`` is the expected output. Raises
+    ``ValueError`` for shapes that do not fit and numbers that are not finite.
     """
 
     scores: np.ndarray
@@ -40,13 +41,17 @@ class Attribution:
         return self.mean + (subsets - self.p) @ self.scores.T
 
     def error(self, best: Attribution) -> np.ndarray:
-        """err [Q] = MSE - best MSE = (mean - mean*)^2 + p (1 - p) |scores - scores*|^2 against the ``best`` predictor."""
+        """err [Q] = MSE - best MSE = (mean - mean*)^2 + p (1 - p) |scores - scores*|^2 against the ``best``
+        predictor.
+        """
         gap = np.square(self.scores - best.scores).sum(1)
         return np.square(self.mean - best.mean) + self.p * (1 - self.p) * gap
 
 
 def least_squares(subsets: np.ndarray, outputs: np.ndarray, p: float, rng=None) -> Attribution:
-    """Regression of ``outputs`` [M, Q] on inclusion, with a constant. Its error is about B_{>=2} N / (M - N) for M > N."""
+    """Regression of ``outputs`` [M, Q] on inclusion, with a constant. Its error is about B_{>=2} N / (M - N) for M >
+    N.
+    """
     design = np.column_stack([np.ones(len(subsets)), subsets - p])
     found = np.linalg.lstsq(design, outputs, rcond=None)[0]
     return Attribution(found[1:].T, found[0], p)
@@ -98,7 +103,8 @@ def fit(method: str, learner: Learner, budget: int, p: float, rng: np.random.Gen
 def registered(
     method: str, learner: Learner, budget: int, p: float, rng: np.random.Generator, seed: int = 0, **options
 ) -> Attribution:
-    """An attribution by any method of the registry (``tda.attribute``) on the learner's task, brought to the output's unit.
+    """An attribution by any method of the registry (``tda.attribute``) on the learner's task, brought to the output's
+    unit.
 
     The method gives the direction of the scores from one trained model; the constant and the scale are a regression of
     the outputs of ``budget`` trainings on the sum of the scores over each subset, two numbers an output.

@@ -15,9 +15,9 @@ from tda.verification.subsets import draw, partners
 class Coins:
     """Subsets, seeds and places to check of one session with ``n`` examples.
 
-    Each use hashes the ``secret`` (32 bytes, drawn unless given) with its own label, so that the subsets that are sent do
-    not tell which of them are checked, although the generator behind them is not a cryptographic one. The secret is
-    used once: the verdict reveals it, and anybody can replay the decision.
+    Each use hashes the ``secret`` (32 bytes, drawn unless given) with its own label, so that the subsets that are
+    sent do not tell which of them are checked, although the generator behind them is not a cryptographic one. The
+    secret is used once: the verdict reveals it, and anybody can replay the decision.
     """
 
     def __init__(self, statement: Statement, n: int, secret: bytes | None = None):
@@ -33,7 +33,9 @@ class Coins:
 
     @property
     def session(self) -> str:
-        """Names the session. Non-interactive: the statement's digest, known to all, so no message has to be sent first."""
+        """Names the session. Non-interactive: the statement's digest, known to all, so no message has to be sent
+        first.
+        """
         if self.statement.form == "non-interactive":
             return self.statement.digest
         return hashlib.sha256(self._key("session")).hexdigest()

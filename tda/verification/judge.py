@@ -11,10 +11,9 @@ from tda.verification.coins import Coins
 from tda.verification.learners import Learner, Outputs
 from tda.verification.messages import ProtocolError, hexadecimal, keys, unpack
 from tda.verification.prover import commitment
-from tda.verification.residual import residual
+from tda.verification.residual import residual, winsorised
 from tda.verification.statement import Statement
 
-CUT = 1.5  # robust: what lies beyond this multiple of the largest value that the verifier trained itself is cut
 LARGEST = 1e6  # of scores and mean: outputs lie in [-1, 1], and squares of larger ones would overflow in time
 
 
@@ -66,22 +65,21 @@ def spot_check(given: Outputs, learner: Learner, statement: Statement, coins: Co
 
 
 def measure(claim: Attribution, values: np.ndarray, learner: Learner, coins: Coins) -> tuple[np.ndarray, np.ndarray]:
-    """``(MSE [Q] of the claim on fresh models, estimated B_{>=2} [Q])`` from the outputs ``values`` [4 n, Q] of the pairs."""
+    """``(MSE [Q] of the claim on fresh models, estimated B_{>=2} [Q])`` from the outputs ``values`` [4 n, Q] of the
+    pairs.
+    """
     s, (fresh, seeds) = coins.statement, coins.fresh
     own = learner(fresh, seeds).values
     away = {"claim": claim.predict, "mean": lambda _: own.mean(0), "nothing": lambda _: 0.0}[s.around]
-    rest = values - away(coins.pairs[0])
-    if s.robust:
-        limit = CUT * np.abs(own - away(fresh)).max(0)
-        rest = np.clip(rest, -limit, limit)
-    best = residual(rest.reshape(4, s.bases, -1), s.rho, s.constraint).value
+    rest = (values - away(coins.pairs[0])).reshape(4, s.bases, -1)
+    best = winsorised(rest, s.rho, s.winsor) if s.winsor else residual(rest, s.rho, s.constraint).value
     return np.square(own - claim.predict(fresh)).mean(0), best
 
 
 def decide(mse: np.ndarray, best: np.ndarray, eps: float) -> tuple[bool, str]:
     """Accept iff at every test point MSE <= best residual + eps / 2."""
-    failed = mse > best + eps / 2
-    if not failed.any():
-        return True, f"MSE at most best residual + eps / 2 at all {len(mse)} test points"
-    over = (mse - best).max() / eps
-    return False, f"MSE exceeds the best residual by {over:.2f} eps, at {failed.sum()} of {len(mse)} test points too much"
+    failed = int((mse > best + eps / 2).sum())
+    over = f"MSE exceeds the best residual by {(mse - best).max() / eps:.2f} eps"
+    if failed:
+        return False, f"{over}, more than eps / 2 at {failed} of {len(mse)} test points"
+    return True, f"{over} at most"

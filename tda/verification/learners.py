@@ -58,7 +58,9 @@ class Learner(abc.ABC):
         """
         subsets, seeds = check_subsets(subsets, self.n), np.asarray(seeds)
         if seeds.shape != (len(subsets),) or seeds.dtype.kind not in "iu" or (seeds < 0).any():
-            raise ValueError(f"seeds {seeds.dtype} {seeds.shape} for {len(subsets)} subsets; one integer >= 0 a subset.")
+            raise ValueError(
+                f"seeds {seeds.dtype} {seeds.shape} for {len(subsets)} subsets; one integer >= 0 a subset."
+            )
         if not len(subsets):
             return Outputs(np.zeros((0, self.points)), np.zeros((0, 32), np.uint8))
         values, models = self.run(subsets, seeds)
@@ -110,11 +112,11 @@ def digest_of(*arrays: np.ndarray) -> str:
 class Polynomial(Learner):
     """A function with known Fourier weights: no training at all, exact truth.
 
-    f = sum_T f_T phi_T in the p-biased basis, all outputs with the same sets T: every single example, ``n`` random pairs,
-    ``n`` random triples, ``n`` random quadruples, with ``energy`` = (B_0, B_1, B_2, ...) up to degree 4 and signs and sizes
-    from ``seed``. ``concentration`` >= 0 makes the linear part uneven (0: all sizes alike, 2: few examples carry it).
-    ``noise``: variance of a uniform number that depends on the training seed only. The bound is sum |f_T| max |phi_T|,
-    so nothing is ever clipped.
+    f = sum_T f_T phi_T in the p-biased basis, all outputs with the same sets T: every single example, ``n`` random
+    pairs, ``n`` random triples, ``n`` random quadruples, with ``energy`` = (B_0, B_1, B_2, ...) up to degree 4 and
+    signs and sizes from ``seed``. ``concentration`` >= 0 makes the linear part uneven (0: all sizes alike, 2: few
+    examples carry it). ``noise``: variance of a uniform number that depends on the training seed only. The bound is
+    sum |f_T| max |phi_T|, so nothing is ever clipped.
     """
 
     def __init__(self, n, p=0.5, energy=(0.0, 1.0, 0.1), points=1, seed=0, concentration=0.0, noise=0.0):
@@ -125,7 +127,15 @@ class Polynomial(Learner):
                 f"0, 1, ..., not all zero, points >= 1 and noise >= 0."
             )
         self.n, self.p, self.points, self.noise = n, check_probability(p), points, float(noise)
-        self.options = dict(n=n, p=p, energy=energy, points=points, seed=seed, concentration=concentration, noise=noise)
+        self.options = {
+            "n": n,
+            "p": p,
+            "energy": energy,
+            "points": points,
+            "seed": seed,
+            "concentration": concentration,
+            "noise": noise,
+        }
         rng, self.terms = np.random.default_rng([seed, 31]), []
         for degree, strength in enumerate(energy):
             members = [()] if degree == 0 else [(i,) for i in range(n)]
@@ -147,12 +157,20 @@ class Polynomial(Learner):
         """[K, Q]: B_0, B_1, ... of the scaled outputs."""
         return np.stack([np.square(size).sum(1) for _, size in self.terms]) / self.bound**2
 
-    def best(self):
-        """The best linear predictor of the scaled outputs: scores 2 f_i / sigma."""
+    def best(self, seed: int | None = None):
+        """The best linear predictor of the scaled outputs: scores 2 f_i / sigma. With a ``seed``, of the trainings
+        with it (noise is then part of the mean).
+        """
         from tda.verification.claims import Attribution
 
         slope = 1 / np.sqrt(self.p * (1 - self.p))
-        return Attribution(self.terms[1][1] * slope / self.bound, self.terms[0][1][:, 0] / self.bound, self.p)
+        mean = self.terms[0][1][:, 0] + (0.0 if seed is None else self._shift(np.array([seed]))[0])
+        return Attribution(self.terms[1][1] * slope / self.bound, mean / self.bound, self.p)
+
+    def _shift(self, seeds: np.ndarray) -> np.ndarray:
+        """The seeds' part of the output [M], uniform with variance ``noise``."""
+        drawn = np.array([np.random.default_rng([int(s), 7]).random() for s in seeds])
+        return np.sqrt(12 * self.noise) * (drawn - 0.5)
 
     def run(self, subsets, seeds):
         z, values = standard(subsets, self.p), np.zeros((len(subsets), self.points))
@@ -163,6 +181,5 @@ class Polynomial(Learner):
             # Row by row: the sum of a row does not depend on how many rows there are, a matrix product may.
             values += np.stack([(phi * one).sum(1) for one in size], axis=1)
         if self.noise:
-            shift = np.array([np.random.default_rng([int(s), 7]).random() for s in seeds])
-            values += np.sqrt(12 * self.noise) * (shift - 0.5)[:, None]
+            values += self._shift(seeds)[:, None]
         return values, [row.tobytes() for row in values]

@@ -3,9 +3,9 @@
     {"protocol", "session", "number", "kind", "previous", "body", "digest"}
 
 ``previous`` is the digest of the message before it (of either party), ``digest`` the SHA-256 of everything else, so a
-message that is damaged, out of order, or from another session is refused. The digests are not signatures: somebody between the
-parties who recomputes them can put words into the prover's mouth, as a lying prover can. What he says is then judged like
-any prover's. Whoever must tell the two apart sends the messages over an authenticated channel.
+message that is damaged, out of order, or from another session is refused. The digests are not signatures: somebody
+between the parties who recomputes them can put words into the prover's mouth, as a lying prover can. What he says is
+then judged like any prover's. Whoever must tell the two apart sends the messages over an authenticated channel.
 
 Everything here is our choice; the text fixes only what the parties learn.
 """
@@ -83,6 +83,8 @@ def decode(raw: bytes) -> Message:
         raise ProtocolError("the content cannot be written in canonical form") from None
     if digest != expected:
         raise ProtocolError("the digest does not fit the content: damaged or tampered with")
+    if canonical(content | {"digest": digest}) != raw:
+        raise ProtocolError("the message is not in canonical form: one content has one spelling")
     del content["protocol"]
     return Message(**content, digest=digest)
 
@@ -133,7 +135,9 @@ def pack(array: np.ndarray) -> dict:
 
 
 def unpack(value, dtype: str, shape: tuple[int, ...], what: str) -> np.ndarray:
-    """The array of :func:`pack`, of this dtype and shape. Raises :class:`ProtocolError`, also for NaN and infinities."""
+    """The array of :func:`pack`, of this dtype and shape. Raises :class:`ProtocolError`, also for NaN and
+    infinities.
+    """
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data"}:
         raise ProtocolError(f"{what} is not an array of the form dtype, shape, data")
     given = value["shape"]

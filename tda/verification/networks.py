@@ -26,8 +26,8 @@ def log_odds(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 class Network(Learner):
     """A perceptron on digits (``depth=0``: logistic regression) by SGD; the seed fixes initialisation and data order.
 
-    Output: log-odds of the right class (``margin``) or its cross-entropy (``loss``). ``at_once`` models are trained side
-    by side; a stacked model has the bits of the model trained alone only if ``at_once=1``.
+    Output: log-odds of the right class (``margin``) or its cross-entropy (``loss``). ``at_once`` models are trained
+    side by side; a stacked model has the bits of the model trained alone only if ``at_once=1``.
     """
 
     def __init__(
@@ -36,8 +36,16 @@ class Network(Learner):
     ):  # fmt: skip
         x, y, tests, truth = images(n, flips, data_seed)
         queries = asked(queries, len(tests), output)
-        self.options = dict(n=n, depth=depth, width=width, epochs=epochs, batch=batch, lr=lr, queries=queries)
-        self.options |= dict(output=output, flips=flips, data_seed=data_seed, bound=bound, at_once=at_once)
+        self.options = {
+            "n": n,
+            "depth": depth,
+            "width": width,
+            "epochs": epochs,
+            "batch": batch,
+            "lr": lr,
+            "queries": queries,
+        }
+        self.options |= {"output": output, "flips": flips, "data_seed": data_seed, "bound": bound, "at_once": at_once}
         self.n, self.points, self.bound, self.exact = n, len(queries), float(bound), at_once == 1
         self.train = {"inputs": torch.from_numpy(x).float(), "labels": torch.from_numpy(y)}
         self.queries = {"inputs": torch.from_numpy(tests[queries]).float(), "labels": torch.from_numpy(truth[queries])}
@@ -86,7 +94,8 @@ class Network(Learner):
 
 
 class Retrained(Learner):
-    """The losses of any testbed's queries after retraining on a subset; ``bound`` in nats. Both parties need the testbed.
+    """The losses of any testbed's queries after retraining on a subset; ``bound`` in nats. Both parties need the
+    testbed.
 
     Subsets of texts are trained one at a time, of images side by side; neither promises the same bits in other company.
     """
@@ -111,7 +120,9 @@ class Retrained(Learner):
         bed, values, models = self.testbed, [], []
         wanted = list(zip(subsets, seeds.tolist(), strict=True))
         for start in range(0, len(wanted), bed.modality.AT_ONCE):
-            for model, params, _, _ in bed.modality.train_models(bed, wanted[start : start + bed.modality.AT_ONCE], "filter"):
+            for model, params, _, _ in bed.modality.train_models(
+                bed, wanted[start : start + bed.modality.AT_ONCE], "filter"
+            ):
                 loss_fn = bed.modality.loss_function(model)
                 values.append(bed.modality.outputs(loss_fn, params, self.examples)[0][self.places])
                 models.append(b"".join(v.numpy().tobytes() for v in params.values()))

@@ -18,7 +18,11 @@ Alter = Callable[[np.ndarray, Outputs], Outputs]
 
 def commitment(scores: np.ndarray, mean: np.ndarray, salt: str) -> str:
     """SHA-256 of salt, scores and mean (float64, little endian): binds the claim and hides it."""
-    parts = (bytes.fromhex(salt), np.ascontiguousarray(scores, "<f8").tobytes(), np.ascontiguousarray(mean, "<f8").tobytes())
+    parts = (
+        bytes.fromhex(salt),
+        np.ascontiguousarray(scores, "<f8").tobytes(),
+        np.ascontiguousarray(mean, "<f8").tobytes(),
+    )
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
@@ -30,7 +34,9 @@ class Prover:
     verifier's last message. Raises :class:`ProtocolError` for messages that do not follow the protocol.
     """
 
-    def __init__(self, learner: Learner, statement: Statement, attribution: Attribution, alter: Alter | None = None, salt=None):
+    def __init__(
+        self, learner: Learner, statement: Statement, attribution: Attribution, alter: Alter | None = None, salt=None
+    ):
         check_claim(learner, statement, attribution)
         self.learner, self.statement, self.attribution, self.alter = learner, statement, attribution, alter
         self.salt = salt or secrets.token_hex(32)
@@ -86,17 +92,19 @@ def check_claim(learner: Learner, statement: Statement, attribution: Attribution
     check_learner(learner, statement)
     if attribution.scores.shape != (learner.points, learner.n) or attribution.p != statement.p:
         raise ValueError(
-            f"scores {attribution.scores.shape} at p={attribution.p}; the statement is about {learner.points} test points, "
-            f"{learner.n} examples and p={statement.p}."
+            f"scores {attribution.scores.shape} at p={attribution.p}; the statement is about {learner.points} test "
+            f"points, {learner.n} examples and p={statement.p}."
         )
 
 
 def check_learner(learner: Learner, statement: Statement) -> None:
-    """Raises ``ValueError`` where a learner is not the statement's, or cannot promise the bits that its check compares."""
+    """Raises ``ValueError`` where a learner is not the statement's, or cannot promise the bits that its check
+    compares.
+    """
     if learner.spec() != statement.learner:
         raise ValueError("the learner is not the statement's; build it with build(statement.learner).")
     if statement.tolerance is None and not learner.exact and statement.form == "interactive":
         raise ValueError(
-            f"learner {statement.learner['learner']!r} does not train to the same bits in other company; compare outputs "
-            f"(tolerance=1e-4), or make it exact (network: at_once=1)."
+            f"learner {statement.learner['learner']!r} does not train to the same bits in other company; compare "
+            f"outputs (tolerance=1e-4), or make it exact (network: at_once=1)."
         )

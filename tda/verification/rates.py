@@ -23,7 +23,8 @@ def rate(happened, runs: int | None = None, level: float = 0.95) -> Interval:
 
 
 def caught(share: float, places: int, checks: int) -> tuple[float, float]:
-    """Probability that ``checks`` different places out of ``places`` hit a share of lies: ``(exact, 1 - (1 - share)^checks)``.
+    """Probability that ``checks`` different places out of ``places`` hit a share of lies: ``(exact, 1 - (1 -
+    share)^checks)``.
 
     Drawing without replacement finds them a little more often than the second, usual formula says.
     """

@@ -1,7 +1,8 @@
 """The best residual of a linear predictor, without computing that predictor.
 
-With B_k the sum of the squared Fourier coefficients of degree k, the smallest mean squared error of a linear predictor
-(with a constant) is B_{>=2} = E f^2 - B_0 - B_1. The noise stability h(r) = E f(x) f(x'), over pairs of correlation r, is
+With B_k the sum of the squared Fourier coefficients of degree k, the smallest mean squared error of a linear
+predictor (with a constant) is B_{>=2} = E f^2 - B_0 - B_1. The noise stability h(r) = E f(x) f(x'), over pairs of
+correlation r, is
 
     h(r) = sum_k B_k r^k,        h(0) = B_0,        h(1) = E f^2,
 
@@ -9,12 +10,12 @@ so a parabola b_0 + b_1 r + b_2 r^2 through h at {0, rho, 2 rho} gives B_0 and B
 
     E b_1 - B_1 = - sum_{k>=3} B_k rho^(k-1) (2^(k-1) - 2)          (-2 rho^2 B_3 - 6 rho^3 B_4 - ...).
 
-Nothing in this depends on N. The residual is never underestimated in expectation (without the constraint): the bias makes a
-verifier lenient, and rho must keep it well below eps.
+Nothing in this depends on N. The residual is never underestimated in expectation (without the constraint): the bias
+makes a verifier lenient, and rho must keep it well below eps.
 
-Source: residual estimation of Saunshi, Gupta, Braverman and Arora (2023), as used by Karchmer, Pawelczyk and Neel (2025).
-Ours: the coupling of the partners, the subtraction of a fixed linear predictor before estimating (B_{>=2} does not
-change when one is subtracted, the variance does), and the plan of sample sizes.
+Source: residual estimation of Saunshi, Gupta, Braverman and Arora (2023), as used by Karchmer, Pawelczyk and Neel
+(2025). Ours: the coupling of the partners, the subtraction of a fixed linear predictor before estimating (B_{>=2}
+does not change when one is subtracted, the variance does), the winsorised mean, and the plan of sample sizes.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ MSE_SPREAD = 2.0  # variance of a squared Gaussian, in units of its squared mean
 
 @dataclass(frozen=True)
 class Residual:
-    """``value`` [Q]: the estimate of B_{>=2}. ``weights`` [3, Q]: b_0, b_1, b_2. ``stability`` [4, Q]: h at 0, rho, 2 rho
-    and 1.
+    """``value`` [Q]: the estimate of B_{>=2}. ``weights`` [3, Q]: b_0, b_1, b_2. ``stability`` [4, Q]: h at 0, rho, 2
+    rho and 1.
     """
 
     value: np.ndarray
@@ -42,20 +43,46 @@ class Residual:
 
 
 def residual(values: np.ndarray, rho: float, constraint: bool = True) -> Residual:
-    """B_{>=2} of every output from ``values`` [4, n, Q]: f at n base subsets and at their partners of correlation 0, rho
-    and 2 rho, in this order.
+    """B_{>=2} of every output from ``values`` [4, n, Q]: f at n base subsets and at their partners of correlation 0,
+    rho and 2 rho, in this order.
 
     ``constraint``: the three coefficients are fitted under b >= 0 (they are sums of squares). Every one of the 4 n
     evaluations serves h(1). Raises ``ValueError`` for another shape, numbers that are not finite, rho outside (0, 1/2].
     """
+    base, *others = values = _checked(values)
+    pairs = np.stack([(base * other).mean(0) for other in others])
+    return from_stability(np.concatenate([pairs, np.square(values).mean((0, 1))[None]]), rho, constraint)
+
+
+def winsorised(values: np.ndarray, rho: float, share: float) -> np.ndarray:
+    """[Q]: the same estimate (without constraint) as a mean over bases, in which a few wrong outputs count for little.
+
+    A base has the term T = (mean of the four squares) - f(x) sum_t c_t f(x_t), c as in :func:`spread`; its mean over
+    the bases is B_{>=2} of :func:`residual`. Terms beyond the quantiles ``share`` and 1 - ``share`` are pulled to
+    them: lies about few bases, however large, can move the estimate only by what lies between the quantiles. T is
+    heavy-tailed and nearly symmetric, so honest outputs lose little, and its variance falls. Ours. Raises
+    ``ValueError`` for a share outside [0, 0.25], and as :func:`residual`.
+    """
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 0.25:
+        raise ValueError(f"share={share!r} of the terms on each side; it lies in [0, 0.25], and 0 pulls none.")
+    values = _checked(values)
+    terms = np.square(values).mean(0) - values[0] * np.tensordot(slopes(rho), values[1:], 1)
+    return np.clip(terms, np.quantile(terms, share, axis=0), np.quantile(terms, 1 - share, axis=0)).mean(0)
+
+
+def slopes(rho: float) -> np.ndarray:
+    """c with sum_t c_t h(t) = b_0 + b_1 of the parabola through t = 0, rho, 2 rho."""
+    check_rho(rho)
+    return np.array([1 - 1.5 / rho, 2 / rho, -0.5 / rho])
+
+
+def _checked(values) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 3 or values.shape[0] != 4 or not values.shape[1]:
         raise ValueError(f"values have shape {values.shape}; give [4, n, Q]: base, correlation 0, rho, 2 rho.")
     if not np.isfinite(values).all():
         raise ValueError("the outputs hold NaN or infinite numbers; look at the subsets that give them.")
-    base, *others = values
-    pairs = np.stack([(base * other).mean(0) for other in others])
-    return from_stability(np.concatenate([pairs, np.square(values).mean((0, 1))[None]]), rho, constraint)
+    return values
 
 
 def from_stability(stability: np.ndarray, rho: float, constraint: bool = True) -> Residual:
@@ -88,7 +115,7 @@ def spread(rho: float, degree: int = 2, coupled: bool = True) -> float:
     treated as products of independent Gaussians, with E f(x_t) f(x_s) = E f^2 (1 - |t - s|)^degree when coupled (two
     partners agree where both keep or both draw afresh) and 0 otherwise; 2 is added for h(1). A planning figure.
     """
-    c = np.array([1 - 1.5 / rho, 2 / rho, -0.5 / rho])
+    c = slopes(rho)
     at = np.array([0, rho, 2 * rho])
     common = (1 - np.abs(at[:, None] - at)) ** degree
     return float(c @ (common if coupled else np.eye(3)) @ c) + 2.0
@@ -99,11 +126,11 @@ def plan(
 ) -> tuple[int, int]:
     """``(fresh, bases)``: how many subsets to measure the claim on, and how many bases for the residual.
 
-    ``best``: the best residual B_{>=2} that is expected. With these sizes (normal approximation) a claim of error eps / 4
-    passes, and one of error eps fails, with probability 1 - delta in each of ``points`` outputs. The noise is in proportion
-    to E g^2 of the function g that is measured: best + error of the claim if the claim is subtracted (``around="claim"``), and
-    ``total`` = E f^2 otherwise, when it is given. A quarter of the variance is left to the fresh subsets. Grows as
-    (E g^2 / eps)^2, and with :func:`spread` in 1 / rho.
+    ``best``: the best residual B_{>=2} that is expected. With these sizes (normal approximation) a claim of error eps
+    / 4 passes, and one of error eps fails, with probability 1 - delta in each of ``points`` outputs. The noise is in
+    proportion to E g^2 of the function g that is measured: best + error of the claim if the claim is subtracted
+    (``around="claim"``), and ``total`` = E f^2 otherwise, when it is given. A quarter of the variance is left to the
+    fresh subsets. Grows as (E g^2 / eps)^2, and with :func:`spread` in 1 / rho.
     """
     check_rates(eps, delta)
     if not best > 0 or points < 1 or (total is not None and not total > 0):

@@ -1,4 +1,6 @@
-"""Two learners on handwritten digits: ridge regression on random features, and a fixed classifier seen through masks."""
+"""Two learners on handwritten digits: ridge regression on random features, and a fixed classifier seen through
+masks.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ OUTPUTS = ("margin", "loss")
 
 
 def images(n: int, flips: float, data_seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """``n`` training images [n, 64], their labels (a share ``flips`` of them wrong), and the other images as test points
-    with true labels.
+    """``n`` training images [n, 64], their labels (a share ``flips`` of them wrong), and the other images as test
+    points with true labels.
     """
     x, y = pixels()
     rng = np.random.default_rng([data_seed, 31])
@@ -38,8 +40,8 @@ def asked(queries, available: int, output: str) -> list[int]:
 class Ridge(Learner):
     """Ridge regression of one-hot labels on ``features`` random tanh features, drawn by the training seed.
 
-    Output: the score of the right class minus the largest other one (``margin``), or the squared error of the ten scores
-    (``loss``). Deterministic to the bit, one solve of ``features`` unknowns a training.
+    Output: the score of the right class minus the largest other one (``margin``), or the squared error of the ten
+    scores (``loss``). Deterministic to the bit, one solve of ``features`` unknowns a training.
     """
 
     def __init__(self, n=100, features=24, decay=1.0, queries=(0,), output="margin", flips=0.1, data_seed=0, bound=2.0):
@@ -47,8 +49,15 @@ class Ridge(Learner):
         queries = asked(queries, len(tests), output)
         if not decay > 0 or features < 1 or not bound > 0:
             raise ValueError(f"decay={decay}, features={features}, bound={bound}; all must be positive.")
-        self.options = dict(n=n, features=features, decay=decay, queries=queries, output=output, flips=flips)
-        self.options |= dict(data_seed=data_seed, bound=bound)
+        self.options = {
+            "n": n,
+            "features": features,
+            "decay": decay,
+            "queries": queries,
+            "output": output,
+            "flips": flips,
+        }
+        self.options |= {"data_seed": data_seed, "bound": bound}
         self.n, self.points, self.bound = n, len(queries), float(bound)
         self.tests, self.truth, self.hot = tests[queries], truth[queries], np.eye(CLASSES)[self.y]
 
@@ -79,7 +88,9 @@ class Ridge(Learner):
 
 
 def measured(scores: np.ndarray, truth: np.ndarray, output: str) -> np.ndarray:
-    """[M, Q] from scores [M, Q, 10]: margin (right class minus the best other), or squared error to the one-hot label."""
+    """[M, Q] from scores [M, Q, 10]: margin (right class minus the best other), or squared error to the one-hot
+    label.
+    """
     hot = np.eye(CLASSES)[truth]
     if output == "loss":
         return np.square(scores - hot).sum(-1)
@@ -99,7 +110,7 @@ class Pixels(Learner):
 
         x, y, tests, truth = images(400, 0.0, data_seed)
         queries = asked(queries, len(tests), output)
-        self.options = dict(queries=queries, output=output, data_seed=data_seed, bound=bound)
+        self.options = {"queries": queries, "output": output, "data_seed": data_seed, "bound": bound}
         self.n, self.points, self.bound = 64, len(queries), float(bound)
         self.mean, self.tests, self.truth = x.mean(0), tests[queries], truth[queries]
         self.classifier = KernelRidge(alpha=1.0, kernel="rbf", gamma=0.05).fit(x, np.eye(CLASSES)[y])

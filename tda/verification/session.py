@@ -6,9 +6,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from tda.artefacts import atomic
+from tda.verification import cheats
+from tda.verification.claims import Attribution
 from tda.verification.judge import Verdict
-from tda.verification.learners import Learner
+from tda.verification.learners import Learner, build
 from tda.verification.messages import ProtocolError, decode
 from tda.verification.prover import Prover
 from tda.verification.statement import Statement
@@ -17,7 +21,9 @@ from tda.verification.verifier import Verifier
 Transcript = list[bytes]
 
 
-def run(verifier: Verifier, prover: Prover, wire: Callable[[int, bytes], bytes] | None = None) -> tuple[Verdict, Transcript]:
+def run(
+    verifier: Verifier, prover: Prover, wire: Callable[[int, bytes], bytes] | None = None
+) -> tuple[Verdict, Transcript]:
     """``(verdict, messages as sent)``. ``wire(number, raw) -> raw`` may change what travels: an adversary in between.
 
     A prover that cannot use a message stops; the verifier, hearing nothing more, aborts.
@@ -37,11 +43,45 @@ def run(verifier: Verifier, prover: Prover, wire: Callable[[int, bytes], bytes] 
         raw = verifier.receive(wire(len(sent) - 1, reply))
 
 
+def repeat(
+    statement: Statement, claim, runs: int, seed: int = 0, alter=None, learner: Learner | None = None
+) -> list[tuple[Verdict, Attribution]]:
+    """``(verdict, claim)`` of ``runs`` independent sessions, for measuring rates; the same ``seed`` repeats them.
+
+    ``claim`` is an :class:`Attribution` or ``claim(rng)`` that makes one; ``alter(rng, claim)`` makes what changes
+    the answer (:mod:`tda.verification.cheats`). Both parties share one ``learner`` object (built from the statement
+    unless given), so ``trainings`` of the verdicts count the verifier's only.
+    """
+    shared, found = learner or build(statement.learner), []
+    for i in range(runs):
+        rng = np.random.default_rng([seed, 32, i])
+        verifier = Verifier(shared, statement, rng.bytes(32))
+        made = claim(rng) if callable(claim) else claim
+        prover = Prover(shared, statement, made, alter(rng, made) if alter else None, rng.bytes(32).hex())
+        found.append((run(verifier, prover)[0], made))
+    return found
+
+
+def damaged(kind: str, learner: Learner, statement: Statement, claim: Attribution, rng: np.random.Generator) -> Verdict:
+    """The verdict of an interactive session in which the answer is damaged on its way
+    (:data:`tda.verification.cheats.DAMAGES`).
+    """
+    prover = [Prover(learner, statement, claim, None, "00" * 32) for _ in range(2)]
+    earlier = run(Verifier(learner, statement, rng.bytes(32)), prover[0])[1]
+    verifier, seen = Verifier(learner, statement, rng.bytes(32)), []
+
+    def wire(number: int, raw: bytes) -> bytes:
+        seen.append(raw)
+        return cheats.damaged(kind, seen, earlier, rng) if number == 3 else raw
+
+    return run(verifier, prover[1], wire)[0]
+
+
 def audit(transcript: Transcript, learner: Learner, statement: Statement) -> Verdict:
     """The verdict of a finished session, found again from its messages and the secret that the last one reveals.
 
-    Raises ``ValueError`` if the verifier did not follow the protocol: its messages, byte for byte, must be those that the
-    secret dictates, and the secret the one that was promised.
+    Raises ``ValueError`` if the verifier did not follow the protocol: its messages, byte for byte, must be those that
+    the secret dictates, and the secret the one that was promised.
     """
     try:
         last = decode(transcript[-1])
@@ -51,7 +91,9 @@ def audit(transcript: Transcript, learner: Learner, statement: Statement) -> Ver
     raw = verifier.open()
     for place, message in enumerate(transcript):
         if place % 2 == 0 and raw != message:
-            raise ValueError(f"message {place} is not what the verifier's secret dictates; it did not follow the protocol.")
+            raise ValueError(
+                f"message {place} is not what the verifier's secret dictates; it did not follow the protocol."
+            )
         if place % 2:
             raw = verifier.receive(message)
     return verifier.verdict

@@ -22,10 +22,11 @@ class Statement:
     Sizes: ``fresh`` subsets M on which the verifier measures the claim, ``bases`` n of the residual estimate (4 n
     subsets), ``checks`` |C| of these retrained by the verifier (interactive form).
 
-    ``around``: what is subtracted from f before the residual is estimated. ``"nothing"`` is the text's estimator, ``"mean"``
-    subtracts the verifier's own mean of f, ``"claim"`` the claimed predictor, which is sound because the claim is
-    committed to before the subsets are drawn. ``constraint``: non-negative fit. ``robust``: outputs, after the
-    subtraction, are cut at 1.5 times the largest one among the verifier's own ``fresh`` ones, which limits what one lie can move.
+    ``around``: what is subtracted from f before the residual is estimated. ``"nothing"`` is the text's estimator,
+    ``"mean"`` subtracts the verifier's own mean of f, ``"claim"`` the claimed predictor, which is sound because the
+    claim is committed to before the subsets are drawn. ``winsor``: share of the bases on each side whose terms are
+    pulled in (ours), so that few lies cannot move the estimate; 0 is the text's plain estimate, with ``constraint``:
+    its non-negative fit.
 
     ``tolerance``: largest difference between an output and its retraining; ``None`` compares the hashes of the models.
     ``seeding``: ``"one"``: every training uses ``seed``, so f is a function; ``"each"``: every training has a seed of
@@ -41,11 +42,11 @@ class Statement:
     rho: float = 0.25
     fresh: int = 200
     bases: int = 600
-    checks: int = 60
+    checks: int = 200
     form: str = "interactive"
     around: str = "claim"
+    winsor: float = 0.2
     constraint: bool = True
-    robust: bool = True
     tolerance: float | None = None
     seeding: str = "one"
     seed: int = 0
@@ -65,8 +66,10 @@ class Statement:
             raise ValueError(f"checks={self.checks} of {4 * self.bases} trainings; at most all of them.")
         if self.tolerance is not None and not (isinstance(self.tolerance, float) and 0 <= self.tolerance < 1):
             raise ValueError(f"tolerance={self.tolerance!r}; None (compare hashes) or a float in [0, 1).")
-        if type(self.constraint) is not bool or type(self.robust) is not bool or not isinstance(self.learner, dict):
-            raise ValueError("constraint and robust are true or false, learner is the spec() of a learner.")
+        if type(self.constraint) is not bool or not isinstance(self.learner, dict):
+            raise ValueError("constraint is true or false, learner is the spec() of a learner.")
+        if isinstance(self.winsor, bool) or not isinstance(self.winsor, int | float) or not 0 <= self.winsor <= 0.25:
+            raise ValueError(f"winsor={self.winsor!r}; the share on each side lies in [0, 0.25].")
 
     def to_json(self) -> dict:
         return dataclasses.asdict(self)

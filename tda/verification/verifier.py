@@ -15,8 +15,8 @@ from tda.verification.statement import Statement
 
 
 class Verifier:
-    """One session: ``open()`` gives the first message, ``receive`` takes the prover's and returns the next; ``verdict`` is set
-    when it has decided, once and for all. ``secret``: see :class:`Coins`.
+    """One session: ``open()`` gives the first message, ``receive`` takes the prover's and returns the next;
+    ``verdict`` is set when it has decided, once and for all. ``secret``: see :class:`Coins`.
 
     No message makes ``receive`` raise: what cannot be used ends in an abort with its reason.
     """
