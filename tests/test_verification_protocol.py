@@ -454,7 +454,8 @@ def test_coins_repeat_and_their_uses_are_separate():
     one, same, other = (Coins(statement, N, secret(i)) for i in (0, 0, 1))
     assert (one.pairs[0] == same.pairs[0]).all() and (one.checks == same.checks).all() and one.session == same.session
     assert (one.pairs[0] != other.pairs[0]).any() and one.session != other.session and one.promise != other.promise
-    assert len(set(one.checks.tolist())) == statement.checks
+    assert len(set(one.checks.tolist())) == statement.checks and (one.checks != other.checks).any()
+    assert one.checks.max() > 3 * statement.bases and one.checks.min() < statement.bases, "over all of the pairs"
     bases = one.pairs[0].reshape(4, -1, N)
     agree = [(bases[0] == part).mean() for part in bases[1:]]
     assert np.allclose(agree, [0.5, 0.5 + 1 / 6, 0.5 + 1 / 3], atol=0.01)

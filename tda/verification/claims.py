@@ -75,7 +75,7 @@ def lasso(subsets: np.ndarray, outputs: np.ndarray, p: float, rng: np.random.Gen
     scores, means = [], []
     for y in outputs.T:
         centre, shift = design[~held].mean(0), y[~held].mean()
-        penalties, paths, _ = lasso_path(design[~held] - centre, y[~held] - shift, alphas=30, eps=1e-3)
+        penalties, paths, _ = lasso_path(design[~held] - centre, y[~held] - shift, alphas=30, eps=1e-2)
         wrong = np.square((design[held] - centre) @ paths + shift - y[held][:, None]).mean(0)
         fitted = Lasso(alpha=penalties[wrong.argmin()], max_iter=5000).fit(design, y)
         scores.append(fitted.coef_)

@@ -173,13 +173,16 @@ class Polynomial(Learner):
         return np.sqrt(12 * self.noise) * (drawn - 0.5)
 
     def run(self, subsets, seeds):
-        z, values = standard(subsets, self.p), np.zeros((len(subsets), self.points))
+        # One column more than needed, and sums term by term along the first axis: then a value does not depend on how many
+        # subsets there are. (numpy adds a single column in another order; a matrix product may, too.)
+        z = np.ascontiguousarray(standard(np.concatenate([subsets, subsets[:1]]), self.p).T)
+        values = np.zeros((len(subsets) + 1, self.points))
         for members, size in self.terms:
-            phi = np.ones((len(subsets), len(members)))
+            phi = np.ones((len(members), len(values)))
             for column in members.T:
-                phi = phi * z[:, column]
-            # Row by row: the sum of a row does not depend on how many rows there are, a matrix product may.
-            values += np.stack([(phi * one).sum(1) for one in size], axis=1)
+                phi *= z[column]
+            values += np.stack([(phi * one[:, None]).sum(0) for one in size], axis=1)
+        values = values[:-1]
         if self.noise:
             values += self._shift(seeds)[:, None]
         return values, [row.tobytes() for row in values]
