@@ -24,7 +24,7 @@ class Verifier:
     def __init__(self, learner: Learner, statement: Statement, secret: bytes | None = None):
         check_learner(learner, statement)
         self.learner, self.statement = learner, statement
-        self.coins, self.before = Coins(statement, learner.n, secret), learner.trainings
+        self.coins = Coins(statement, learner.n, secret)
         self.session, self.number, self.last, self.due = self.coins.session, 0, "", "nothing"
         self.verdict: Verdict | None = None
 
@@ -39,6 +39,7 @@ class Verifier:
         """The next message: the queries, or the verdict. After the verdict every message gets that verdict again."""
         if self.verdict is not None:
             return self._close(self.verdict)
+        before = self.learner.trainings  # a prover may share the object: what he has trained is not counted here
         try:
             message = decode(raw)
             body = expect(message, self.session, self.number, self.due, self.last)
@@ -57,7 +58,7 @@ class Verifier:
             accepted, reason = decide(mse, best, self.statement.eps)
         except ProtocolError as error:
             accepted, reason, mse, best = False, str(error), None, None
-        return self._close(Verdict(accepted, reason, self.learner.trainings - self.before, mse, best))
+        return self._close(Verdict(accepted, reason, self.learner.trainings - before, mse, best))
 
     def _ask(self) -> bytes:
         subsets, seeds = self.coins.pairs
