@@ -80,7 +80,7 @@ class Ridge(Learner):
                 known.setdefault(seed, self._features(seed))
             train, test = (np.stack([known[s][side] for s in own.tolist()]) for side in (0, 1))
             kept = train * part[:, :, None]
-            gram = train.transpose(0, 2, 1) @ train + self.options["decay"] * np.eye(train.shape[2])
+            gram = kept.transpose(0, 2, 1) @ train + self.options["decay"] * np.eye(train.shape[2])
             solved = np.linalg.solve(gram, kept.transpose(0, 2, 1) @ self.hot)
             values.append(measured(test @ solved, self.truth, self.options["output"]))
             models += [model.tobytes() for model in solved]
