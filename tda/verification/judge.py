@@ -82,4 +82,4 @@ def decide(mse: np.ndarray, best: np.ndarray, eps: float) -> tuple[bool, str]:
     over = f"MSE exceeds the best residual by {(mse - best).max() / eps:.2f} eps"
     if failed:
         return False, f"{over}, more than eps / 2 at {failed} of {len(mse)} test points"
-    return True, f"{over} at most"
+    return True, f"{over}, nowhere by more than eps / 2"

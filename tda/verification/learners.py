@@ -173,8 +173,8 @@ class Polynomial(Learner):
         return np.sqrt(12 * self.noise) * (drawn - 0.5)
 
     def run(self, subsets, seeds):
-        # One column more than needed, and sums term by term along the first axis: then a value does not depend on how many
-        # subsets there are. (numpy adds a single column in another order; a matrix product may, too.)
+        # One column more than needed, and sums term by term along the first axis: then a value does not depend on how
+        # many subsets there are. (numpy adds up a single column in another order; a matrix product may, too.)
         z = np.ascontiguousarray(standard(np.concatenate([subsets, subsets[:1]]), self.p).T)
         values = np.zeros((len(subsets) + 1, self.points))
         for members, size in self.terms:
