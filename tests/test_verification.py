@@ -214,6 +214,12 @@ def test_stacked_networks_agree_to_rounding_only():
     assert np.abs(values(stacked, subsets) - values(alone, subsets)).max() < 1e-5
 
 
+def test_the_seed_of_a_network_sets_its_first_parameters():
+    learner, nothing = LEARNERS["network"](), np.zeros((2, 30), bool)
+    prints = learner(nothing, np.array([5, 6])).fingerprints
+    assert (prints[0] != prints[1]).any(), "untrained models of two seeds differ"
+
+
 def test_ridge_is_ridge_regression():
     learner = Ridge(n=30, features=8, queries=(0, 3), decay=0.7)
     subset = draw(np.random.default_rng(0), 1, 30, 0.5)
