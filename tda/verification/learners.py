@@ -1,0 +1,188 @@
+"""What is trained: functions of (subset, seed) that both parties can repeat to the bit.
+
+A learner turns subsets into outputs in [-1, 1] (divided by its ``bound`` and clipped), one a test point, and a SHA-256
+fingerprint of every trained model. Its :meth:`Learner.spec` is plain JSON, from which the other party builds the same
+learner (:func:`build`) and which binds the data by hash. Learners count their trainings: that is the cost of a party.
+"""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tda.artefacts import key_of
+from tda.verification.subsets import check_probability, check_subsets, standard
+
+BUILDERS: dict[str, Callable[..., Learner]] = {}
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """``values`` [M, Q] in [-1, 1] and ``fingerprints`` [M, 32] uint8 of M trained models."""
+
+    values: np.ndarray
+    fingerprints: np.ndarray
+
+
+class Learner(abc.ABC):
+    """``n`` examples, ``points`` test points, ``bound`` > 0 in the output's own unit; ``exact`` if a model has the same
+    bits whatever it is trained beside.
+    """
+
+    n: int
+    points: int
+    bound: float
+    exact: bool = True
+    trainings: int = 0
+
+    @abc.abstractmethod
+    def spec(self) -> dict:
+        """JSON from which :func:`build` makes this learner; key ``learner`` names its kind."""
+
+    @abc.abstractmethod
+    def run(self, subsets: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, list[bytes]]:
+        """Outputs [M, Q] in their own unit and the bytes of every model."""
+
+    def task(self, seed: int):
+        """``(task, train, queries)`` of the model trained on everything, for methods of the registry."""
+        raise ValueError(f"learner {self.spec()['learner']!r} has no gradients; fit its attribution by regression.")
+
+    def __call__(self, subsets: np.ndarray, seeds: np.ndarray) -> Outputs:
+        """Train on every subset [M, n] bool with its seed [M] >= 0.
+
+        Raises ``ValueError`` for another shape, negative seeds, and outputs that are not finite.
+        """
+        subsets, seeds = check_subsets(subsets, self.n), np.asarray(seeds)
+        if seeds.shape != (len(subsets),) or seeds.dtype.kind not in "iu" or (seeds < 0).any():
+            raise ValueError(
+                f"seeds {seeds.dtype} {seeds.shape} for {len(subsets)} subsets; one integer >= 0 a subset."
+            )
+        if not len(subsets):
+            return Outputs(np.zeros((0, self.points)), np.zeros((0, 32), np.uint8))
+        values, models = self.run(subsets, seeds)
+        if not np.isfinite(values).all():
+            bad = np.unique(np.argwhere(~np.isfinite(values))[:, 0])[:5].tolist()
+            raise ValueError(
+                f"learner {self.spec()['learner']!r}: outputs of subsets {bad} are not finite. Lower its step size or "
+                f"raise its regularisation."
+            )
+        self.trainings += len(subsets)
+        digests = b"".join(hashlib.sha256(model).digest() for model in models)
+        clipped = np.clip(values / self.bound, -1.0, 1.0)
+        return Outputs(clipped, np.frombuffer(digests, np.uint8).reshape(-1, 32))
+
+
+def register(kind: str):
+    """Class decorator: ``build({"learner": kind, ...})`` makes this learner from the other keys."""
+
+    def add(cls):
+        BUILDERS[kind] = cls
+        return cls
+
+    return add
+
+
+def build(spec: dict) -> Learner:
+    """The learner of a :meth:`Learner.spec`. Raises ``ValueError`` for unknown kinds or options and for other data."""
+    from tda.verification import networks, ridge  # noqa: F401  they register themselves
+
+    if not isinstance(spec, dict) or spec.get("learner") not in BUILDERS:
+        kind = spec.get("learner") if isinstance(spec, dict) else spec
+        raise ValueError(f"learner {kind!r} is unknown; there are {sorted(BUILDERS)}.")
+    options = {k: v for k, v in spec.items() if k not in ("learner", "data")}
+    try:
+        made = BUILDERS[spec["learner"]](**options)
+    except TypeError as error:
+        raise ValueError(f"learner {spec['learner']!r}: {error}. Give the options that its spec() has.") from None
+    if made.spec().get("data") != spec.get("data"):
+        raise ValueError(f"learner {spec['learner']!r}: its data here differ from those of the statement.")
+    return made
+
+
+def digest_of(*arrays: np.ndarray) -> str:
+    """SHA-256 of arrays, with their types and shapes."""
+    return key_of([(str(a.dtype), a.shape, hashlib.sha256(np.ascontiguousarray(a)).hexdigest()) for a in arrays])
+
+
+@register("polynomial")
+class Polynomial(Learner):
+    """A function with known Fourier weights: no training at all, exact truth.
+
+    f = sum_T f_T phi_T in the p-biased basis, all outputs with the same sets T: every single example, ``n`` random
+    pairs, ``n`` random triples, ``n`` random quadruples, with ``energy`` = (B_0, B_1, B_2, ...) up to degree 4 and
+    signs and sizes from ``seed``. ``concentration`` >= 0 makes the linear part uneven (0: all sizes alike, 2: few
+    examples carry it). ``noise``: variance of a uniform number that depends on the training seed only. The bound is
+    sum |f_T| max |phi_T|, so nothing is ever clipped.
+    """
+
+    def __init__(self, n, p=0.5, energy=(0.0, 1.0, 0.1), points=1, seed=0, concentration=0.0, noise=0.0):
+        energy = [float(e) for e in energy]
+        if n < 4 or not 2 <= len(energy) <= 5 or min(energy) < 0 or not sum(energy) > 0 or points < 1 or noise < 0:
+            raise ValueError(
+                f"n={n}, energy={energy}, points={points}, noise={noise}; n >= 4, two to five energies >= 0 of degree "
+                f"0, 1, ..., not all zero, points >= 1 and noise >= 0."
+            )
+        self.n, self.p, self.points, self.noise = n, check_probability(p), points, float(noise)
+        self.options = {
+            "n": n,
+            "p": p,
+            "energy": energy,
+            "points": points,
+            "seed": seed,
+            "concentration": concentration,
+            "noise": noise,
+        }
+        rng, self.terms = np.random.default_rng([seed, 31]), []
+        for degree, strength in enumerate(energy):
+            members = [()] if degree == 0 else [(i,) for i in range(n)]
+            if degree > 1:
+                members = sorted({tuple(sorted(rng.choice(n, degree, replace=False).tolist())) for _ in range(n)})
+            size = rng.normal(size=(points, len(members)))
+            if degree == 1:
+                size *= np.exp(concentration * rng.normal(size=len(members)))
+            size *= np.sqrt(strength / np.square(size).sum(1, keepdims=True))
+            self.terms.append((np.array(members, np.int64).reshape(len(members), degree), size))
+        top = max(np.sqrt((1 - p) / p), np.sqrt(p / (1 - p)))
+        sums = sum(np.abs(size).sum(1) * top**degree for degree, (_, size) in enumerate(self.terms))
+        self.bound = float(sums.max() + np.sqrt(3 * self.noise))
+
+    def spec(self) -> dict:
+        return {"learner": "polynomial"} | self.options
+
+    def weights(self) -> np.ndarray:
+        """[K, Q]: B_0, B_1, ... of the scaled outputs."""
+        return np.stack([np.square(size).sum(1) for _, size in self.terms]) / self.bound**2
+
+    def best(self, seed: int | None = None):
+        """The best linear predictor of the scaled outputs: scores 2 f_i / sigma. With a ``seed``, of the trainings
+        with it (noise is then part of the mean).
+        """
+        from tda.verification.claims import Attribution
+
+        slope = 1 / np.sqrt(self.p * (1 - self.p))
+        mean = self.terms[0][1][:, 0] + (0.0 if seed is None else self._shift(np.array([seed]))[0])
+        return Attribution(self.terms[1][1] * slope / self.bound, mean / self.bound, self.p)
+
+    def _shift(self, seeds: np.ndarray) -> np.ndarray:
+        """The seeds' part of the output [M], uniform with variance ``noise``."""
+        drawn = np.array([np.random.default_rng([int(s), 7]).random() for s in seeds])
+        return np.sqrt(12 * self.noise) * (drawn - 0.5)
+
+    def run(self, subsets, seeds):
+        # One column more than needed, and sums term by term along the first axis: then a value does not depend on how
+        # many subsets there are. (numpy adds up a single column in another order; a matrix product may, too.)
+        z = np.ascontiguousarray(standard(np.concatenate([subsets, subsets[:1]]), self.p).T)
+        values = np.zeros((len(subsets) + 1, self.points))
+        for members, size in self.terms:
+            phi = np.ones((len(members), len(values)))
+            for column in members.T:
+                phi *= z[column]
+            values += np.stack([(phi * one[:, None]).sum(0) for one in size], axis=1)
+        values = values[:-1]
+        if self.noise:
+            values += self._shift(seeds)[:, None]
+        return values, [row.tobytes() for row in values]

@@ -1,0 +1,151 @@
+"""The best residual of a linear predictor, without computing that predictor.
+
+With B_k the sum of the squared Fourier coefficients of degree k, the smallest mean squared error of a linear
+predictor (with a constant) is B_{>=2} = E f^2 - B_0 - B_1. The noise stability h(r) = E f(x) f(x'), over pairs of
+correlation r, is
+
+    h(r) = sum_k B_k r^k,        h(0) = B_0,        h(1) = E f^2,
+
+so a parabola b_0 + b_1 r + b_2 r^2 through h at {0, rho, 2 rho} gives B_0 and B_1, up to the bias
+
+    E b_1 - B_1 = - sum_{k>=3} B_k rho^(k-1) (2^(k-1) - 2)          (-2 rho^2 B_3 - 6 rho^3 B_4 - ...).
+
+Nothing in this depends on N. The residual is never underestimated in expectation (without the constraint): the bias
+makes a verifier lenient, and rho must keep it well below eps.
+
+Source: residual estimation of Saunshi, Gupta, Braverman and Arora (2023), as used by Karchmer, Pawelczyk and Neel
+(2025). Ours: the coupling of the partners, the subtraction of a fixed linear predictor before estimating (B_{>=2}
+does not change when one is subtracted, the variance does), the winsorised mean, and the plan of sample sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+from scipy.optimize import nnls
+
+from tda.verification.subsets import check_rho
+
+MSE_SPREAD = 2.0  # variance of a squared Gaussian, in units of its squared mean
+
+
+@dataclass(frozen=True)
+class Residual:
+    """``value`` [Q]: the estimate of B_{>=2}. ``weights`` [3, Q]: b_0, b_1, b_2. ``stability`` [4, Q]: h at 0, rho, 2
+    rho and 1.
+    """
+
+    value: np.ndarray
+    weights: np.ndarray
+    stability: np.ndarray
+
+
+def residual(values: np.ndarray, rho: float, constraint: bool = True) -> Residual:
+    """B_{>=2} of every output from ``values`` [4, n, Q]: f at n base subsets and at their partners of correlation 0,
+    rho and 2 rho, in this order.
+
+    ``constraint``: the three coefficients are fitted under b >= 0 (they are sums of squares). Every one of the 4 n
+    evaluations serves h(1). Raises ``ValueError`` for another shape, numbers that are not finite, rho outside (0, 1/2].
+    """
+    base, *others = values = _checked(values)
+    pairs = np.stack([(base * other).mean(0) for other in others])
+    return from_stability(np.concatenate([pairs, np.square(values).mean((0, 1))[None]]), rho, constraint)
+
+
+def winsorised(values: np.ndarray, rho: float, share: float) -> np.ndarray:
+    """[Q]: the same estimate (without constraint) as a mean over bases, in which a few wrong outputs count for little.
+
+    A base has the term T = (mean of the four squares) - f(x) sum_t c_t f(x_t), c as in :func:`spread`; its mean over
+    the bases is B_{>=2} of :func:`residual`. Terms beyond the quantiles ``share`` and 1 - ``share`` are pulled to
+    them: lies about few bases, however large, can move the estimate only by what lies between the quantiles. T is
+    heavy-tailed and nearly symmetric, so honest outputs lose little, and its variance falls. Ours. Raises
+    ``ValueError`` for a share outside [0, 0.25], and as :func:`residual`.
+    """
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 0.25:
+        raise ValueError(f"share={share!r} of the terms on each side; it lies in [0, 0.25], and 0 pulls none.")
+    values = _checked(values)
+    terms = np.square(values).mean(0) - values[0] * np.tensordot(slopes(rho), values[1:], 1)
+    return np.clip(terms, np.quantile(terms, share, axis=0), np.quantile(terms, 1 - share, axis=0)).mean(0)
+
+
+def slopes(rho: float) -> np.ndarray:
+    """c with sum_t c_t h(t) = b_0 + b_1 of the parabola through t = 0, rho, 2 rho."""
+    check_rho(rho)
+    return np.array([1 - 1.5 / rho, 2 / rho, -0.5 / rho])
+
+
+def _checked(values) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 3 or values.shape[0] != 4 or not values.shape[1]:
+        raise ValueError(f"values have shape {values.shape}; give [4, n, Q]: base, correlation 0, rho, 2 rho.")
+    if not np.isfinite(values).all():
+        raise ValueError("the outputs hold NaN or infinite numbers; look at the subsets that give them.")
+    return values
+
+
+def from_stability(stability: np.ndarray, rho: float, constraint: bool = True) -> Residual:
+    """The same from ``stability`` [4, Q]: (estimates of) h(0), h(rho), h(2 rho), h(1)."""
+    stability = np.asarray(stability, dtype=np.float64)
+    at = np.array([0.0, check_rho(rho), 2 * rho])
+    powers = np.vander(at, 3, increasing=True)
+    if constraint:
+        weights = np.stack([nnls(powers, h)[0] for h in stability[:3].T], axis=1)
+    else:
+        weights = np.linalg.solve(powers, stability[:3])
+    return Residual(stability[3] - weights[0] - weights[1], weights, stability)
+
+
+def stability(weights: np.ndarray, correlations: np.ndarray) -> np.ndarray:
+    """h [R, Q] = sum_k B_k r^k of known ``weights`` [K, Q]."""
+    return np.vander(np.asarray(correlations, float), len(weights), increasing=True) @ weights
+
+
+def bias(weights: np.ndarray, rho: float) -> np.ndarray:
+    """[Q]: expected estimate minus truth, sum_{k>=3} B_k rho^(k-1) (2^(k-1) - 2), of known ``weights`` [K, Q]."""
+    k = np.arange(3, len(weights))
+    return (rho ** (k - 1) * (2.0 ** (k - 1) - 2)) @ np.asarray(weights)[3:]
+
+
+def spread(rho: float, degree: int = 2, coupled: bool = True) -> float:
+    """Variance of one base's term of the estimate, in units of (E f^2)^2, if all of f has this degree.
+
+    The term is f(x) sum_t c_t f(x_t) with c = (1 - 3 / 2rho, 2 / rho, -1 / 2rho) at t = 0, rho, 2 rho. The products are
+    treated as products of independent Gaussians, with E f(x_t) f(x_s) = E f^2 (1 - |t - s|)^degree when coupled (two
+    partners agree where both keep or both draw afresh) and 0 otherwise; 2 is added for h(1). A planning figure.
+    """
+    c = slopes(rho)
+    at = np.array([0, rho, 2 * rho])
+    common = (1 - np.abs(at[:, None] - at)) ** degree
+    return float(c @ (common if coupled else np.eye(3)) @ c) + 2.0
+
+
+def plan(
+    eps: float, delta: float, best: float, rho: float, degree: int = 2, points: int = 1, total: float | None = None
+) -> tuple[int, int]:
+    """``(fresh, bases)``: how many subsets to measure the claim on, and how many bases for the residual.
+
+    ``best``: the best residual B_{>=2} that is expected. With these sizes (normal approximation) a claim of error eps
+    / 4 passes, and one of error eps fails, with probability 1 - delta in each of ``points`` outputs. The noise is in
+    proportion to E g^2 of the function g that is measured: best + error of the claim if the claim is subtracted
+    (``around="claim"``), and ``total`` = E f^2 otherwise, when it is given. A quarter of the variance is left to the
+    fresh subsets. Grows as (E g^2 / eps)^2, and with :func:`spread` in 1 / rho.
+    """
+    check_rates(eps, delta)
+    if not best > 0 or points < 1 or (total is not None and not total > 0):
+        raise ValueError(f"best={best}, points={points}, total={total}; all must be positive.")
+    honest, false = (best + eps / 4, best + eps) if total is None else (total, total)
+    z = stats.norm.ppf(1 - delta / points)
+    variance = min(eps / 4 / honest, eps / 2 / false) ** 2 / z**2
+    return int(np.ceil(4 * MSE_SPREAD / variance)), int(np.ceil(spread(check_rho(rho), degree) / variance * 4 / 3))
+
+
+def check_rates(eps: float, delta: float) -> None:
+    """Raises ``ValueError`` unless both are numbers strictly between 0 and 1."""
+    for name, value in (("eps", eps), ("delta", delta)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+            raise ValueError(
+                f"{name}={value!r}; it must lie strictly between 0 and 1 (outputs are scaled to [-1, 1], and eps is in "
+                f"their squared unit)."
+            )
