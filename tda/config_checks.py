@@ -125,7 +125,9 @@ def cross_checks(config: dict, where: str) -> None:
         key = f"claims[{index}]"
         if claim_ids.count(claim["id"]) > 1:
             refuse(f"{key}.id", claim["id"], "claim ids must be unique")
-        if claim["testbed"] not in config["testbeds"]:
+        if claim["testbed"] is None:
+            _without_testbed(config, claim, key, refuse)
+        elif claim["testbed"] not in config["testbeds"]:
             refuse(
                 f"{key}.testbed",
                 claim["testbed"],
@@ -154,6 +156,16 @@ def cross_checks(config: dict, where: str) -> None:
             refuse(f"{key}.metric", claim["metric"], f"testbed {claim['testbed']} has no design {design[1]}")
         if claim["kind"] == "parity" and claim["margin"] <= 0:
             refuse(f"{key}.margin", claim["margin"], "parity needs a margin greater than 0")
+
+
+def _without_testbed(config: dict, claim: dict, key: str, refuse: Callable[[str, Any, str], None]) -> None:
+    """A claim may do without a testbed if it is on a finding of a chapter that runs on no testbed at all."""
+    if not claim["metric"].startswith("finding_"):
+        names = ", ".join(config["testbeds"])
+        refuse(f"{key}.testbed", None, f"only a claim on a finding_ may have no testbed; name one of {names}")
+    others = [*config["rows"], *(other for other in config["claims"] if other["testbed"])]
+    if any(other["notebook"] == claim["notebook"] for other in others):
+        refuse(f"{key}.testbed", None, f"{claim['notebook']} runs on testbeds (other rows or claims say so); name one")
 
 
 def _kinds_fit(testbed: dict, key: str, refuse: Callable[[str, Any, str], None]) -> None:

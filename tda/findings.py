@@ -3,6 +3,9 @@
 A chapter that trains models of its own (a grid of settings, say) saves its findings under names that start with
 ``finding_``; a claim of the config whose metric is such a name is judged by them like any other. The table is one of
 the chapter's figure files (``workflow/figures.yaml``), so that the verdicts of chapter 60 wait for it.
+
+A chapter either runs on testbeds, with a table of findings for each, or on none: then the configuration stands here
+in the testbed's place, and its claims name no testbed.
 """
 
 from __future__ import annotations
@@ -23,13 +26,16 @@ from tda.testbeds import Testbed
 COLUMNS = ("finding", "value", "low", "high", "df")
 
 
-def path_of(testbed: Testbed, notebook: str) -> Path:
-    """``<figures>/tables/<number of the notebook>_findings_<testbed>.csv``."""
-    return figures_dir(testbed.config) / "tables" / f"{notebook[:2]}_findings_{testbed.name}.csv"
+def path_of(home: Testbed | dict, notebook: str) -> Path:
+    """``<figures>/tables/<number of the notebook>_findings[_<testbed>].csv``; ``home`` as in :func:`save`."""
+    config, suffix = (home.config, f"_{home.name}") if isinstance(home, Testbed) else (home, "")
+    return figures_dir(config) / "tables" / f"{notebook[:2]}_findings{suffix}.csv"
 
 
-def save(testbed: Testbed, notebook: str, found: Mapping[str, Interval]) -> pd.DataFrame:
-    """Write the findings of a chapter on a testbed, all of them at once; the intervals are at the config's level.
+def save(home: Testbed | dict, notebook: str, found: Mapping[str, Interval]) -> pd.DataFrame:
+    """Write the findings of a chapter, all of them at once; the intervals are at the config's level.
+
+    ``home`` is the testbed on which the chapter ran, or the configuration if it runs on none.
 
     Raises ``ValueError`` for a name that does not start with ``finding_`` and for numbers out of order or not finite.
     """
@@ -39,18 +45,20 @@ def save(testbed: Testbed, notebook: str, found: Mapping[str, Interval]) -> pd.D
         if not interval.low <= interval.value <= interval.high or not np.isfinite([interval.low, interval.high]).all():
             raise ValueError(f"{name} is {tuple(interval)}; value and interval must be finite, low <= value <= high.")
     frame = pd.DataFrame([(name, *i, i.df) for name, i in found.items()], columns=list(COLUMNS))
-    write_table(path_of(testbed, notebook), frame)
+    write_table(path_of(home, notebook), frame)
     return frame
 
 
-def measure(testbed: Testbed, claim: dict) -> Measurement:
-    """The finding that decides a claim. Raises :class:`ArtefactError` where its chapter has not saved it."""
-    chapter, path = claim["notebook"], path_of(testbed, claim["notebook"])
+def measure(home: Testbed | dict, claim: dict) -> Measurement:
+    """The finding that decides a claim; ``home`` as in :func:`save`.
+
+    Raises :class:`ArtefactError` where its chapter has not saved it.
+    """
+    config, where = (home.config, f" on {home.name}") if isinstance(home, Testbed) else (home, "")
+    chapter, path = claim["notebook"], path_of(home, claim["notebook"])
     known = pd.read_csv(path).set_index("finding") if path.exists() else pd.DataFrame()
     if claim["metric"] not in known.index:
-        raise ArtefactError(
-            f"claim {claim['id']!r}: {path} has no {claim['metric']!r}. Run {chapter} on {testbed.name} again."
-        )
+        raise ArtefactError(f"claim {claim['id']!r}: {path} has no {claim['metric']!r}. Run {chapter}{where} again.")
     line = known.loc[claim["metric"]]
-    level = testbed.config["statistics"]["level"]
+    level = config["statistics"]["level"]
     return Measurement(line["value"], line["low"], line["high"], line["df"], level)

@@ -250,9 +250,9 @@ def measure(
     return results
 
 
-def measure_claim(testbed: Testbed, claim: dict) -> Measurement:
+def measure_claim(testbed: Testbed | dict, claim: dict) -> Measurement:
     """The interval that decides a claim of the config: a row's metric, its paired difference to another row, or a
-    finding of a chapter (:mod:`tda.findings`).
+    finding of a chapter (:mod:`tda.findings`, which also says when a configuration stands for ``testbed``).
     """
     if claim["metric"].startswith("removal_"):
         return _measure_removal(testbed, claim)
@@ -269,14 +269,16 @@ def measure_claim(testbed: Testbed, claim: dict) -> Measurement:
     return Measurement(interval.value, interval.low, interval.high, interval.df, _level(testbed))
 
 
-def claims_so_far(testbed: Testbed, notebook: str) -> pd.DataFrame:
+def claims_so_far(testbed: Testbed | dict, notebook: str) -> pd.DataFrame:
     """The measurements behind a chapter's claims on this testbed, before the correction for their number (chapter 60).
 
-    Claims on removals are left to chapter 60, since chapter 05 trains their models.
+    A chapter without a testbed gives its configuration. Claims on removals are left to chapter 60, since chapter 05
+    trains their models.
     """
+    settings, name = (testbed.config, testbed.name) if isinstance(testbed, Testbed) else (testbed, None)
     lines = []
-    for claim in testbed.config["claims"]:
-        if (claim["notebook"], claim["testbed"]) == (notebook, testbed.name) and "removal" not in claim["metric"]:
+    for claim in settings["claims"]:
+        if (claim["notebook"], claim["testbed"]) == (notebook, name) and "removal" not in claim["metric"]:
             found, region = measure_claim(testbed, claim), Criterion(claim["direction"], claim["margin"])
             numbers = {"value": found.value, "low": found.low, "high": found.high}
             lines.append({"claim": claim["claim"]} | numbers | {"true if": str(region)})
@@ -295,8 +297,10 @@ def _measure_removal(testbed: Testbed, claim: dict) -> Measurement:
     return Measurement(found.value, found.low, found.high, found.df, _level(testbed))
 
 
-def claim_ceiling(testbed: Testbed, claim: dict) -> Ceiling | None:
+def claim_ceiling(testbed: Testbed | dict, claim: dict) -> Ceiling | None:
     """The noise ceiling of the bank behind a claim on an LDS; ``None`` for any other metric."""
+    if not isinstance(testbed, Testbed):
+        return None
     for design in testbed.settings["designs"]:
         name = testbed.modality.second_output(testbed)
         if claim["metric"] in (f"lds_{design}", f"lds_{design}_{name}"):

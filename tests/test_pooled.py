@@ -6,6 +6,7 @@ import pytest
 import tda.testbeds
 from tda import config, findings, scores
 from tda.artefacts import ArtefactError
+from tda.evaluation.claims import claims_table
 from tda.evaluation.intervals import Interval, lds_difference, lds_interval, mean_interval
 from tda.evaluation.pooled import combined, over_settings, pooled
 
@@ -77,6 +78,44 @@ def test_findings_that_are_missing_or_impossible(bed):
         findings.save(bed, "21_better_hessians", {"finding_one": Interval(0.5, float("nan"), 0.9)})
     with pytest.raises(ValueError, match="low <= value"):
         findings.save(bed, "21_better_hessians", {"finding_one": Interval(0.5, 0.6, 0.9)})
+
+
+FREE = {"id": "free", "paper": "Newton step", "claim": "One.", "notebook": "30_free", "metric": "finding_one"}
+FREE |= {"direction": "greater", "margin": 0.1, "kind": "value"}  # no testbed
+
+
+def test_a_chapter_without_a_testbed(bed, tmp_path):
+    settings = config.load("smoke", {"claims": [FREE, FREE | {"id": "b", "notebook": "31_free", "testbed": None}]})
+    with pytest.raises(ArtefactError, match="Run 30_free again"):
+        scores.measure_claim(settings, settings["claims"][0])
+    findings.save(settings, "30_free", {"finding_one": Interval(0.5, 0.2, 0.9, 0.1, 7.0)})
+    findings.save(bed, "30_free", {"finding_one": Interval(0.0, 0.0, 0.0, 0.0, 7.0)})  # another table
+    assert (tmp_path / "tables" / "30_findings.csv").exists()
+    found = scores.measure_claim(settings, settings["claims"][0])
+    assert (found.value, found.low, found.high, found.df, found.level) == (0.5, 0.2, 0.9, 7.0, 0.95)
+    assert scores.claims_so_far(settings, "30_free").to_dict("records") == [
+        {"claim": "One.", "value": 0.5, "low": 0.2, "high": 0.9, "true if": "> 0.1"}
+    ]
+    assert scores.claims_so_far(bed, "30_free").empty
+    table = claims_table(settings["claims"][:1], lambda c: scores.measure_claim(settings, c), {"free": None})
+    assert scores.claim_ceiling(settings, settings["claims"][0]) is None and table.verdict.tolist() == ["supported"]
+
+
+@pytest.mark.parametrize(
+    ("more", "parts"),
+    [
+        ([FREE | {"metric": "lds_half", "row": "random"}], ["claims[0].testbed: None", "finding_", "people, authors"]),
+        ([FREE | {"testbed": "peple"}], ["claims[0].testbed: 'peple'", "did you mean 'people'"]),
+        ([FREE | {"row": "random"}], ["claims[0].row: 'random'", "names no row"]),
+        ([FREE | {"notebook": "04_first_methods"}], ["claims[0].testbed: None", "04_first_methods runs on testbeds"]),
+        ([FREE, FREE | {"id": "b", "testbed": "people"}], ["claims[0].testbed: None", "30_free runs on testbeds"]),
+        ([FREE, FREE | {"id": "b"}, FREE | {"id": "c", "testbed": 3}], ["claims[2].testbed: 3", "string or null"]),
+    ],
+)
+def test_a_claim_without_a_testbed_is_refused_in_one_line(more, parts):
+    with pytest.raises(config.ConfigError) as caught:
+        config.load("smoke", {"claims": more})
+    assert "\n" not in str(caught.value) and all(part in str(caught.value) for part in parts), caught.value
 
 
 @pytest.mark.parametrize("change", [{"row": "random"}, {"metric": "lds_half"}, {"kind": "parity", "margin": 0.1}])

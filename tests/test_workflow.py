@@ -66,7 +66,8 @@ def test_every_stage_is_planned(profile):
         expected |= {"removal_shard", f"removal_on_{name}"} if testbed["removals"] else set()
         expected |= {f"chapter_{row['notebook']}_on_{name}" for row in config.rows(loaded, name)}
     findings = [claim for claim in loaded["claims"] if claim["metric"].startswith("finding_")]
-    expected |= {f"chapter_{claim['notebook']}_on_{claim['testbed']}" for claim in findings}
+    places = {(claim["notebook"], claim["testbed"]) for claim in findings}
+    expected |= {f"chapter_{chapter}_on_{bed}" if bed else f"chapter_{chapter}" for chapter, bed in places}
     assert rules == expected
     shards = [
         part["shards"]
@@ -108,6 +109,16 @@ def test_figures_belong_to_notebooks():
         for file in files:  # a picture named after its chapter, or a table
             picture = rf"{name[:2]}_[a-z0-9_{{}}]+\.(png|svg|pdf|html)"
             assert re.fullmatch(picture + r"|tables/[a-z0-9_{}]+\.csv", file), file
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_tables_of_findings_are_made_by_their_chapters(profile):
+    """Chapter 60 waits for the figure files of the chapters, so every table that a claim rests on is among them."""
+    figures = yaml.safe_load((ROOT / "workflow" / "figures.yaml").read_text())
+    for claim in config.load(profile)["claims"]:
+        if claim["metric"].startswith("finding_"):
+            suffix = "_{testbed}" if claim["testbed"] else ""
+            assert f"tables/{claim['notebook'][:2]}_findings{suffix}.csv" in figures[claim["notebook"]], claim["id"]
 
 
 def test_lint_is_clean():

@@ -35,3 +35,32 @@ for CHAPTER, NAMES in CHAPTERS.items():
                 "../../environment.yml"
             shell:
                 RUN
+
+
+# Chapters that run on no testbed: experiments of their own, judged by claims on their findings.
+for CHAPTER in WITHOUT_TESTBED:
+
+    rule:
+        name:
+            f"chapter_{CHAPTER}"
+        input:
+            notebook=notebook(CHAPTER),
+            modules=modules(CHAPTER),
+        output:
+            figures(CHAPTER),
+        params:
+            parameters=parameters(),
+            statistics=section("statistics"),
+        priority: 20
+        log:
+            **logs(CHAPTER),
+        benchmark:
+            f"{BENCHMARKS}/{CHAPTER}.tsv"
+        threads: 1
+        resources:
+            mem_mb=MEMORY,
+            runtime=MINUTES,
+        conda:
+            "../../environment.yml"
+        shell:
+            RUN

@@ -30,8 +30,10 @@ DATA = os.path.relpath(configuration.data_dir(CONFIG), ROOT)
 FIGURES = os.path.relpath(configuration.figures_dir(CONFIG), ROOT)
 LOGS, BENCHMARKS = f"{DATA}/logs", f"{DATA}/benchmarks"
 TESTBEDS = list(CONFIG["testbeds"])
-# Chapters in order, each with the testbeds it runs on: those of its rows, and of the claims on its own findings.
-FINDINGS = {(c["notebook"], c["testbed"]) for c in CONFIG["claims"] if c["metric"].startswith("finding_")}
+# Chapters in order, each with the testbeds it runs on: those of its rows, and of the claims on its own findings. A chapter whose
+# claims name no testbed runs once.
+FINDINGS = {(c["notebook"], c["testbed"]) for c in CONFIG["claims"] if c["testbed"] and c["metric"].startswith("finding_")}
+WITHOUT_TESTBED = sorted({c["notebook"] for c in CONFIG["claims"] if not c["testbed"]})
 CHAPTERS = {
     chapter: [t for t in TESTBEDS if configuration.rows(CONFIG, t, chapter) or (chapter, t) in FINDINGS]
     for chapter in sorted({row["notebook"] for row in configuration.rows(CONFIG)} | {chapter for chapter, _ in FINDINGS})

@@ -72,6 +72,7 @@ def all_figures():
     stages = {"02_training": TESTBEDS, "03_retraining_bank": with_designs, "05_removal": REMOVAL_TESTBEDS} | CHAPTERS
     stages |= {"62_cost_of_curvature": COST_TESTBEDS}
     paths = figure_paths("01_corpora") + figure_paths("60_leaderboard") + figure_paths("63_conformance")
+    paths += [path for name in WITHOUT_TESTBED for path in figure_paths(name)]
     for name, testbeds in sorted(stages.items()):
         paths += [path for testbed in testbeds for path in figure_paths(name, testbed)]
     return paths
