@@ -1,4 +1,4 @@
-"""Exact refits and their approximations against closed forms, an independent optimiser, loops and finite differences."""
+"""Exact refits and their approximations against closed forms, another optimiser, loops and finite differences."""
 
 import numpy as np
 import pytest
@@ -85,7 +85,7 @@ def test_removal_from_ridge_regression_in_closed_form(k):
 
 @pytest.mark.parametrize("loss", [LOGISTIC, SQUARED], ids=lambda loss: loss.name)
 def test_one_example_and_its_leverage(loss):
-    """For k = 1 the Newton step is influence / (1 - h), and so is rescaled influence; the leverages sum to the trace."""
+    """For k = 1 the Newton step is influence / (1 - h), and so is rescaled influence; leverages sum to the trace."""
     fit, _ = fitted(loss)
     T = np.arange(120)[:, None]
     expected = convex.influence(fit, T) / (1 - fit.leverages)[:, None]
@@ -141,7 +141,8 @@ def test_refits_reach_the_tolerance():
     """The gradient over the kept examples alone, computed from them; 1e-12 of the gradients' own size at zero."""
     for fit, rng in (fitted(LOGISTIC), fitted(SQUARED)):
         problem, T = fit.problem, laws.random_sets(120, 30, 6, rng)
-        size = np.sqrt(sum((problem.loss.first(0.0, y) * x) @ (problem.loss.first(0.0, y) * x) for x, y in zip(problem.X, problem.y, strict=True)))  # fmt: skip
+        at_zero = [problem.loss.first(0.0, y) * x for x, y in zip(problem.X, problem.y, strict=True)]
+        size = np.sqrt(sum(g @ g for g in at_zero))
         assert problem.tolerance == pytest.approx(1e-12 * size)
         for t, change in zip(T, convex.refit(fit, T), strict=True):
             X, y = np.delete(problem.X, t, 0), np.delete(problem.y, t)
@@ -197,7 +198,7 @@ TWO = np.array([[0, 1]])
         (np.array([[0.0, 1.0]]), "float64"),
         (np.ones((2, 120), bool), "bool"),
         (np.empty((2, 0), int), "k >= 1"),
-        (np.arange(120)[None], "leave nothing"),
+        (np.arange(120)[None], "leave too few"),
     ],
 )
 def test_bad_removed_sets(removed, text):
@@ -250,6 +251,8 @@ def test_a_removal_that_leaves_separable_data_is_named():
     with pytest.raises(ValueError, match="data without removed set 1 are separable"):
         convex.refit(fit, np.stack([np.array([0, 1, 2]), wrong]))
     assert np.isfinite(convex.refit(fit, np.array([[0, 1, 2]]))).all()
+    with pytest.raises(ValueError, match="leave too few"):
+        convex.newton_step(fit, np.arange(116)[None])
 
 
 # --- laws -----------------------------------------------------------------------------------------
@@ -281,7 +284,7 @@ def test_slope_and_minimum_of_exact_curves():
     for p, q in ((1.0, 1.0), (1.0, 2.0), (3.0, 1.0)):
         ratio = k / 8.0
         curve = p * np.sqrt(ratio) + q / np.sqrt(ratio)
-        np.testing.assert_allclose(laws.flattest(ratio, np.stack([curve, 5 * curve], 1)), np.log2(q / p))
+        np.testing.assert_allclose(laws.flattest(ratio, np.stack([curve, 5 * curve], 1)), np.log2(q / p), atol=1e-9)
 
 
 def test_the_bootstrap_covers():
@@ -300,18 +303,18 @@ def test_the_bootstrap_covers():
     with pytest.raises(ValueError, match="2 or more"):
         laws.bootstrap(same[:, :1], lambda m: laws.slope(sizes, m), 0.95)
     with pytest.raises(ValueError, match="not finite"):
-        laws.bootstrap(same, lambda m: np.log(m[0] - m[0]), 0.95)
+        laws.bootstrap(same, lambda m: m[0] + np.nan, 0.95)
 
 
 @pytest.mark.parametrize(("d", "k"), [(8, 8), (20, 2), (3, 100)])
 def test_the_limit_of_large_n(d, k):
-    """Measured at n = 20,000, averaged over 3 designs of 150 sets, against the leading terms."""
+    """Measured at n = 20,000, averaged over 3 designs of 100 sets, against the leading terms."""
     rng = np.random.default_rng(1)
-    newton, gap = laws.limit(d, k, 1.0, 4000, rng)
+    newton, gap = laws.limit(d, k, 1.0, 3000, rng)
     found = []
     for _ in range(3):
         X, y = laws.gaussian(20_000, d, 1.0, rng)
-        measured = convex.errors(convex.fit(X, y), laws.random_sets(20_000, k, 150, rng))
+        measured = convex.errors(convex.fit(X, y), laws.random_sets(20_000, k, 100, rng))
         found.append([measured["Newton step"].mean(), measured["gap"].mean()])
     np.testing.assert_allclose(20_000**2 * np.mean(found, 0), [newton, gap], rtol=0.15)
 

@@ -116,8 +116,8 @@ def bootstrap(
     """Interval of statistic(mean of values [..., R] over replicates), by resampling whole replicates.
 
     A replicate is a draw of everything: its designs and their removed sets go together, so that the spread over
-    replicates contains both. ``statistic`` maps means [..., B] to [B]. The half-width is a t quantile with R - 1 degrees
-    of freedom times the bootstrap's standard error times sqrt(R / (R - 1)), without which few replicates seem too sure
+    replicates contains both. ``statistic`` maps means [..., B] to [B]. The half-width is a t quantile with R - 1
+    degrees of freedom times the bootstrap's standard error times sqrt(R / (R - 1)), without which few replicates seem too sure
     of themselves. Raises ValueError for fewer than 2 replicates and for a statistic that is not finite.
     """
     count = values.shape[-1]

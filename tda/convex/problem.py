@@ -60,7 +60,7 @@ SQUARED = Loss(
 
 @dataclass(frozen=True)
 class Problem:
-    """Data X [n, d], labels y [n] (0 or 1 for the logistic loss), loss and ridge (>= 0, sum form). Raises ValueError."""
+    """Data X [n, d], labels y [n] (0 or 1 for the logistic loss), loss, ridge (>= 0, sum form). Raises ValueError."""
 
     X: np.ndarray
     y: np.ndarray
@@ -143,7 +143,8 @@ class Problem:
 
     def _complaint(self) -> str:
         n, d = self.X.shape
-        return f"{self.loss.name} regression on n = {n}, d = {d} with ridge {self.ridge:g}. Give a ridge > 0 or more examples."
+        what = f"{self.loss.name} regression on n = {n}, d = {d} with ridge {self.ridge:g}"
+        return f"{what}. Give a ridge > 0 or more examples."
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def fit(X: np.ndarray, y: np.ndarray, loss: Loss = LOGISTIC, ridge: float = 0.0)
 
 
 def separable(X: np.ndarray, y: np.ndarray) -> bool:
-    """Whether some theta has (2 y_i - 1) x_i . theta >= 0 for all i, and > 0 for one; then logistic regression has no fit.
+    """Whether some theta has (2 y_i - 1) x_i . theta >= 0 for all i, and > 0 for one: no logistic fit without a ridge.
 
     Decided by a linear programme; X [n, d], y [n] of 0 and 1. Covers complete and quasi-complete separation.
     """

@@ -1,7 +1,7 @@
 """What removing a set of examples does to a fit: exactly, by influence, by rescaled influence, by a Newton step.
 
-With g_i, H_i the gradient and Hessian of example i at the fit, H the Hessian of the whole objective and T the removed set,
-the change theta_T - theta of the parameters is
+With g_i, H_i the gradient and Hessian of example i at the fit, H the Hessian of the whole objective and T the removed
+set, the change theta_T - theta of the parameters is
 
     influence            H^-1 sum_T g_i
     rescaled influence   sum_T (H - H_i)^-1 g_i  =  H^-1 sum_T g_i / (1 - h_i),   h_i the leverage
@@ -9,9 +9,9 @@ the change theta_T - theta of the parameters is
     next order           Newton step D and then  -1/2 (H - H_T)^-1 sum over i not in T of loss'''_i (x_i . D)^2 x_i
     refit                the minimiser of the objective without T
 
-Every function takes a fit and removed sets [S, k] (indices, all sets of one size, nobody twice in a set) and returns the
-changes [S, d]. A positive sign is the direction in which the parameters go when the examples *leave*. Sources: Koh et al.
-(2019, groups); Rubinstein and Hopkins (2025, rescaled influence); the next order is Taylor's theorem.
+Every function takes a fit and removed sets [S, k] (indices, all sets of one size, nobody twice in a set) and returns
+the changes [S, d]: where the parameters go when the examples *leave*. Sources: Koh et al. (2019, groups); Rubinstein
+and Hopkins (2025, rescaled influence); the next order is Taylor's theorem.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ METHODS: dict[str, Callable[[Fit, np.ndarray], np.ndarray]] = {
 
 
 def errors(fit: Fit, removed: np.ndarray) -> dict[str, np.ndarray]:
-    """Norms [S] of parameter differences, for each removed set: of each method to the refit (by the method's name), of the
-    refit to the fit (``change``), and of the Newton step to influence (``gap``).
+    """Norms [S] of parameter differences, for each removed set: of each method to the refit (by the method's name), of
+    the refit to the fit (``change``), and of the Newton step to influence (``gap``).
     """
     exact = refit(fit, removed)
     changes = {name: method(fit, removed) for name, method in METHODS.items()}
@@ -89,8 +89,11 @@ def _checked(fit: Fit, removed: np.ndarray) -> np.ndarray:
     ordered = np.sort(removed, axis=1)
     if (ordered[:, 1:] == ordered[:, :-1]).any():
         raise ValueError("a removed set names an example twice; name each once.")
-    if removed.shape[1] >= n:
-        raise ValueError(f"sets of {removed.shape[1]} of {n} examples leave nothing to fit.")
+    least = 1 if fit.problem.ridge else len(fit.theta)
+    if n - removed.shape[1] < least:
+        raise ValueError(
+            f"sets of {removed.shape[1]} of {n} examples leave too few to fit; without a ridge leave >= d."
+        )
     return removed.astype(np.int64)
 
 
