@@ -6,10 +6,15 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from tda import convex
-from tda.convex import LOGISTIC, SQUARED, laws, removal
+from tda.convex import LOGISTIC, SQUARED, laws, removal, tables
+from tda.convex.sets import CHOICES
 
 D = 5
 KS = (1, 3, D, 12)  # fewer than, as many as and more than the parameters
+
+
+def random_sets(n, k, sets, rng):
+    return np.stack([rng.permutation(n)[:k] for _ in range(sets)])
 
 
 def data(n=120, d=D, seed=0):
@@ -63,7 +68,7 @@ def test_the_fit_of_the_squared_loss_is_ridge_regression():
 @pytest.mark.parametrize("ridge", [0.0, 0.7, 30.0])
 def test_the_logistic_fit_against_scikit_learn(ridge):
     X, y, rng = data()
-    fit, T = convex.fit(X, y, ridge=ridge), laws.random_sets(120, 20, 3, rng)
+    fit, T = convex.fit(X, y, ridge=ridge), random_sets(120, 20, 3, rng)
     exact = fit.theta + convex.refit(fit, T)
     kept = [np.arange(120), *(np.delete(np.arange(120), t) for t in T)]
     for found, rows in zip([fit.theta, *exact], kept, strict=True):
@@ -74,7 +79,7 @@ def test_the_logistic_fit_against_scikit_learn(ridge):
 @pytest.mark.parametrize("k", KS)
 def test_removal_from_ridge_regression_in_closed_form(k):
     fit, rng = fitted(SQUARED)
-    T = laws.random_sets(120, k, 7, rng)
+    T = random_sets(120, k, 7, rng)
     kept = [np.delete(np.arange(120), t) for t in T]
     exact = np.stack([closed(fit.problem.X[r], fit.problem.y[r], 0.7) for r in kept]) - fit.theta
     np.testing.assert_allclose(convex.refit(fit, T), exact, rtol=1e-9, atol=1e-14)
@@ -99,7 +104,7 @@ def test_one_example_and_its_leverage(loss):
 @pytest.mark.parametrize("loss", [LOGISTIC, SQUARED], ids=lambda loss: loss.name)
 def test_batches_equal_loops(loss, k, monkeypatch):
     fit, rng = fitted(loss)
-    T = laws.random_sets(120, k, 5, rng)
+    T = random_sets(120, k, 5, rng)
     functions = convex.METHODS | {"next order": convex.next_order, "refit": convex.refit}
     whole = {name: function(fit, T) for name, function in functions.items()}
     for s, t in enumerate(T):
@@ -131,7 +136,7 @@ def weighted(fit, T, weight):
 
 def test_influence_is_the_derivative_in_the_weight_of_the_examples():
     fit, rng = fitted(LOGISTIC)
-    for t in laws.random_sets(120, 6, 3, rng):
+    for t in random_sets(120, 6, 3, rng):
         slope = (weighted(fit, t, 1 - 1e-4) - weighted(fit, t, 1 + 1e-4)) / 2e-4
         np.testing.assert_allclose(convex.influence(fit, t[None])[0], slope, rtol=1e-5, atol=1e-8)
         np.testing.assert_allclose(convex.refit(fit, t[None])[0], weighted(fit, t, 0.0) - fit.theta, atol=1e-9)
@@ -140,7 +145,7 @@ def test_influence_is_the_derivative_in_the_weight_of_the_examples():
 def test_refits_reach_the_tolerance():
     """The gradient over the kept examples alone, computed from them; 1e-12 of the gradients' own size at zero."""
     for fit, rng in (fitted(LOGISTIC), fitted(SQUARED)):
-        problem, T = fit.problem, laws.random_sets(120, 30, 6, rng)
+        problem, T = fit.problem, random_sets(120, 30, 6, rng)
         at_zero = [problem.loss.first(0.0, y) * x for x, y in zip(problem.X, problem.y, strict=True)]
         size = np.sqrt(sum(g @ g for g in at_zero))
         assert problem.tolerance == pytest.approx(1e-12 * size)
@@ -163,7 +168,7 @@ def test_the_order_of_accuracy():
     """On average: influence < rescaled influence < Newton step < next order, each clearly; influence is too short."""
     X, y = laws.gaussian(2000, 20, 1.0, np.random.default_rng(3))
     fit = convex.fit(X, y)
-    T = laws.random_sets(2000, 20, 40, np.random.default_rng(4))
+    T = random_sets(2000, 20, 40, np.random.default_rng(4))
     found, exact = convex.errors(fit, T), convex.refit(fit, T)
     means = [found[name].mean() for name in convex.METHODS]
     means.append(np.linalg.norm(convex.next_order(fit, T) - exact, axis=1).mean())
@@ -180,7 +185,7 @@ def test_the_order_of_accuracy():
 def test_sign(method):
     """Without the examples of T the model predicts their labels less well."""
     fit, rng = fitted(LOGISTIC)
-    T = laws.random_sets(120, 4, 20, rng)
+    T = random_sets(120, 4, 20, rng)
     moved = np.einsum("skd,sd->sk", fit.problem.X[T], method(fit, T))
     assert ((fit.slopes[T] * moved).sum(1) > 0).all()
 
@@ -271,9 +276,6 @@ def test_gaussian_designs_have_the_stated_signal():
     X, y = laws.gaussian(40_000, 4, 2.0, rng)
     assert np.linalg.norm(convex.fit(X, y).theta) == pytest.approx(2.0, abs=0.1)
     np.testing.assert_allclose(X.T @ X / 40_000, np.eye(4), atol=0.03)
-    T = laws.random_sets(50, 7, 400, rng)
-    assert T.shape == (400, 7) and all(len(set(t)) == 7 for t in T)
-    assert np.bincount(T.ravel(), minlength=50).min() > 25  # 56 expected
 
 
 def test_slope_and_minimum_of_exact_curves():
@@ -314,7 +316,7 @@ def test_the_limit_of_large_n(d, k):
     found = []
     for _ in range(3):
         X, y = laws.gaussian(20_000, d, 1.0, rng)
-        measured = convex.errors(convex.fit(X, y), laws.random_sets(20_000, k, 100, rng))
+        measured = convex.errors(convex.fit(X, y), random_sets(20_000, k, 100, rng))
         found.append([measured["Newton step"].mean(), measured["gap"].mean()])
     np.testing.assert_allclose(20_000**2 * np.mean(found, 0), [newton, gap], rtol=0.15)
 
@@ -322,3 +324,50 @@ def test_the_limit_of_large_n(d, k):
 def test_the_limit_without_a_signal_has_no_third_order():
     newton, gap = laws.limit(5, 5, 0.0, 100, np.random.default_rng(0))
     assert newton == pytest.approx(0, abs=1e-12) and gap > 0
+
+
+# --- which examples, which tables -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_removed_sets_are_sets(name):
+    fit, rng = fitted(LOGISTIC)
+    T = CHOICES[name](fit, 7, 300, rng)
+    assert T.shape == (300, 7) and all(len(set(t)) == 7 for t in T) and len({tuple(sorted(t)) for t in T}) > 50
+
+
+def test_what_the_chosen_sets_have_in_common():
+    fit, rng = fitted(LOGISTIC)
+    X, y, n = fit.problem.X, fit.problem.y, 120
+    assert np.bincount(CHOICES["random"](fit, 30, 400, rng).ravel(), minlength=n).min() > 70  # 100 expected
+    for t in CHOICES["cluster"](fit, 9, 20, rng):
+        far = np.linalg.norm(X - X[t[0]], axis=1)
+        assert set(t) == set(far.argsort()[:9])
+    losses = LOGISTIC.value(X @ fit.theta, y)
+    chosen = CHOICES["high loss"](fit, 10, 50, rng)
+    assert losses[chosen].mean() > 1.7 * losses.mean() and losses[chosen].max() == losses.max()
+    most = np.sort(losses)[-70:].min()  # the ten largest of sixty cannot be lower than this
+    assert losses[chosen].min() >= most
+    T, R = CHOICES["one direction"](fit, 20, 50, rng), CHOICES["random"](fit, 20, 50, rng)
+    pull, usual = (np.linalg.norm((fit.slopes[t][..., None] * X[t]).sum(1), axis=1) for t in (T, R))
+    assert pull.min() > usual.mean() and pull.mean() > 2 * usual.mean()
+
+
+@pytest.mark.parametrize("name", tables.NAMES)
+def test_tables(name):
+    table = tables.load(name, 0.7, 0)
+    n = len(table.y)
+    assert len(table.answers) == pytest.approx(0.3 / 0.7 * n, abs=2) and set(np.unique(table.y)) == {0.0, 1.0}
+    assert 0.25 < table.y.mean() < 0.75 and (table.X[:, -1] == 1).all() and (table.asked[:, -1] == 1).all()
+    np.testing.assert_allclose(table.X[:, :-1].mean(0), 0, atol=1e-9)
+    np.testing.assert_allclose(table.X[:, :-1].std(0), 1)
+    fit = convex.fit(table.X, table.y, ridge=1.0)
+    assert ((table.asked @ fit.theta > 0) == table.answers).mean() > (0.65 if name == "diabetes" else 0.9)
+    again, other = tables.load(name, 0.7, 0), tables.load(name, 0.7, 1)
+    assert (again.X == table.X).all() and not (other.raw == table.raw).all()
+
+
+def test_bad_tables():
+    for arguments, text in [(("wines", 0.5, 0), "'wines'; there are breast cancer"), (("wine", 1.0, 0), "share 1.0")]:
+        with pytest.raises(ValueError, match=text):
+            tables.load(*arguments)

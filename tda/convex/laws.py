@@ -52,11 +52,6 @@ def gaussian(n: int, d: int, signal: float, rng: np.random.Generator) -> tuple[n
     return X, (rng.random(n) < expit(X @ (signal * direction / np.linalg.norm(direction)))).astype(float)
 
 
-def random_sets(n: int, k: int, sets: int, rng: np.random.Generator) -> np.ndarray:
-    """``sets`` sets of k of n examples, each uniform without replacement -> [sets, k]."""
-    return np.stack([rng.choice(n, k, replace=False, shuffle=False) for _ in range(sets)])
-
-
 def limit(d: int, k: int, signal: float, draws: int, rng: np.random.Generator) -> tuple[float, float]:
     """n^2 E|refit - Newton step| and n^2 E|Newton step - influence| for n to infinity at finite d and k.
 
@@ -117,8 +112,8 @@ def bootstrap(
 
     A replicate is a draw of everything: its designs and their removed sets go together, so that the spread over
     replicates contains both. ``statistic`` maps means [..., B] to [B]. The half-width is a t quantile with R - 1
-    degrees of freedom times the bootstrap's standard error times sqrt(R / (R - 1)), without which few replicates seem too sure
-    of themselves. Raises ValueError for fewer than 2 replicates and for a statistic that is not finite.
+    degrees of freedom times the bootstrap's standard error times sqrt(R / (R - 1)), without which few replicates seem
+    too sure of themselves. Raises ValueError for fewer than 2 replicates and for a statistic that is not finite.
     """
     count = values.shape[-1]
     if count < 2:

@@ -91,9 +91,7 @@ def _checked(fit: Fit, removed: np.ndarray) -> np.ndarray:
         raise ValueError("a removed set names an example twice; name each once.")
     least = 1 if fit.problem.ridge else len(fit.theta)
     if n - removed.shape[1] < least:
-        raise ValueError(
-            f"sets of {removed.shape[1]} of {n} examples leave too few to fit; without a ridge leave >= d."
-        )
+        raise ValueError(f"sets of {removed.shape[1]} of {n} examples leave too few to fit; remove fewer.")
     return removed.astype(np.int64)
 
 
