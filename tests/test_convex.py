@@ -341,8 +341,10 @@ def test_what_the_chosen_sets_have_in_common():
     X, y, n = fit.problem.X, fit.problem.y, 120
     assert np.bincount(CHOICES["random"](fit, 30, 400, rng).ravel(), minlength=n).min() > 70  # 100 expected
     for t in CHOICES["cluster"](fit, 9, 20, rng):
-        far = np.linalg.norm(X - X[t[0]], axis=1)
-        assert set(t) == set(far.argsort()[:9])
+        same = np.flatnonzero(y == y[t[0]])
+        far = np.linalg.norm(X[same] - X[t[0]], axis=1)
+        assert set(t) == set(same[far.argsort()[:9]])
+    assert CHOICES["cluster"](fit, 100, 5, rng).shape == (5, 100) and y.sum() < 100 and (1 - y).sum() < 100
     losses = LOGISTIC.value(X @ fit.theta, y)
     chosen = CHOICES["high loss"](fit, 10, 50, rng)
     assert losses[chosen].mean() > 1.7 * losses.mean() and losses[chosen].max() == losses.max()

@@ -19,10 +19,14 @@ def uniform(fit: Fit, k: int, sets: int, rng: np.random.Generator) -> np.ndarray
 
 
 def cluster(fit: Fit, k: int, sets: int, rng: np.random.Generator) -> np.ndarray:
-    """A random example and its k - 1 nearest neighbours (Euclidean distance of the features)."""
-    X = fit.problem.X
-    centres = X[rng.integers(len(X), size=sets)]
-    return _largest(2 * centres @ X.T - np.square(X).sum(1), k)  # minus the squared distance, up to a constant
+    """A random example and its k - 1 nearest neighbours of the same label (Euclidean distance of the features).
+
+    Where a label has fewer than k examples the nearest of the others fill up.
+    """
+    X, y = fit.problem.X, fit.problem.y
+    centres = rng.integers(len(X), size=sets)
+    nearness = 2 * X[centres] @ X.T - np.square(X).sum(1)  # minus the squared distance, up to a constant
+    return _largest(np.where(y[centres, None] == y, nearness + 2 * np.abs(nearness).max(), nearness), k)
 
 
 def high_loss(fit: Fit, k: int, sets: int, rng: np.random.Generator) -> np.ndarray:
