@@ -260,6 +260,33 @@ def test_a_removal_that_leaves_separable_data_is_named():
         convex.newton_step(fit, np.arange(116)[None])
 
 
+def test_a_removal_that_takes_a_direction_along_is_named():
+    """A column that only three examples have: all three removed, whatever the size of the set."""
+    X, y, _ = data()
+    X = np.c_[X, np.zeros(120)]
+    X[[3, 4, 5], -1], y[[3, 4, 5]] = (1.0, 1.5, 0.5), (1, 0, 1)
+    for labels, loss in ((y, LOGISTIC), (X[:, 0], SQUARED)):
+        fit = convex.fit(X, labels, loss)
+        for T in (np.array([[3, 4, 5]]), np.arange(20)[None]):  # Woodbury and direct
+            for method in (convex.newton_step, convex.refit):
+                with pytest.raises(ValueError, match="without a removed set is singular.*ridge > 0"):
+                    method(fit, T)
+            assert np.isfinite(convex.newton_step(fit, T[:, 1:] if len(T[0]) == 3 else T[:, 5:])).all()
+        X_one = X.copy()
+        X_one[[3, 4], -1] = 0.0
+        with pytest.raises(ValueError, match="leverage 1"):
+            convex.rescaled_influence(convex.fit(X_one, X[:, 0], SQUARED), np.array([[5, 6]]))
+
+
+def test_the_unit_of_a_column_does_not_matter():
+    """Columns of very different size are no rank defect, and all methods give the same change in each unit."""
+    X, y, rng = data()
+    unit, T = np.array([1e-6, 1.0, 1e4, 1e-3, 1e6]), random_sets(120, 9, 3, rng)
+    plain, scaled = convex.fit(X, y), convex.fit(X * unit, y)
+    for method in (*convex.METHODS.values(), convex.next_order, convex.refit):
+        np.testing.assert_allclose(method(scaled, T) * unit, method(plain, T), rtol=1e-5, atol=1e-8)
+
+
 # --- laws -----------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from scipy.special import expit
 
 TOLERANCE = 1e-12  # see Problem.tolerance
 STEPS = 200
+SINGULAR = 1e-12  # a squared distance below this share of its own length counts as none
 FAR = 20.0  # a margin above this makes one ask whether the fit exists: its example has a weight of 2e-9
 
 
@@ -195,8 +196,9 @@ def fit(X: np.ndarray, y: np.ndarray, loss: Loss = LOGISTIC, ridge: float = 0.0)
     """
     problem = Problem(X, y, loss, ridge)
     if not ridge:
-        spread = np.linalg.eigvalsh(problem.X.T @ problem.X)
-        if spread[0] <= 1e-12 * spread[-1]:
+        size = np.linalg.norm(problem.X, axis=0)
+        scaled = problem.X / np.where(size > 0, size, 1.0)
+        if np.linalg.eigvalsh(scaled.T @ scaled)[0] <= SINGULAR:
             raise ValueError(f"X {problem.X.shape} has not full column rank; drop columns or give a ridge > 0.")
     nobody, start = np.empty((1, 0), int), np.zeros((1, problem.X.shape[1]))
     return Fit(problem, problem.minimise(nobody, start, problem.hessians(start, nobody))[0])

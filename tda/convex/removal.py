@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from tda.convex.problem import Fit
+from tda.convex.problem import SINGULAR, Fit
 
+ALONE = "without it no data speak about some direction of the parameters. Give a ridge > 0 or keep some of them."
 CHUNK = 2_000_000  # numbers in one temporary array: 16 MB
 
 
@@ -32,7 +33,10 @@ def influence(fit: Fit, removed: np.ndarray) -> np.ndarray:
 
 def rescaled_influence(fit: Fit, removed: np.ndarray) -> np.ndarray:
     """Influence with each example's own curvature taken out: additive, each term 1 / (1 - h_i) times as long."""
-    return fit.solve(_summed(fit, _checked(fit, removed), fit.slopes / (1 - fit.leverages)).T).T
+    removed = _checked(fit, removed)
+    if (left := 1 - fit.leverages)[removed].min() <= SINGULAR:
+        raise ValueError(f"an example of a removed set has leverage 1: {ALONE}")
+    return fit.solve(_summed(fit, removed, fit.slopes / left).T).T
 
 
 def newton_step(fit: Fit, removed: np.ndarray) -> np.ndarray:
@@ -122,9 +126,22 @@ def _solve_without(fit: Fit, removed: np.ndarray, right: np.ndarray) -> np.ndarr
     """(H - H_T)^-1 right for each set, right [S, d] -> [S, d]."""
     (sets, k), d = removed.shape, right.shape[1]
     if k >= d:
-        return np.linalg.solve(_hessians_without(fit, removed), right[:, :, None])[:, :, 0]
+        return _solve(_hessians_without(fit, removed), right, np.linalg.cholesky(fit.hessian))
     root = _root(fit, removed)
     solved = fit.solve(root.reshape(sets * k, d).T).T.reshape(sets, k, d)  # A H^-1
     inner = np.eye(k) - solved @ np.swapaxes(root, 1, 2)
-    weights = np.linalg.solve(inner, np.einsum("skd,sd->sk", solved, right)[:, :, None])[:, :, 0]
+    weights = _solve(inner, np.einsum("skd,sd->sk", solved, right), np.eye(k))
     return fit.solve(right.T).T + np.einsum("skd,sk->sd", solved, weights)
+
+
+def _solve(matrices: np.ndarray, right: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """matrices^-1 right for [S, m, m] and [S, m]. ``whole`` is the Cholesky factor of what they are less than: where a
+    diagonal of theirs is next to nothing of its diagonal, a direction has been removed with the set.
+    """
+    try:
+        left = np.linalg.cholesky(matrices).diagonal(axis1=1, axis2=2) / whole.diagonal()
+    except np.linalg.LinAlgError:
+        left = np.zeros(1)
+    if np.square(left).min() <= SINGULAR:
+        raise ValueError(f"the Hessian without a removed set is singular: {ALONE}")
+    return np.linalg.solve(matrices, right[:, :, None])[:, :, 0]
