@@ -17,7 +17,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import linprog
 from scipy.special import expit
 
-TOLERANCE = 1e-12  # see Problem.tolerance
+TOLERANCE = 1e-12  # steepness at which a fit has arrived
 STEPS = 200
 SINGULAR = 1e-12  # a squared distance below this share of its own length counts as none
 FAR = 20.0  # a margin above this makes one ask whether the fit exists: its example has a weight of 2e-9
@@ -81,11 +81,16 @@ class Problem:
         object.__setattr__(self, "X", X)
         object.__setattr__(self, "y", y)
 
-    @property
-    def tolerance(self) -> float:
-        """Largest gradient norm of a fit: 1e-12 of sqrt(sum_i |grad loss_i(0)|^2), so it has the gradient's unit."""
+    @cached_property
+    def units(self) -> np.ndarray:
+        """Size of each coordinate of the gradient, [d]: the root of its examples' squares summed at theta = 0."""
         at_zero = self.loss.first(np.zeros(len(self.y)), self.y)
-        return TOLERANCE * float(np.linalg.norm(at_zero[:, None] * self.X))
+        size = np.linalg.norm(at_zero[:, None] * self.X, axis=0)
+        return np.where(size > 0, size, 1.0)
+
+    def steepness(self, gradient: np.ndarray) -> np.ndarray:
+        """Root mean square of gradients [S, d] in :attr:`units` -> [S], whatever the units of the columns of X."""
+        return np.linalg.norm(gradient / self.units, axis=1) / np.sqrt(len(self.units))
 
     def gradients(self, theta: np.ndarray, removed: np.ndarray) -> np.ndarray:
         """Gradient of F_T at theta [S, d] for each removed set [S, k] -> [S, d]."""
@@ -103,23 +108,24 @@ class Problem:
         """Minimiser of F_T for each removed set [S, k], from theta [S, d] and the Hessians [S, d, d] there -> [S, d].
 
         Newton steps. A Hessian is kept while each step shrinks the gradient tenfold and recomputed otherwise; a step
-        that does not shrink it is halved. Ends where the gradient is below :attr:`tolerance`; raises ValueError where
-        there is no minimum (the data without T are separable, or X has not full rank) or it is not reached.
+        that does not shrink it is halved, and doubled again afterwards. Ends where the :meth:`steepness` is at most
+        1e-12; raises ValueError where there is no minimum (the data without T are separable) or it is not reached.
         """
         theta, hessians = theta.copy(), hessians.copy()
         gradient = self.gradients(theta, removed)
         length, fresh = np.ones(len(theta)), np.zeros(len(theta), bool)
         for _ in range(STEPS):
-            norm = np.linalg.norm(gradient, axis=1)
-            todo = np.flatnonzero(norm > self.tolerance)
+            norm = self.steepness(gradient)
+            todo = np.flatnonzero(norm > TOLERANCE)
             if not len(todo):
                 break
             step = np.linalg.solve(hessians[todo], gradient[todo, :, None])[:, :, 0]
             tried = theta[todo] - length[todo, None] * step
             there = self.gradients(tried, removed[todo])
-            shrunk = np.linalg.norm(there, axis=1) / norm[todo]
+            shrunk = self.steepness(there) / norm[todo]
             better = shrunk < 1
-            length[todo] = np.where(better, 1.0, np.where(fresh[todo], length[todo] / 2, length[todo]))
+            shorter = np.where(fresh[todo], length[todo] / 2, length[todo])
+            length[todo] = np.where(better, np.minimum(1.0, 2 * length[todo]), shorter)
             renew = todo[(shrunk > 0.1) & (better | ~fresh[todo])]
             theta[todo[better]], gradient[todo[better]] = tried[better], there[better]
             fresh[todo[better]] = False
@@ -135,8 +141,7 @@ class Problem:
         if self.ridge or not self.loss.probabilistic:
             return
         margins = (2 * self.y - 1) * (theta @ self.X.T)
-        np.put_along_axis(margins, removed, np.inf, axis=1)
-        for s in np.flatnonzero((margins.min(1) > 0) | (np.where(np.isinf(margins), 0, margins).max(1) > FAR)):
+        for s in np.flatnonzero(margins.max(1) > FAR):
             kept = np.delete(np.arange(len(self.y)), removed[s])
             if separable(self.X[kept], self.y[kept]):
                 without = f" without removed set {s}" if removed.shape[1] else ""
