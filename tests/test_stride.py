@@ -319,6 +319,7 @@ def test_sparse_influences_are_recovered_exactly_without_noise():
 def test_designs_have_the_stated_degree():
     measure = stride.draw("left_regular", 70, 140, 10, 3)
     assert (measure.sum(0) == 10).all() and (measure.sum(1) == 5).all()
+    assert np.linalg.matrix_rank(measure - measure.mean(0)) == 69, "all that equal sizes leave is identified"
     assert not np.array_equal(measure, stride.draw("left_regular", 70, 140, 10, 4))
     assert abs(stride.draw("bernoulli", 400, 200, 10, 0).sum(0).mean() - 10) < 0.5
 
