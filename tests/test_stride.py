@@ -138,8 +138,7 @@ def descent(images, weights, measure, sample=None, seed=0):
     task, data, _ = images
     shot = snapshot.snapshot(task, data)
     X = (shot.states - shot.states.mean(0)) / 4
-    share = torch.from_numpy(measure / measure.sum(1, keepdims=True))
-    slopes = (share @ steering_training.document_slopes(X, shot).flatten(1)).view(len(measure), X.shape[1], 10)
+    slopes = steering_training.subset_slopes(X, shot, measure)
     generator = np.random.default_rng(seed)
     sample = sample or Sampler(measure, shot.start, generator)
     return Descent(X, shot, measure, slopes, weights, sample, generator), X, shot
