@@ -42,8 +42,8 @@ SKETCH, GAMMA = 0.5, 1e-3  # q as a share of min(n, K); gamma in units of the me
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of the three losses; 0 drops a loss. The default stability did best on the tune queries of three testbeds,
-    of 10, 100 and 1000 (the last about as well).
+    """Weights of the three losses; 0 drops a loss. Of 10, 100 and 1000 the default stability is at or near the best on
+    the tune queries of three testbeds.
     """
 
     fidelity: float = 1.0
