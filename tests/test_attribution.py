@@ -35,7 +35,8 @@ NOT_BY_SIGN = {"random": "its signs are coin flips"}
 SIGN_OPTIONS = {"bgo": {"step": 0.02}, "bgo_trajectory": {"step": 0.02}}
 # name -> options with which a query's scores do not depend on the other queries (by default they do, as published)
 ALONE = {"trackstar": {"mixing": 0.0}}
-WHOLE_CORPUS = ("bm25", "tfidf", "hidden_cosine")  # scores of a document depend on the others, as with every Fisher
+# scores of a document depend on the others, as with every Fisher
+WHOLE_CORPUS = ("bm25", "tfidf", "hidden_cosine", "rank_combined")
 # name -> why its scores may move with the chunk
 NOT_BY_CHUNK: dict[str, str] = {}
 # name -> why it is not tried on classifiers, although it does not ask for text
@@ -94,7 +95,8 @@ def test_exemptions_name_registered_methods():
         assert set(exempt) <= set(REGISTERED) and all(exempt.values())
     assert {"random", "metadata", "bm25", "tfidf", "hidden_cosine", "minilm", "gradient_dot", "gradient_cosine",
             "tracincp", "bgo", "bgo_trajectory", "fisher_influence",
-            "fisher_influence_trajectory", "trak", "trak_trajectory", "logra", "trackstar"} <= set(METHODS)  # fmt: skip
+            "fisher_influence_trajectory", "trak", "trak_trajectory", "logra", "trackstar",
+            "rank_combined"} <= set(METHODS)  # fmt: skip
     assert tda.attribute is attribute and tda.METHODS is REGISTERED
 
 
