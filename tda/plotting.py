@@ -23,6 +23,7 @@ COLOURS = {
     "unlearning": "#D55E00",
     "curvature": "#009E73",
     "unrolling": "#56B4E9",
+    "simulation": "#332288",
 }
 FALLBACK = "#000000"
 SHADES = {True: "#E69F00", False: "#56B4E9"}  # words with positive and with negative weight

@@ -13,7 +13,7 @@ import tda
 from tda import classifiers, lm, models
 from tda import queries as query_module
 from tda.attribution import METHODS as REGISTERED
-from tda.attribution import attribute, bgo, fisher, logra, minilm, projection
+from tda.attribution import attribute, bgo, fisher, logra, minilm, projection, stride
 from tda.attribution.gradients import blocks, flatten, matrix, unflatten
 from tda.attribution.registry import method
 from tda.evaluation import retrieval
@@ -31,8 +31,12 @@ NOT_BY_DUPLICATE = {
 }
 # name -> why an anti-duplicate need not score below zero, although the method is registered `signed`
 NOT_BY_SIGN = {"random": "its signs are coin flips"}
-# The sign is a property of the first order; BGO's default step is large, and curvature can outweigh it there.
-SIGN_OPTIONS = {"bgo": {"step": 0.02}, "bgo_trajectory": {"step": 0.02}}
+# The sign is a property of the first order; BGO's default step is large, and curvature can outweigh it there. STRIDE's
+# Lasso sets weights to zero, which has no sign.
+SIGN_OPTIONS = {"bgo": {"step": 0.02}, "bgo_trajectory": {"step": 0.02}, "stride": {"recovery": "ridge"}}
+# name -> why the order of the documents matters, and why a document and its copy need not score the same
+DRAWS = {"random": "its scores do not look at the data", "stride": "documents join random subsets by their position"}
+DRAWS |= {"rank_combined": "one of its parts is stride"}
 # name -> options with which a query's scores do not depend on the other queries (by default they do, as published)
 ALONE = {"trackstar": {"mixing": 0.0}}
 # scores of a document depend on the others, as with every Fisher
@@ -91,12 +95,12 @@ def reference(task, tiny, few):
 
 
 def test_exemptions_name_registered_methods():
-    for exempt in (NOT_BY_DUPLICATE, NOT_BY_SIGN, NOT_BY_CHUNK, NOT_ON_IMAGES, ELSEWHERE):
+    for exempt in (NOT_BY_DUPLICATE, NOT_BY_SIGN, NOT_BY_CHUNK, NOT_ON_IMAGES, ELSEWHERE, DRAWS):
         assert set(exempt) <= set(REGISTERED) and all(exempt.values())
     assert {"random", "metadata", "bm25", "tfidf", "hidden_cosine", "minilm", "gradient_dot", "gradient_cosine",
             "tracincp", "bgo", "bgo_trajectory", "fisher_influence",
             "fisher_influence_trajectory", "trak", "trak_trajectory", "logra", "trackstar",
-            "rank_combined"} <= set(METHODS)  # fmt: skip
+            "stride", "rank_combined"} <= set(METHODS)  # fmt: skip
     assert tda.attribute is attribute and tda.METHODS is REGISTERED
 
 
@@ -114,7 +118,7 @@ def test_scores_have_the_contract(name, scored, task, tiny, queries):
     if not METHODS[name].signed and name not in ("hidden_cosine", "minilm"):
         assert (scores >= 0).all()
     bgo.moved_losses.forget(), bgo.base_losses.forget(), fisher.diagonal.forget(), fisher.gradients.forget()
-    projection._features.forget(), logra._features.forget()
+    projection._features.forget(), logra._features.forget(), stride.operators.forget()
     again = attribute(name, task, tiny.train, queries)
     np.testing.assert_array_equal(again, scores, err_msg="the same call gives the same scores")
 
@@ -184,18 +188,23 @@ def test_chunk_does_not_matter(name, task, tiny, few, scored):
 @pytest.mark.parametrize("name", METHODS)
 def test_order_of_documents_and_queries_does_not_matter(name, task, tiny, queries, scored):
     if name == "random":
-        pytest.skip("random: its scores do not look at the data")
+        pytest.skip(f"{name}: {DRAWS[name]}")
     documents = np.random.default_rng(0).permutation(n_examples(tiny.train))[:50]
     asked = np.array([4, 0, 2])
     options = ALONE.get(name, {})
     whole = attribute(name, task, tiny.train, queries, **options) if options else scored(name)
     if name in WHOLE_CORPUS or METHODS[name].family in ("unlearning", "curvature"):
         documents = np.random.default_rng(0).permutation(n_examples(tiny.train))  # they look at the whole corpus
+    if name in DRAWS:
+        documents = np.arange(n_examples(tiny.train))  # only the order of the queries may change
     parts = attribute(name, task, take(tiny.train, documents), take(queries, asked), **options)
     np.testing.assert_allclose(parts, whole[np.ix_(asked, documents)], atol=3e-4 * np.abs(whole).max(), rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].family in ("gradient", "unlearning", "curvature")])
+MODEL_BASED = [n for n in METHODS if METHODS[n].family in ("gradient", "unlearning", "curvature", "simulation")]
+
+
+@pytest.mark.parametrize("name", MODEL_BASED)
 def test_gradient_methods_differ_from_gradient_dot_and_from_lexical_ones(name, scored):
     if name != "gradient_dot":
         gaps = [spearmanr(a, b).statistic for a, b in zip(scored(name), scored("gradient_dot"), strict=True)]
@@ -222,8 +231,8 @@ def test_scores_find_stating_documents(name, scored, tiny):
 @pytest.mark.parametrize("name", METHODS)
 def test_exact_copies_get_equal_scores(name, scored, tiny):
     """A case where every method must fail: nothing can tell a document from its copy."""
-    if name == "random":
-        pytest.skip("random: its scores do not look at the data")
+    if name in DRAWS:
+        pytest.skip(f"{name}: {DRAWS[name]}")
     groups = np.array(tiny.documents["group"])
     copies = [np.flatnonzero(groups == g) for g in sorted(set(groups)) if g.startswith("exact")]
     assert len(copies) == 2

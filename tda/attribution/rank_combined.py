@@ -52,7 +52,7 @@ def attribute(
     *,
     seed: int = 0,
     chunk: int = CHUNK,
-    methods: Sequence[str] = ("gradient_dot", "logra"),
+    methods: Sequence[str] = ("stride", "logra"),
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> np.ndarray:
     """Mean ranks [Q, N] in [0, 1] of registered ``methods``, each with its own ``options[name]``.

@@ -25,14 +25,17 @@ LASSO_PATH = np.geomspace(1.0, 1e-3, 25)  # in units of the penalty that leaves 
 RIDGE_PATH = np.geomspace(1e3, 1e-5, 25)  # in units of the mean nonzero eigenvalue of the centred M^T M
 PATIENCE = 3  # penalties in a row that may fail to lower the held-out error before the path is left
 TOLERANCE = 1e-6  # of ||y||^2, the duality gap at which coordinate descent stops
+TRADES = 5  # a document: the subsets that only one of two documents is in are shared out again (Strona et al. 2014)
 SWEEPS = 20_000  # at most, of coordinate descent
 
 
 def left_regular(n: int, K: int, d: int, seed: int = 0) -> np.ndarray:
     """K subsets of n documents, bool [K, n]: every document in exactly d, and sizes that differ by at most one.
 
-    Documents come in random order, each to the d subsets that are smallest so far, ties at random. Raises
-    ``ValueError`` unless 1 <= d < K, and where n * d memberships leave a subset empty.
+    Documents come in random order, each to the d subsets that are smallest so far, ties at random; then memberships are
+    traded, which keeps all sizes. Without the trades every K / d documents in a row share out all subsets among
+    themselves, so that the sums of their weights could not be told from each other. Raises ``ValueError`` unless
+    1 <= d < K, and where n * d memberships leave a subset empty.
     """
     _check_sizes(n, K)
     if not _whole(d) or not 1 <= d < K:
@@ -50,6 +53,11 @@ def left_regular(n: int, K: int, d: int, seed: int = 0) -> np.ndarray:
         chosen = np.argsort(sizes + random.random(K))[:d]
         measure[chosen, i] = True
         sizes[chosen] += 1
+    for _ in range(TRADES * n):
+        i, j = random.choice(n, 2, replace=False)
+        differ = np.flatnonzero(measure[:, i] != measure[:, j])
+        own = random.permutation(len(differ)) < len(differ) // 2
+        measure[differ, i], measure[differ, j] = own, ~own
     return measure
 
 
