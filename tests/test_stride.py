@@ -138,8 +138,7 @@ def descent(images, weights, measure, sample=None, seed=0):
     task, data, _ = images
     shot = snapshot.snapshot(task, data)
     X = (shot.states - shot.states.mean(0)) / 4
-    share = torch.from_numpy(measure / measure.sum(1, keepdims=True))
-    slopes = (share @ steering_training.document_slopes(X, shot).flatten(1)).view(len(measure), X.shape[1], 10)
+    slopes = steering_training.subset_slopes(X, shot, measure)
     generator = np.random.default_rng(seed)
     sample = sample or Sampler(measure, shot.start, generator)
     return Descent(X, shot, measure, slopes, weights, sample, generator), X, shot
@@ -215,6 +214,21 @@ def test_start_is_the_minimum_of_the_bound(images):
         members = np.flatnonzero(measure[k])
         pull = sum(B[i] * (float(shot.labels[i] == c) - p[i, c]) for i in members) / len(members)
         torch.testing.assert_close(ops.codes[k, :, c], torch.linalg.solve(9.0 * bound, 2.0 * pull))
+
+
+def test_slopes_are_gradients_of_the_mean_losses_of_documents():
+    """Several targets a document: the mean over targets first, then over documents, by autograd."""
+    task, data = small("sequence")
+    shot, measure = snapshot.snapshot(task, data), recovery.left_regular(12, 4, 2, 0)
+    found = steering_training.subset_slopes(shot.states, shot, measure)
+    logits, targets = logits_of(task, data)
+    for k, members in enumerate(measure):
+        code = torch.zeros(shot.states.shape[1], 5, dtype=torch.float64, requires_grad=True)
+        steered = logits.clone()
+        steered[targets != lm.IGNORE] += shot.states @ code
+        losses = [F.cross_entropy(steered[i], targets[i], ignore_index=lm.IGNORE) for i in np.flatnonzero(members)]
+        torch.stack(losses).mean().backward()
+        torch.testing.assert_close(found[:, k], -code.grad)
 
 
 def full_objective(ops, shot, weights):

@@ -31,10 +31,12 @@ from torch import Tensor
 from tda.attribution.budget import require
 from tda.attribution.snapshot import Snapshot
 from tda.attribution.steering import Operators, divergence, gain
+from tda.task import chunks
 
 POSITIONS, PROBES = 8, 8  # sampled a subset for each KL, and for all subsets together for the linearity loss
 DAMPING, STEP_DAMPING = 1e-3, 5e-2  # in units of a class's probability
 READOUT_RATE = 0.01  # of the read-out's root mean square, a step
+DOCUMENTS = 64  # whose slopes are held at once
 SKETCH, GAMMA = 0.5, 1e-3  # q as a share of min(n, K); gamma in units of the mean diagonal of M~^T M~
 
 
@@ -98,23 +100,22 @@ def train(
     rate: float = 0.05,
     seed: int = 0,
 ) -> Operators:
-    """Operators for the subsets ``measure`` bool [K, n] of the documents of ``shot``. Memory: (K + n) x D x C x 4
-    bytes for the exact part. Raises ``ValueError`` for empty or whole subsets, a rank above the width, bad options.
+    """Operators for the subsets ``measure`` bool [K, n] of the documents of ``shot``. Memory: K x D x C x 4 bytes
+    for the exact part. Raises ``ValueError`` for empty or whole subsets, a rank above the width, bad options.
     """
     weights, (K, n) = weights or Weights(), measure.shape
     width, classes = shot.states.shape[1], shot.probabilities.shape[1]
     check(measure, rank, width, steps, rate)
-    require(4.0 * (K + n) * width * classes, f"stride with {K} subsets and {classes} outputs", "Lower subsets.")
+    require(4.0 * K * width * classes, f"stride with {K} subsets and {classes} outputs", "Lower subsets.")
     total = shot.weights / n
     mean, spread = _moments(shot.states, total)
     scale = torch.where(spread > 1e-6 * spread.max(), 1 / spread, 0.0) * width**-0.5
     X = (shot.states - mean) * scale
-    share = torch.from_numpy(measure / measure.sum(1, keepdims=True)).to(X.dtype)
-    slopes = (share @ document_slopes(X, shot).flatten(1)).view(K, width, classes)
+    slopes = subset_slopes(X, shot, measure)
     psi = _uncorrelated(X, total, rank, seed)
     blocks = class_blocks(X @ psi, shot.probabilities, total)
     eye, pull = torch.eye(rank, dtype=X.dtype), weights.fidelity + weights.stability
-    first = torch.einsum("dr,kdc->crk", psi, slopes)
+    first = (psi.T @ slopes.flatten(1)).view(rank, K, classes).permute(2, 0, 1)
     codes = torch.linalg.solve(pull * (blocks + DAMPING * eye), weights.fidelity * first).permute(2, 1, 0).contiguous()
     if steps:
         metric = torch.linalg.inv(pull * (blocks + STEP_DAMPING * eye))
@@ -135,7 +136,8 @@ class Descent:
     def objective(self, psi: Tensor, codes: Tensor) -> Tensor:
         """A sample of the objective (without the frozen loss), summed over subsets; unbiased for the first two."""
         w, p = self.weights, self.shot.probabilities
-        loss = -w.fidelity * (torch.einsum("dr,kdc->krc", psi, self.slopes) * codes).sum()
+        pulls = (psi.T @ self.slopes.flatten(1)).view(-1, *self.slopes.shape[1:])
+        loss = -w.fidelity * (pulls * codes.transpose(0, 1)).sum()
         for weight, of_complement in ((w.fidelity, False), (w.stability, True)):
             if weight:
                 at = self.sample(of_complement)
@@ -181,16 +183,24 @@ def linearity(y: Tensor, mixed: Tensor) -> Tensor:
     return (explained - y).square().sum(0).mean()
 
 
-def document_slopes(X: Tensor, shot: Snapshot) -> Tensor:
-    """Minus the gradient of every document's loss in a code whose read-out is X itself, at zero: the mean of
-    x (e_y - p)^T over its targets, [n, D, C].
+def subset_slopes(X: Tensor, shot: Snapshot, measure: np.ndarray) -> Tensor:
+    """Minus the gradient of every subset's loss in a code whose read-out is X itself, at zero: the mean over its
+    documents of the mean of x (e_y - p)^T over their targets, [D, K, C]. A few documents at a time, for memory.
     """
-    residual = -shot.probabilities * shot.weights[:, None]
-    residual[range(len(residual)), shot.labels] += shot.weights
-    found = torch.empty(len(shot.start) - 1, X.shape[1], residual.shape[1], dtype=X.dtype)
-    for i, (begin, end) in enumerate(zip(shot.start[:-1], shot.start[1:], strict=True)):
-        found[i] = X[begin:end].T @ residual[begin:end]
+    share = torch.from_numpy(measure / measure.sum(1, keepdims=True)).to(X.dtype)
+    found = torch.zeros(X.shape[1], len(share), shot.probabilities.shape[1], dtype=X.dtype)
+    for part in chunks(measure.shape[1], DOCUMENTS):
+        slopes = torch.stack([_document_slope(X, shot, i) for i in range(part.start, part.stop)], 1)
+        for total, of_documents in zip(found, slopes, strict=True):
+            total.addmm_(share[:, part], of_documents)
     return found
+
+
+def _document_slope(X: Tensor, shot: Snapshot, i: int) -> Tensor:
+    positions = slice(int(shot.start[i]), int(shot.start[i + 1]))
+    residual = -shot.probabilities[positions]
+    residual[range(len(residual)), shot.labels[positions]] += 1
+    return X[positions].T @ residual / len(residual)
 
 
 def class_blocks(B: Tensor, p: Tensor, weights: Tensor) -> Tensor:
