@@ -36,9 +36,11 @@ NOT_BY_SIGN = {"random": "its signs are coin flips"}
 SIGN_OPTIONS = {"bgo": {"step": 0.02}, "bgo_trajectory": {"step": 0.02}, "stride": {"recovery": "ridge"}}
 # name -> why the order of the documents matters, and why a document and its copy need not score the same
 DRAWS = {"random": "its scores do not look at the data", "stride": "documents join random subsets by their position"}
+DRAWS |= {"rank_combined": "one of its parts is stride"}
 # name -> options with which a query's scores do not depend on the other queries (by default they do, as published)
 ALONE = {"trackstar": {"mixing": 0.0}}
-WHOLE_CORPUS = ("bm25", "tfidf", "hidden_cosine")  # scores of a document depend on the others, as with every Fisher
+# scores of a document depend on the others, as with every Fisher
+WHOLE_CORPUS = ("bm25", "tfidf", "hidden_cosine", "rank_combined")
 # name -> why its scores may move with the chunk
 NOT_BY_CHUNK: dict[str, str] = {}
 # name -> why it is not tried on classifiers, although it does not ask for text
@@ -98,7 +100,7 @@ def test_exemptions_name_registered_methods():
     assert {"random", "metadata", "bm25", "tfidf", "hidden_cosine", "minilm", "gradient_dot", "gradient_cosine",
             "tracincp", "bgo", "bgo_trajectory", "fisher_influence",
             "fisher_influence_trajectory", "trak", "trak_trajectory", "logra", "trackstar",
-            "stride"} <= set(METHODS)  # fmt: skip
+            "stride", "rank_combined"} <= set(METHODS)  # fmt: skip
     assert tda.attribute is attribute and tda.METHODS is REGISTERED
 
 

@@ -1,0 +1,72 @@
+"""Two or more methods in one: the mean of a document's ranks.
+
+Scores of different methods have different units and tails, so they cannot be added; ranks can. For query q and method m
+let r_m(q, i) in [0, 1] be the share of the other documents that m scores below document i (half of those that tie):
+
+    score(q, i) = mean over m of r_m(q, i)
+
+STRIDE's paper combines its scores with a gradient method's to find leaked evaluation items; how, we do not know. Ranks
+are the plainest way (Borda count). What they lose: that a few documents matter far more than all others. A sum of ranks
+over a subset is therefore no prediction of its effect (chapter 13 measures what that costs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from tda.attribution.gradients import CHUNK
+from tda.attribution.registry import attribute as attribute_by
+from tda.attribution.registry import method
+from tda.task import Examples, Task
+
+NAME = "rank_combined"
+
+
+def shares_below(scores: np.ndarray) -> np.ndarray:
+    """Ranks along the last axis as numbers in [0, 1]: the share of the others below, ties counted half."""
+    return (rankdata(scores, axis=-1) - 1) / max(1, np.shape(scores)[-1] - 1)
+
+
+def combine(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean rank, in [0, 1], of score arrays of one shape; ranks run along the last axis.
+
+    Raises ``ValueError`` for fewer than two parts, different shapes, or scores that are not finite.
+    """
+    shapes = [np.shape(part) for part in parts]
+    if len(parts) < 2 or len(set(shapes)) > 1:
+        raise ValueError(f"{NAME}: parts of shapes {shapes}; give at least two score arrays of the same shape.")
+    if not all(np.isfinite(part).all() for part in parts):
+        raise ValueError(f"{NAME}: scores that are not finite have no rank; check the methods on their own.")
+    return np.mean([shares_below(part) for part in parts], axis=0)
+
+
+@method(NAME, family="combination", paper="STRIDE", needs=("params", "outputs"), signed=False)
+def attribute(
+    task: Task,
+    train: Examples,
+    queries: Examples,
+    *,
+    seed: int = 0,
+    chunk: int = CHUNK,
+    methods: Sequence[str] = ("stride", "logra"),
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> np.ndarray:
+    """Mean ranks [Q, N] in [0, 1] of registered ``methods``, each with its own ``options[name]``.
+
+    ``seed`` and ``chunk`` go to every method. A rank has no zero, so nothing here is an opponent: look at the parts
+    for signs. Raises ``ValueError`` for fewer than two methods, one named twice, this one, options of another method,
+    and whatever the methods refuse.
+    """
+    methods, options = list(methods), dict(options or {})
+    if len(methods) < 2 or len(set(methods)) < len(methods) or NAME in methods:
+        raise ValueError(f"{NAME}: methods={methods}; name at least two different methods other than {NAME!r}.")
+    if foreign := sorted(set(options) - set(methods)):
+        raise ValueError(f"{NAME}: options for {foreign}; they belong to one of methods={methods}.")
+    shared = {"seed": seed, "chunk": chunk}
+    return combine(
+        [attribute_by(name, task, train, queries, **{**shared, **options.get(name, {})}) for name in methods]
+    )
