@@ -44,7 +44,7 @@ def combine(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.mean([shares_below(part) for part in parts], axis=0)
 
 
-@method(NAME, family="combination", paper="STRIDE", needs=("params", "outputs"), signed=False)
+@method("rank_combined", family="combination", paper="STRIDE", needs=("params", "outputs"), signed=False)
 def attribute(
     task: Task,
     train: Examples,
