@@ -66,6 +66,18 @@ def test_snapshot_of_a_language_model_is_its_last_block(task, tiny, chunk):
     np.testing.assert_allclose(losses, lm.losses(task.loss_fn, task.params, few), rtol=1e-4)
 
 
+def test_a_snapshot_that_does_not_fit_is_refused(images, monkeypatch):
+    task, data, _ = images
+    asked = []
+    monkeypatch.setattr(snapshot, "require", lambda size, *text: asked.append(size))
+    snapshot.snapshot(task, data, 1, chunk=30)
+    assert asked == [10 * (16 + 10) * 8, 0], "ten images to come, of activations and outputs in float64"
+    monkeypatch.undo()
+    monkeypatch.setattr("tda.attribution.budget.SHARE", 0.0)
+    with pytest.raises(ValueError, match="a snapshot of 26 numbers a target position needs"):
+        snapshot.snapshot(task, data, 1, chunk=30)
+
+
 def test_depth_zero_is_what_enters_the_first_block(task, tiny):
     few = take(tiny.train, slice(0, 2))
     shot = snapshot.snapshot(task, few, 0)
@@ -253,6 +265,15 @@ def test_descent_lowers_the_objective_of_the_start(images, stability):
     assert values[1] < values[0] < frozen, values
 
 
+def test_dropping_the_linearity_loss_changes_nothing_else(images):
+    """Its sketches and probes have their own numbers: a weight of next to nothing is a weight of nothing."""
+    task, data, _ = images
+    shot, measure = snapshot.snapshot(task, data), recovery.left_regular(N, 20, 4, 0)
+    none, little = (steering_training.train(shot, measure, 1, 5, Weights(1, 10, w), steps=8) for w in (0.0, 1e-12))
+    torch.testing.assert_close(none.codes, little.codes, rtol=1e-7, atol=1e-10)
+    torch.testing.assert_close(none.readout, little.readout, rtol=1e-7, atol=1e-10)
+
+
 def test_linearity_loss_makes_effects_more_linear(images):
     task, data, _ = images
     shot, measure = snapshot.snapshot(task, data), recovery.left_regular(N, 60, 15, 0)
@@ -274,8 +295,8 @@ def test_a_code_of_one_document_lowers_its_loss(images, task, tiny, steps):
         assert (np.diag(y) > 0).all() and (np.diag(y) > y.mean(0)).all()
 
 
-def test_a_strong_stability_loss_gives_influence_with_the_curvature_of_the_head(images):
-    """Every gradient in the code by autograd, the bound's curvature by loops, no subsets at all."""
+def test_the_closed_form_start_is_influence_with_the_curvature_of_the_bound(images):
+    """No descent, strong stability. Every gradient in the code by autograd, the bound by loops, no subsets at all."""
     task, data, asked = images
     options = {"stability": 1e7, "steps": 0, "subsets": 80, "degree": 8, "rank": 5}
     found = attribute("stride", task, data, asked, recovery="ridge", penalty=1e-9, **options)

@@ -13,6 +13,7 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
+from tda.attribution.budget import require
 from tda.attribution.gradients import CHUNK, batch_of
 from tda.curvature.layers import tracked, watching
 from tda.lm import IGNORE
@@ -68,7 +69,9 @@ def depth(task: Task, layer: int) -> int:
 
 
 def snapshot(task: Task, examples: Examples, layer: int = -1, chunk: int = CHUNK) -> Snapshot:
-    """One forward pass over ``examples``, ``chunk`` at a time. Refuses outputs that are not finite."""
+    """One forward pass over ``examples``, ``chunk`` at a time. Refuses outputs that are not finite, and
+    after each chunk what would not fit into memory if the other examples were as long.
+    """
     _, module, after = places(task)[depth(task, layer)]
     states, probabilities, labels, counts = [], [], [], []
     for part in chunks(n_examples(examples), chunk):
@@ -84,6 +87,10 @@ def snapshot(task: Task, examples: Examples, layer: int = -1, chunk: int = CHUNK
         probabilities.append(logits[real].softmax(-1))
         labels.append(targets[real])
         counts.append(real.sum(1))
+        forecast = int(real.sum()) / len(real) * (n_examples(examples) - part.stop)  # positions still to come
+        width = found.shape[-1] + logits.shape[-1]
+        require(forecast * width * logits.element_size(), f"stride: a snapshot of {width} numbers a target position",
+                "Give fewer or shorter examples.")  # fmt: skip
     start = torch.cat([torch.zeros(1, dtype=torch.long), torch.cat(counts).cumsum(0)])
     shot = Snapshot(torch.cat(states), torch.cat(probabilities), torch.cat(labels), start)
     if not (shot.states.isfinite().all() and shot.probabilities.isfinite().all()):

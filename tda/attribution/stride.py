@@ -11,11 +11,16 @@ come from one forward pass, and its weights solve y = b + M w (:mod:`tda.attribu
 
 From the paper: the shift of the logits, the three losses, the measurement, the left-regular design and the Lasso;
 K = 1000, d = 10, r = 16, a layer at about 0.6 of the depth. Ours, since unpublished: everything the training module
-lists, the weights of the losses, the choice of the penalty, the intercept; and that all target positions weigh the same
-(the paper's omega_t in [0, 1] are not known).
+lists, the weights of the losses, the choice of the penalty, the intercept (y and M are centred). Ours and not the
+paper's: the mean over target positions, all of one weight (the paper sums them with weights omega_t in [0, 1], which
+are not known).
 
-**In the limit of a strong stability loss** codes are small, measurements are linear in them, and STRIDE is influence
-with the Gauss-Newton matrix of a low-rank output head, seen through M (a test and chapter 12 show it).
+**The closed-form start (steps = 0), at a strong stability loss,** has small codes, measurements that are linear in
+them, and scores that are influence with a low-rank output head, seen through M (a test shows it). The curvature is
+E[p_c B B^T], one block a class: that of the upper bound 1/2 E_p[delta^2] of KL = 1/2 Var_p[delta], not the Gauss-Newton
+matrix, which couples the classes. Where training ends is another matter.
+
+Only the order of measurements is simulated: their size is about inverse to the weight of the stability loss.
 """
 
 from __future__ import annotations
@@ -57,7 +62,8 @@ def attribute(
     penalty: float = 0.0,
     sparsity: int = 0,
 ) -> np.ndarray:
-    """STRIDE scores [Q, N], in nats per document of a subset.
+    """STRIDE scores [Q, N]: simulated nats per document of a subset, on a scale that ``stability`` sets; their order
+    within a query is what counts.
 
     Options: ``subsets`` K (0: twice the documents, at most 1000), ``degree`` d (subsets that a document joins; its mean
     for ``design`` bernoulli), ``rank`` r (0: 16, at most the width), ``layer`` (depth; -1: 0.6 of the blocks);
@@ -135,5 +141,7 @@ def draw(design: str, n: int, subsets: int, degree: int, seed: int) -> np.ndarra
 
 
 def measurements(trained: Operators, task: Task, queries: Examples, chunk: int = CHUNK) -> np.ndarray:
-    """y [K, Q] in nats: frozen minus steered loss of every query under every operator; the cost of a further query."""
+    """y [K, Q]: frozen minus steered loss of every query under every operator, in nats of the steered model (their size
+    is set by ``stability``); the cost of a further query.
+    """
     return effects(trained, snapshot(task, queries, trained.layer, chunk))
