@@ -10,7 +10,17 @@ from tda.verification import cheats, costs
 from tda.verification.learners import build
 from tda.verification.networks import Network
 from tda.verification.rates import caught, rate
-from tda.verification.residual import bias, from_stability, plan, residual, spread, stability, winsorised
+from tda.verification.residual import (
+    attained,
+    bias,
+    from_stability,
+    largest_share,
+    plan,
+    residual,
+    spread,
+    stability,
+    winsorised,
+)
 from tda.verification.ridge import Pixels, Ridge
 from tda.verification.subsets import draw, partners, standard
 
@@ -147,6 +157,23 @@ def test_winsorised_terms():
         winsorised(f, 0.25, 0.4)
 
 
+@pytest.mark.parametrize(("p", "rho"), [(0.5, 1 / 3), (0.5, 0.1), (0.3, 1 / 3), (0.7, 0.25), (0.25, 0.4), (0.42, 0.3)])
+def test_largest_share_keeps_the_tails_of_an_error_on_one_example(p, rho):
+    rng = np.random.default_rng(0)
+    bases = draw(rng, 60_000, 1, p)
+    z = standard(np.concatenate([bases[None], partners(rng, bases, p, (0, rho, 2 * rho))]), p)
+    share = largest_share(rho, p)
+    assert abs(winsorised(z, rho, 0.0)[0]) < 0.1 and abs(winsorised(z, rho, share)[0]) < 0.3
+    beyond = 2.2 * p * (1 - p) * rho  # both levels of both tails
+    assert winsorised(z, rho, beyond)[0] > 0.3
+    terms = np.square(z).mean(0) - z[0] * np.tensordot([1 - 1.5 / rho, 2 / rho, -0.5 / rho], z[1:], 1)
+    outer = p * (1 - p) * rho * (2 if p == 0.5 else 1)
+    for extreme in (terms.min(), terms.max()):
+        assert np.isclose(terms, extreme).mean() == pytest.approx(outer, rel=0.05)
+    hides = winsorised(z, rho, 1.5 * p * (1 - p) * rho)[0] - winsorised(z, rho, 0.0)[0]
+    assert hides == pytest.approx(abs(1 - 2 * p) * (1 - rho / 2), abs=0.05)
+
+
 def test_constraint_only_matters_where_a_coefficient_would_be_negative():
     falling = np.array([[0.0], [-0.1], [-0.1], [1.0]])
     assert from_stability(falling, 0.25).weights.min() >= 0 > from_stability(falling, 0.25, False).weights.min()
@@ -173,6 +200,10 @@ def test_plan_grows_as_it_says():
     assert plan(0.002, 0.05, 0.002, 0.25)[1] > bases and plan(0.002, 0.01, 0.001, 0.25)[0] > fresh
     wide = [plan(eps, 0.05, 0.01, 0.25, total=0.1)[0] for eps in (0.02, 0.01)]
     assert wide[1] / wide[0] == pytest.approx(4, rel=0.01)
+    assert attained(0.002, 0.001, 0.25, bases) == pytest.approx(0.05, rel=0.01)
+    assert attained(0.002, 0.001, 0.25, bases // 2, points=2) > 0.1
+    narrow = [plan(0.002, 0.05, 0.001, 0.25, off=off)[1] for off in (0.0, 0.0005)]
+    assert narrow[1] / narrow[0] == pytest.approx(4, rel=0.01), "eps / 2 - off is half of eps / 2"
     assert spread(0.1, 1) / spread(0.2, 1) == pytest.approx(2, rel=0.15)
     assert spread(0.05, 1, coupled=False) / spread(0.1, 1, coupled=False) == pytest.approx(4, rel=0.2)
 
@@ -270,6 +301,10 @@ def test_pixels_is_a_function_of_masks():
         (lambda: residual(np.full((4, 5, 1), np.nan), 0.2), r"NaN or infinite"),
         (lambda: residual(np.zeros((4, 5, 1)), 0.6), r"0 < rho <= 0\.5"),
         (lambda: plan(0.0, 0.05, 0.1, 0.2), r"eps=0\.0; it must lie strictly between 0 and 1"),
+        (lambda: plan(0.1, 0.05, 0.1, 0.2, off=0.05), r"off=0\.05; a bias of the residual lies in"),
+        (lambda: plan(0.1, 0.6, 0.1, 0.2), r"delta=0\.6 for 1 test points"),
+        (lambda: attained(0.001, 0.1, 0.2, 10, points=2), r"10 bases attain delta="),
+        (lambda: build({"learner": []}), r"learner \[\] is unknown"),
         (lambda: plan(0.1, 1.0, 0.1, 0.2), r"delta=1\.0; it must lie strictly"),
         (lambda: tv.Attribution(np.full((1, 3), np.inf), np.zeros(1), 0.5), r"NaN or infinite"),
         (lambda: tv.Attribution(np.zeros((1, 3)), np.zeros(2), 0.5), r"must be \[Q, N\] and \[Q\]"),
@@ -356,7 +391,13 @@ def test_pilot_finds_the_scale_the_residual_and_the_best_scores():
     assert left == pytest.approx(w[2], rel=0.15)
     assert (reference.error(learner.best()) < 0.1 * statement.eps).all()
     sizes = plan(statement.eps, 0.05, float(left.max()), 1 / 3, points=2)
-    assert (statement.fresh, statement.bases) == (sizes[0], min(sizes[1], 3000))
+    assert (statement.fresh, statement.bases) == sizes and statement.delta == 0.05
+    fewer = tv.pilot(learner, np.random.default_rng(0), budget=3000, p=0.4, checks=7, most=sizes[1] // 2)[0]
+    assert fewer.bases == sizes[1] // 2 and fewer.fresh == sizes[0]
+    assert fewer.delta == pytest.approx(attained(statement.eps, float(left.max()), 1 / 3, fewer.bases, 2))
+    assert fewer.delta > 0.05
+    with pytest.raises(ValueError, match="40 bases attain delta"):
+        tv.pilot(learner, np.random.default_rng(0), budget=3000, p=0.4, most=40, checks=7)
     with pytest.raises(ValueError, match=r"budget=31 for 30 examples"):
         tv.pilot(learner, np.random.default_rng(0), budget=31, p=0.4)
     flat = tv.Polynomial(6, 0.5, (1.0, 0.0))

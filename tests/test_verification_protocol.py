@@ -17,10 +17,12 @@ import tda.verification as tv
 from tda import models
 from tda.verification import cheats, judge, messages
 from tda.verification.coins import Coins
+from tda.verification.learners import Once
 from tda.verification.networks import Network, Retrained
 from tda.verification.prover import check_learner, commitment
+from tda.verification.residual import winsorised
 from tda.verification.ridge import Ridge
-from tda.verification.session import damaged
+from tda.verification.session import damaged, damaged_often
 
 N, ENERGY = 40, (0.1, 1.0, 0.06, 0.03)
 SALT = "ab" * 32
@@ -129,6 +131,27 @@ def test_damages_of_the_gallery_end_in_an_abort(kind):
         damaged("fire", learner, statement, best, np.random.default_rng(0))
 
 
+def test_damages_are_counted_and_so_are_errors():
+    learner, statement, best = world(bases=20, fresh=20, checks=5, eps=0.9)
+    accepted_, raised, reasons = damaged_often(12, learner, statement, best, np.random.default_rng(0))
+    assert (accepted_, raised, sum(reasons.values())) == (0, 0, 12) and {kind for kind, _ in reasons} == set(
+        cheats.DAMAGES
+    )
+    learner.run = lambda subsets, seeds: 1 / 0
+    assert damaged_often(12, learner, statement, best, np.random.default_rng(0))[1] == 12
+
+
+def test_what_was_trained_once_is_remembered():
+    learner, statement, best = world(bases=20, fresh=20, checks=5, eps=0.9)
+    once = Once(learner)
+    for _ in range(2):
+        found = tv.repeat(statement, best, 2, learner=once)
+        assert [v.mse for v, _ in found] == [v.mse for v, _ in tv.repeat(statement, best, 2)]
+        assert once.trainings == 2 * (80 + 20 + 5)
+    other = once(*Coins(statement, N, secret(3)).pairs)
+    assert (other.values == learner(*Coins(statement, N, secret(3)).pairs).values).all()
+
+
 def test_repeated_sessions_have_coins_of_their_own_and_can_be_repeated():
     _, statement, best = world(bases=50, fresh=20, checks=5)
     one, again, other = (tv.repeat(statement, lambda rng: cheats.shuffled(best, rng), 3, seed) for seed in (0, 0, 1))
@@ -152,15 +175,95 @@ def test_stale_models_and_lies_about_everything_are_caught():
 
 def test_a_few_lies_move_the_estimate_little_because_their_terms_are_pulled_in():
     learner, statement, best = world(checks=0)
+    assert statement.winsor == pytest.approx(0.1)
     false = cheats.scaled(best, 0.4)
     liar = cheats.inflating(0.005, false, statement.rho)
     moved = {}
-    for winsor in (0.2, 0.0):
+    for winsor in (0.1, 0.0):
         asked = replace(statement, winsor=winsor)
         pair = [meet(learner, asked, false, 0, alter)[0] for alter in (None, liar)]
         moved[winsor] = float(pair[1].residual[0] - pair[0].residual[0]) / statement.eps
         assert not pair[0].accepted and pair[1].accepted == (winsor == 0), "eighteen lies are enough for plain means"
-    assert 0 < moved[0.2] < 0.7 and moved[0.0] > 5 * moved[0.2]
+    assert 0 < moved[0.1] < 1 and moved[0.0] > 5 * moved[0.1]
+
+
+@pytest.mark.parametrize("p", [0.3, 0.5, 0.7])
+def test_an_error_on_one_example_is_not_hidden_by_winsorising(p):
+    learner = tv.Polynomial(60, p, (0.0, 1.0, 0.004))
+    best, eps = learner.best(), 0.2 * float(learner.weights()[1, 0])
+    statement = tv.Statement(learner.spec(), eps, p=p, bases=300, fresh=200, checks=20)
+    claim = cheats.gallery(best, eps, best)["boosted: one example"]
+    assert (claim.scores != best.scores).sum() == 1 and claim.error(best)[0] == pytest.approx(1.5 * eps)
+    assert np.mean([v.accepted for v, _ in tv.repeat(statement, claim, 30)]) <= 0.1
+    assert np.mean([v.accepted for v, _ in tv.repeat(statement, best, 10)]) == 1
+    with pytest.raises(ValueError, match="cuts off the terms that show an error on one example"):
+        replace(statement, winsor=0.2)
+    with pytest.raises(ValueError, match=r"lower winsor \(None takes that\), or raise rho"):
+        replace(statement, rho=0.1)
+
+
+def test_lies_within_the_tolerance_cannot_cover_a_false_claim():
+    learner, statement, best = world()
+    false = cheats.scaled(best, 0.5)
+    subsets, _ = Coins(statement, N, secret(0)).pairs
+    true = learner(subsets, np.zeros(len(subsets), int))
+
+    def estimate(outputs):
+        rest = (outputs.values - false.predict(subsets)).reshape(4, -1, 1)
+        return winsorised(rest, statement.rho, statement.winsor)[0] / statement.eps
+
+    def moved(tolerance):
+        return estimate(cheats.shading(tolerance, false, statement.rho)(subsets, true)) - estimate(true)
+
+    largest = statement.eps * statement.rho / 32
+    assert 0 < moved(largest) < 0.05 and moved(1e-2) > 0.5, "without the rule the cheat would do"
+    size = np.abs(cheats.shading(1e-2, false, statement.rho)(subsets, true).values - true.values)
+    assert size.max() < 1e-2 and size.mean() > 0.009
+    asked = replace(statement, tolerance=float(largest))
+    shade = cheats.shading(largest, false, statement.rho)
+    verdict = meet(learner, asked, false, 0, lambda s, o: shade(s, o))[0]
+    assert not verdict.accepted and "MSE" in verdict.reason, "unnoticed, but of no use"
+    with pytest.raises(ValueError, match=r"tolerance=0.001: lies within it .* At most eps \* rho / 32"):
+        replace(statement, tolerance=1e-3)
+
+
+# --- what the prover believes, and what goes wrong on the verifier's side
+
+
+def forged(prover, verifier, number, previous, **body):
+    last = {"accepted": False, "reason": "so", "secret": verifier.coins.secret.hex()} | body
+    return prover.receive(messages.encode(verifier.session, number, "verdict", previous, last)[0])
+
+
+@pytest.mark.parametrize("form", ["interactive", "non-interactive"])
+def test_the_prover_believes_only_a_verdict_that_reveals_the_promised_coins(form):
+    learner, statement, best = world(form=form, bases=20, fresh=20, checks=5, eps=0.9)
+    verifier, prover = tv.Verifier(learner, statement, secret(0)), tv.Prover(learner, statement, best, None, SALT)
+    prover.receive(verifier.open())
+    for body, reason in (
+        ({"accepted": "false"}, "true or false"), ({"accepted": 1}, "true or false"), ({"reason": [1]}, "in words"),
+        ({"secret": None}, "the secret must be 64"), ({"secret": "00" * 32}, "does not reveal the coins"),
+        ({"accepted": True}, "reordered or replayed|does not follow"),
+    ):  # fmt: skip
+        with pytest.raises(tv.ProtocolError, match=reason):
+            forged(prover, verifier, 2, "0" * 64, **body)
+        assert prover.verdict is None
+    assert forged(prover, verifier, 7, "0" * 64) is None, "an abort may come early"
+    first = prover.verdict
+    assert forged(prover, verifier, 9, "", accepted=True, reason="no") is None and prover.verdict is first
+    assert prover.receive(b"nonsense") is None and prover.verdict["accepted"] is False
+
+
+def test_a_learner_that_fails_for_the_verifier_is_an_abort():
+    learner, statement, best = world(bases=20, fresh=20, checks=5, eps=0.9)
+    own = tv.build(statement.learner)
+
+    def fail(subsets, seeds):
+        raise ValueError("boom")
+
+    own.run = fail
+    verdict, _ = tv.run(tv.Verifier(own, statement, secret(0)), tv.Prover(learner, statement, best, None, SALT))
+    assert not verdict.accepted and verdict.reason == "the verifier could not train: boom"
 
 
 def test_equal_hashes_or_a_tolerance():
@@ -385,11 +488,10 @@ def test_subsets_of_the_wrong_length_or_negative_seeds_stop_the_prover():
     for name, value, reason in (
         ("subsets", np.ones((80, N - 1), bool), "subsets must have shape"),
         ("seeds", np.full(80, -1), "must not be negative"),
-        ("promise", None, "the promise must be 64"),
     ):
         verifier, prover = tv.Verifier(learner, statement, secret(0)), tv.Prover(learner, statement, best, None, SALT)
         sent = messages.decode(verifier.receive(prover.receive(verifier.open())))
-        body = sent.body | {name: None if value is None else messages.pack(value)}
+        body = sent.body | {name: messages.pack(value)}
         with pytest.raises(tv.ProtocolError, match=reason):
             prover.receive(messages.encode(sent.session, 2, "queries", sent.previous, body)[0])
 
@@ -425,6 +527,7 @@ def test_arrays_survive_the_trip():
         ({"checks": 999}, r"checks=999 of 80"),
         ({"tolerance": -1.0}, r"tolerance=-1\.0"),
         ({"winsor": 0.3}, r"winsor=0\.3"),
+        ({"winsor": 0.11}, r"At rho=0\.333 and p=0\.5 at most 0\.1"),
         ({"constraint": 1}, r"constraint is true or false"),
     ],
 )  # fmt: skip
@@ -477,6 +580,11 @@ def test_audit_repeats_the_verdict_and_exposes_a_verifier_who_chose_his_coins():
         tv.audit([*sent[:4], lied], learner, statement)
     with pytest.raises(ValueError, match="does not end in a verdict"):
         tv.audit(sent[:3], learner, statement)
+    published = replace(statement, form="non-interactive", bases=100)
+    one, two = (meet(learner, published, best, i)[1] for i in (0, 1))
+    assert tv.audit(one, tv.build(statement.learner), published).accepted
+    with pytest.raises(ValueError, match="message 0"):
+        tv.audit([*one[:2], two[2]], learner, published)
 
 
 def test_costs_are_counted():

@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.role == "verify"
         else (party.verdict["accepted"], party.verdict["reason"])
     )
-    print(f"{'accepted' if accepted else 'aborted'}: {reason}; {learner.trainings} trainings")
+    print(f"{'accepted' if accepted else 'aborted'}: {ascii(reason)}; {learner.trainings} trainings")
     return 0 if accepted else 1
 
 

@@ -56,12 +56,12 @@ def gallery(best: Attribution, eps: float, other: Attribution) -> dict[str, Attr
     """False claims, each with an error above eps if B_1 > 4.5 eps, as :func:`repeat` takes them. ``other``: the
     scores of a stale model.
     """
-    n = best.scores.shape[1]
+    n, unit = best.scores.shape[1], 1.5 * eps / (best.p * (1 - best.p))
     coalition = np.arange(n) < n // 4
-    boost = np.sqrt(1.5 * eps / (best.p * (1 - best.p) * coalition.sum()))
     return {
         "halved": scaled(best, 0.5),
-        "boosted coalition": boosted(best, coalition, boost),
+        "boosted coalition": boosted(best, coalition, np.sqrt(unit / coalition.sum())),
+        "boosted: one example": boosted(best, np.arange(1), np.sqrt(unit)),
         "shuffled": lambda rng: shuffled(best, rng),
         "stale": other,
         "sparse: a sixth kept": sparse(best, n // 6),
@@ -145,3 +145,19 @@ def inflating(share: float, claim: Attribution, rho: float) -> Liar:
         )
 
     return Liar(share, None, lie)
+
+
+def shading(tolerance: float, claim: Attribution, rho: float) -> Callable[[np.ndarray, Outputs], Outputs]:
+    """Every output wrong by just less than ``tolerance``, in the direction that inflates the estimated residual.
+
+    No spot check notices: this is why a :class:`Statement` allows a small tolerance only.
+    """
+
+    def alter(subsets, outputs):
+        rest = (outputs.values - claim.predict(subsets)).reshape(4, -1, outputs.values.shape[1])
+        weights = slopes(rho)[:, None, None]
+        off = np.concatenate([(weights * rest[1:]).sum(0)[None], weights * rest[0]])
+        told = outputs.values - 0.999 * tolerance * np.sign(off).reshape(outputs.values.shape)
+        return Outputs(np.clip(told, -1, 1), outputs.fingerprints)
+
+    return alter

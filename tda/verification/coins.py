@@ -28,16 +28,12 @@ class Coins:
 
     @property
     def promise(self) -> str:
-        """What is published before the answer: the verifier cannot change its coins afterwards."""
+        """What is published before anything is claimed: the verifier cannot change its coins afterwards."""
         return hashlib.sha256(self.secret).hexdigest()
 
     @property
     def session(self) -> str:
-        """Names the session. Non-interactive: the statement's digest, known to all, so no message has to be sent
-        first.
-        """
-        if self.statement.form == "non-interactive":
-            return self.statement.digest
+        """Names the session."""
         return hashlib.sha256(self._key("session")).hexdigest()
 
     @functools.cached_property

@@ -10,7 +10,7 @@ from scipy import stats
 from tda.verification.cheats import shaken
 from tda.verification.claims import Attribution, fit
 from tda.verification.learners import Polynomial
-from tda.verification.residual import residual, slopes, winsorised
+from tda.verification.residual import largest_share, residual, slopes, winsorised
 from tda.verification.subsets import draw, partners
 
 STEPS = 60  # tenths of a decade that a budget may grow to
@@ -22,8 +22,8 @@ def estimates(
     """One estimate of B_{>=2} (of the first output) from ``n`` bases by every version.
 
     ``text``: independent partners, f as it is, non-negative fit; ``text, no constraint``; ``coupled``; ``claim
-    subtracted``: coupled, f minus the claim; ``winsorised``: that, with terms pulled to their 20 % quantiles (what
-    the protocol uses).
+    subtracted``: coupled, f minus the claim; ``winsorised``: that, with terms pulled in by
+    :func:`largest_share` (what the protocol uses).
     """
     bases, found = draw(rng, n, learner.n, learner.p), {}
     for coupled in (False, True):
@@ -33,7 +33,8 @@ def estimates(
         g, f = (values.reshape(4, n, -1) for values in (f - claim.predict(at), f))
         if coupled:
             found["coupled"] = residual(f, rho).value[0]
-            found["claim subtracted"], found["winsorised"] = residual(g, rho).value[0], winsorised(g, rho, 0.2)[0]
+            share = largest_share(rho, learner.p)
+            found["claim subtracted"], found["winsorised"] = residual(g, rho).value[0], winsorised(g, rho, share)[0]
         else:
             found["text"], found["text, no constraint"] = (residual(f, rho, c).value[0] for c in (True, False))
     return found

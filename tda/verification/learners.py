@@ -76,6 +76,24 @@ class Learner(abc.ABC):
         return Outputs(clipped, np.frombuffer(digests, np.uint8).reshape(-1, 32))
 
 
+class Once:
+    """A learner that remembers: the same call is trained once. For experiments in which several claims meet the same
+    coins; a party of a real session has no use for it.
+    """
+
+    def __init__(self, learner: Learner):
+        self.learner, self.known = learner, {}
+
+    def __getattr__(self, name: str):
+        return getattr(self.learner, name)
+
+    def __call__(self, subsets: np.ndarray, seeds: np.ndarray) -> Outputs:
+        key = digest_of(np.asarray(subsets), np.asarray(seeds))
+        if key not in self.known:
+            self.known[key] = self.learner(subsets, seeds)
+        return self.known[key]
+
+
 def register(kind: str):
     """Class decorator: ``build({"learner": kind, ...})`` makes this learner from the other keys."""
 
@@ -90,8 +108,8 @@ def build(spec: dict) -> Learner:
     """The learner of a :meth:`Learner.spec`. Raises ``ValueError`` for unknown kinds or options and for other data."""
     from tda.verification import networks, ridge  # noqa: F401  they register themselves
 
-    if not isinstance(spec, dict) or spec.get("learner") not in BUILDERS:
-        kind = spec.get("learner") if isinstance(spec, dict) else spec
+    kind = spec.get("learner") if isinstance(spec, dict) else spec
+    if not isinstance(kind, str) or not isinstance(spec, dict) or kind not in BUILDERS:
         raise ValueError(f"learner {kind!r} is unknown; there are {sorted(BUILDERS)}.")
     options = {k: v for k, v in spec.items() if k not in ("learner", "data")}
     try:

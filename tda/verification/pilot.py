@@ -6,7 +6,7 @@ import numpy as np
 
 from tda.verification.claims import Attribution, least_squares
 from tda.verification.learners import Learner
-from tda.verification.residual import plan
+from tda.verification.residual import attained, plan
 from tda.verification.statement import Statement
 from tda.verification.subsets import draw
 
@@ -19,8 +19,10 @@ def pilot(
 
     eps is ``share`` of the smallest output variance, so that it means something; ``reference`` is a least-squares
     fit, a stand-in for the best predictor; the residual B_{>=2} is the fit's mean square corrected for its N + 1 free
-    parameters, and sizes follow from the largest one by :func:`plan`, with at most ``most`` bases. Further options go
-    to :class:`Statement`. Raises ``ValueError`` for budgets up to N + 1 and for an output that does not vary.
+    parameters, and sizes follow from the largest one by :func:`plan`, with at most ``most`` bases: where that cuts the
+    plan, the statement's ``delta`` is the larger one that the sizes attain. Further options go to :class:`Statement`.
+    Raises ``ValueError`` for budgets up to N + 1, for an output that does not vary, and if ``most`` bases decide
+    nothing.
     """
     free = learner.n + 1
     if budget <= free:
@@ -33,5 +35,7 @@ def pilot(
     left = np.square(f - reference.predict(subsets)).sum(0) / (budget - free)
     eps = float(share * f.var(0).min())
     fresh, bases = plan(eps, delta, float(left.max()), rho, points=learner.points)
-    sizes = {"fresh": fresh, "bases": min(bases, most), "rho": rho}
+    if bases > most:
+        bases, delta = most, attained(eps, float(left.max()), rho, most, learner.points)
+    sizes = {"fresh": fresh, "bases": bases, "rho": rho}
     return Statement(learner.spec(), eps, delta, p=p, **(sizes | options)), reference, left

@@ -10,7 +10,18 @@ import numpy as np
 
 from tda.verification.claims import Attribution
 from tda.verification.learners import Learner, Outputs
-from tda.verification.messages import ProtocolError, decode, encode, expect, hexadecimal, keys, pack, unpack
+from tda.verification.messages import (
+    Message,
+    ProtocolError,
+    decode,
+    encode,
+    expect,
+    hexadecimal,
+    keys,
+    pack,
+    sha256,
+    unpack,
+)
 from tda.verification.statement import Statement
 
 Alter = Callable[[np.ndarray, Outputs], Outputs]
@@ -31,7 +42,8 @@ class Prover:
 
     ``attribution`` is what it claims. ``alter(subsets, outputs) -> outputs`` may change its answer: a lying prover
     (:mod:`tda.verification.cheats`). ``salt``: 64 hexadecimal digits, drawn unless given. ``verdict``: the body of the
-    verifier's last message. Raises :class:`ProtocolError` for messages that do not follow the protocol.
+    verifier's verdict, the first that reveals the promised coins; after it every message is ignored. Raises
+    :class:`ProtocolError` for messages that do not follow the protocol.
     """
 
     def __init__(
@@ -40,15 +52,17 @@ class Prover:
         check_claim(learner, statement, attribution)
         self.learner, self.statement, self.attribution, self.alter = learner, statement, attribution, alter
         self.salt = salt or secrets.token_hex(32)
-        self.session = self.last = ""
+        self.session = self.last = self.promise = ""
         self.number, self.due, self.verdict = 0, "open", None
 
     def receive(self, raw: bytes) -> bytes | None:
+        if self.verdict is not None:
+            return None
         message = decode(raw)
         if self.due == "open":
             self.session = hexadecimal(message.session, "session")
         elif message.kind == "verdict" and message.session == self.session:
-            return self._verdict(message.body)  # an abort may come early, and after a message that was lost
+            return self._verdict(message)  # an abort may come early, and after a message that was lost
         body = expect(message, self.session, self.number, self.due, self.last)
         self.last, self.number = message.digest, self.number + 1
         return self._open(body) if self.due == "open" else self._queries(body)
@@ -62,8 +76,9 @@ class Prover:
         return {"scores": pack(self.attribution.scores), "mean": pack(self.attribution.mean)}
 
     def _open(self, body: dict) -> bytes:
-        if keys(body, "statement")["statement"] != self.statement.to_json():
+        if keys(body, "statement", "promise")["statement"] != self.statement.to_json():
             raise ProtocolError("the verifier's statement is not the one that was agreed on")
+        self.promise = hexadecimal(body["promise"], "the promise")
         if self.statement.form == "non-interactive":
             return self._send("claim", self._claim(), "verdict")
         committed = commitment(self.attribution.scores, self.attribution.mean, self.salt)
@@ -71,8 +86,7 @@ class Prover:
 
     def _queries(self, body: dict) -> bytes:
         count = 4 * self.statement.bases
-        keys(body, "subsets", "seeds", "promise")
-        hexadecimal(body["promise"], "the promise")
+        keys(body, "subsets", "seeds")
         subsets = unpack(body["subsets"], "bits", (count, self.learner.n), "subsets")
         seeds = unpack(body["seeds"], "<i8", (count,), "seeds")
         if (seeds < 0).any():
@@ -83,8 +97,15 @@ class Prover:
         answer = self._claim() | {"salt": self.salt, "outputs": pack(outputs.values)}
         return self._send("answer", answer | {"fingerprints": pack(outputs.fingerprints)}, "verdict")
 
-    def _verdict(self, body: dict) -> None:
-        self.verdict, self.due = keys(body, "accepted", "reason", "secret"), "nothing"
+    def _verdict(self, message: Message) -> None:
+        body = keys(message.body, "accepted", "reason", "secret")
+        if type(body["accepted"]) is not bool or not isinstance(body["reason"], str):
+            raise ProtocolError("a verdict says true or false, and why in words")
+        if sha256(bytes.fromhex(hexadecimal(body["secret"], "the secret"))) != self.promise:
+            raise ProtocolError("the verdict does not reveal the coins that were promised")
+        if body["accepted"]:
+            expect(message, self.session, self.number, self.due, self.last)
+        self.verdict, self.due = body, "nothing"
 
 
 def check_claim(learner: Learner, statement: Statement, attribution: Attribution) -> None:

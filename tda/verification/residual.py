@@ -26,7 +26,7 @@ import numpy as np
 from scipy import stats
 from scipy.optimize import nnls
 
-from tda.verification.subsets import check_rho
+from tda.verification.subsets import check_probability, check_rho
 
 MSE_SPREAD = 2.0  # variance of a squared Gaussian, in units of its squared mean
 
@@ -59,15 +59,35 @@ def winsorised(values: np.ndarray, rho: float, share: float) -> np.ndarray:
 
     A base has the term T = (mean of the four squares) - f(x) sum_t c_t f(x_t), c as in :func:`spread`; its mean over
     the bases is B_{>=2} of :func:`residual`. Terms beyond the quantiles ``share`` and 1 - ``share`` are pulled to
-    them: lies about few bases, however large, can move the estimate only by what lies between the quantiles. T is
-    heavy-tailed and nearly symmetric, so honest outputs lose little, and its variance falls. Ours. Raises
-    ``ValueError`` for a share outside [0, 0.25], and as :func:`residual`.
+    them: lies about few bases, however large, can move the estimate only by what lies between the quantiles. Its price
+    is a bias, because T is not symmetric. It must never cut off whole tails: see :func:`largest_share`, which is for
+    the caller to keep. Ours. Raises ``ValueError`` for a share outside [0, 0.25], and as :func:`residual`.
     """
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 0.25:
         raise ValueError(f"share={share!r} of the terms on each side; it lies in [0, 0.25], and 0 pulls none.")
     values = _checked(values)
     terms = np.square(values).mean(0) - values[0] * np.tensordot(slopes(rho), values[1:], 1)
     return np.clip(terms, np.quantile(terms, share, axis=0), np.quantile(terms, 1 - share, axis=0)).mean(0)
+
+
+def largest_share(rho: float, p: float) -> float:
+    """The largest share to winsorise on each side that does not hide an error concentrated on one example (ours).
+
+    With coupled partners an error a z_i gives T = 0 where the base's coordinate equals the fresh draw. Otherwise, with
+    v = z_i^2 of the base and v' = 1 / v of the draw, T / a^2 and its mass are, for each value of v,
+
+        (3 v + v') / 4 + 1 - 1.5 (1 + v) / rho      mass p (1 - p) rho           all but the first partner keep
+        (v + v') / 2 + 1 + 0.5 (1 + v) / rho        mass p (1 - p) rho           only the last keeps
+        (v + 3 v') / 4 + 1                          mass p (1 - p) (1 - 2 rho)   none keeps
+
+    which has mean 0 over both values of v. So each tail has two levels of mass p (1 - p) rho, equal at p = 1/2. Cutting
+    off both tails hides 1 - rho of the error at p = 1/2, cutting off their outer levels |1 - 2 p| (1 - rho / 2) (for p
+    in [0.2, 0.8]; elsewhere the levels are in another order, and the outer ones matter as much). The
+    share is 0.6 of the mass of a tail where the outer levels hide at most a fifth, 0.6 of the outer level elsewhere;
+    the rest is for the scatter of sample quantiles. 0.3 rho at p = 1/2.
+    """
+    level = check_probability(p) * (1 - p) * check_rho(rho)
+    return 0.6 * level * (2 if abs(1 - 2 * p) * (1 - rho / 2) <= 0.2 else 1)
 
 
 def slopes(rho: float) -> np.ndarray:
@@ -122,7 +142,14 @@ def spread(rho: float, degree: int = 2, coupled: bool = True) -> float:
 
 
 def plan(
-    eps: float, delta: float, best: float, rho: float, degree: int = 2, points: int = 1, total: float | None = None
+    eps: float,
+    delta: float,
+    best: float,
+    rho: float,
+    degree: int = 2,
+    points: int = 1,
+    total: float | None = None,
+    off: float = 0.0,
 ) -> tuple[int, int]:
     """``(fresh, bases)``: how many subsets to measure the claim on, and how many bases for the residual.
 
@@ -130,15 +157,37 @@ def plan(
     / 4 passes, and one of error eps fails, with probability 1 - delta in each of ``points`` outputs. The noise is in
     proportion to E g^2 of the function g that is measured: best + error of the claim if the claim is subtracted
     (``around="claim"``), and ``total`` = E f^2 otherwise, when it is given. A quarter of the variance is left to the
-    fresh subsets. Grows as (E g^2 / eps)^2, and with :func:`spread` in 1 / rho.
+    fresh subsets. Grows as (E g^2 / eps)^2, and with :func:`spread` in 1 / rho. ``off`` >= 0 is the bias of the
+    estimated residual where it is known (:func:`bias`): it leaves only eps / 2 - off to notice a false claim.
     """
     check_rates(eps, delta)
+    if not delta < points / 2:
+        raise ValueError(f"delta={delta} for {points} test points; delta / points must lie below 1/2, a coin's error.")
+    z = stats.norm.ppf(1 - delta / points)
+    variance = _room(eps, best, points, total, off) ** 2 / z**2
+    return int(np.ceil(4 * MSE_SPREAD / variance)), int(np.ceil(spread(check_rho(rho), degree) / variance * 4 / 3))
+
+
+def attained(eps: float, best: float, rho: float, bases: int, points: int = 1, degree: int = 2) -> float:
+    """delta of :func:`plan` for given ``bases`` (and fresh subsets in proportion): its inverse.
+
+    Raises ``ValueError`` if that is not below 1/2: such sizes decide nothing.
+    """
+    z = _room(eps, best, points, None, 0.0) / np.sqrt(spread(check_rho(rho), degree) * 4 / 3 / bases)
+    delta = float(points * stats.norm.sf(z))
+    if not delta < 0.5:
+        raise ValueError(f"{bases} bases attain delta={delta:.2f} only; allow more of them or raise eps={eps:.2g}.")
+    return delta
+
+
+def _room(eps, best, points, total, off) -> float:
+    """How far the nearer of the two wrong decisions is, in units of E g^2."""
     if not best > 0 or points < 1 or (total is not None and not total > 0):
         raise ValueError(f"best={best}, points={points}, total={total}; all must be positive.")
+    if not 0 <= off < eps / 2:
+        raise ValueError(f"off={off}; a bias of the residual lies in [0, eps / 2), or no size helps. Lower rho.")
     honest, false = (best + eps / 4, best + eps) if total is None else (total, total)
-    z = stats.norm.ppf(1 - delta / points)
-    variance = min(eps / 4 / honest, eps / 2 / false) ** 2 / z**2
-    return int(np.ceil(4 * MSE_SPREAD / variance)), int(np.ceil(spread(check_rho(rho), degree) / variance * 4 / 3))
+    return min(eps / 4 / honest, (eps / 2 - off) / false)
 
 
 def check_rates(eps: float, delta: float) -> None:

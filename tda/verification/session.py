@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,11 +78,29 @@ def damaged(kind: str, learner: Learner, statement: Statement, claim: Attributio
     return run(verifier, prover[1], wire)[0]
 
 
+def damaged_often(count: int, learner: Learner, statement: Statement, claim: Attribution, rng: np.random.Generator):
+    """``(accepted, raised, reasons)`` of ``count`` sessions by :func:`damaged`, every kind in turn: how many were
+    accepted, how many ended in an exception (both should be 0), and a ``Counter`` of (kind, reason of the abort).
+    """
+    accepted, raised, reasons = 0, 0, Counter()
+    for i in range(count):
+        kind = cheats.DAMAGES[i % len(cheats.DAMAGES)]
+        try:
+            verdict = damaged(kind, learner, statement, claim, rng)
+        except Exception:  # whatever it is, it would end a verifier
+            raised += 1
+            continue
+        accepted += verdict.accepted
+        reasons[kind, verdict.reason.split("(")[0].strip()[:60]] += 1
+    return accepted, raised, reasons
+
+
 def audit(transcript: Transcript, learner: Learner, statement: Statement) -> Verdict:
     """The verdict of a finished session, found again from its messages and the secret that the last one reveals.
 
     Raises ``ValueError`` if the verifier did not follow the protocol: its messages, byte for byte, must be those that
-    the secret dictates, and the secret the one that was promised.
+    the secret dictates. The first of them holds the secret's hash, in both forms, so the coins were fixed before the
+    claim was known.
     """
     try:
         last = decode(transcript[-1])

@@ -1,7 +1,7 @@
 """The verifier: asks, spot-checks by retraining, measures the claim on models of its own, and decides.
 
 Interactive, messages 0 to 4: open -> commit -> queries -> answer -> verdict. Non-interactive, 0 to 2: open -> claim ->
-verdict, where ``open`` holds the statement only and could be printed.
+verdict. ``open`` holds the statement and a hash of the verifier's coins.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ class Verifier:
         if self.number or self.verdict:
             raise ValueError("this session has been opened; make a new Verifier for another one.")
         interactive = self.statement.form == "interactive"
-        return self._send("open", {"statement": self.statement.to_json()}, "commit" if interactive else "claim")
+        return self._send(
+            "open",
+            {"statement": self.statement.to_json(), "promise": self.coins.promise},
+            "commit" if interactive else "claim",
+        )
 
     def receive(self, raw: bytes) -> bytes:
         """The next message: the queries, or the verdict. After the verdict every message gets that verdict again."""
@@ -58,11 +62,13 @@ class Verifier:
             accepted, reason = decide(mse, best, self.statement.eps)
         except ProtocolError as error:
             accepted, reason, mse, best = False, str(error), None, None
+        except ValueError as error:  # its learner's: nothing that the message holds can make it train to nonsense
+            accepted, reason, mse, best = False, f"the verifier could not train: {error}", None, None
         return self._close(Verdict(accepted, reason, self.learner.trainings - before, mse, best))
 
     def _ask(self) -> bytes:
         subsets, seeds = self.coins.pairs
-        body = {"subsets": pack(subsets), "seeds": pack(seeds), "promise": self.coins.promise}
+        body = {"subsets": pack(subsets), "seeds": pack(seeds)}
         return self._send("queries", body, "answer")
 
     def _close(self, verdict: Verdict) -> bytes:
