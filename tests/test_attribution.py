@@ -32,8 +32,8 @@ NOT_BY_DUPLICATE = {
 # name -> why an anti-duplicate need not score below zero, although the method is registered `signed`
 NOT_BY_SIGN = {"random": "its signs are coin flips"}
 # The sign is a property of the first order; BGO's default step is large, and curvature can outweigh it there. STRIDE's
-# Lasso sets weights to zero, which has no sign.
-SIGN_OPTIONS = {"bgo": {"step": 0.02}, "bgo_trajectory": {"step": 0.02}, "stride": {"recovery": "ridge"}}
+# Lasso sets weights to zero, which has no sign, and the noise of its descent turns the tiny effects of a sure query.
+SIGN_OPTIONS = {"bgo": {"step": 0.02}, "bgo_trajectory": {"step": 0.02}, "stride": {"recovery": "ridge", "steps": 0}}
 # name -> why the order of the documents matters, and why a document and its copy need not score the same
 DRAWS = {"random": "its scores do not look at the data", "stride": "documents join random subsets by their position"}
 DRAWS |= {"rank_combined": "one of its parts is stride"}
