@@ -127,5 +127,5 @@ def check_learner(learner: Learner, statement: Statement) -> None:
     if statement.tolerance is None and not learner.exact and statement.form == "interactive":
         raise ValueError(
             f"learner {statement.learner['learner']!r} does not train to the same bits in other company; compare "
-            f"outputs (tolerance=1e-4), or make it exact (network: at_once=1)."
+            f"outputs (give a tolerance, at most eps * rho / 32), or make it exact (network: at_once=1)."
         )
