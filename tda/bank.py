@@ -138,7 +138,7 @@ def run_shard(
     plan = design(testbed, name)
     shards = testbed.settings["designs"][name]["shards"]
     if not 0 <= shard < shards:
-        raise ValueError(f"shard={shard}; design {name!r} has shards 0 to {shards - 1}.")
+        raise ValueError(f"shard={shard}; design {name!r} has {shards} shards, numbered from 0.")
     mine = plan.models()[shard::shards]
     with Stopwatch() as watch:
         done = retrain_all(testbed, mine, plan.how, name, progress)

@@ -178,7 +178,7 @@ def test_unknown_design_and_shard_are_refused(banked):
     with pytest.raises(ValueError, match=r"no design 'leave_5'; its config names \['half', 'leave_group'\]"):
         bank.design(banked, "leave_5")
     for shard in (-1, 3):
-        with pytest.raises(ValueError, match=f"shard={shard}; design 'half' has shards 0 to 2"):
+        with pytest.raises(ValueError, match=f"shard={shard}; design 'half' has 3 shards, numbered from 0"):
             bank.run_shard(banked, "half", shard)
 
 
@@ -189,7 +189,7 @@ def test_fraction_that_keeps_all_or_nothing_is_refused(banked, fraction):
         bank.design(changed, "half")
 
 
-@pytest.mark.parametrize("change", [{"fraction": 1.0}, {"fraction": 0}, {"subsets": 1}, {"seeds": 1}, {"shards": 0}])
+@pytest.mark.parametrize("change", [{"fraction": 1.0}, {"fraction": 0}, {"subsets": 1}, {"seeds": 1}, {"shards": -1}])
 def test_config_refuses_impossible_designs(tmp_path, change):
     key = next(iter(change))
     with pytest.raises(ValueError, match=rf"testbeds\.people\.designs\.half\.{key}"):
@@ -199,12 +199,17 @@ def test_config_refuses_impossible_designs(tmp_path, change):
 # --- shards, merging, resuming
 
 
-def test_one_shard_equals_three(banked, own):
-    one = make_testbed(own.folder, {"designs": {"half": {**TINY["designs"]["half"], "shards": 1}}})
+@pytest.mark.parametrize("shards", [0, 1])
+def test_fewer_shards_equal_three(banked, own, shards):
+    other = make_testbed(own.folder, {"designs": {"half": {**TINY["designs"]["half"], "shards": shards}}})
     # same models, so the same cached files; a fresh folder makes sure they are trained again
-    assert bank.run_shard(one, "half", 0)["models"] == 6
-    bank.merge(one, "half")
-    assert npz(one, "half") == npz(banked, "half")
+    if shards:
+        assert bank.run_shard(other, "half", 0)["models"] == 6
+    else:
+        with pytest.raises(ValueError, match="design 'half' has 0 shards"):
+            bank.run_shard(other, "half", 0)
+    bank.merge(other, "half")
+    assert npz(other, "half") == npz(banked, "half")
     assert len(list((banked.folder / "bank_half.parts").iterdir())) == 3
 
 

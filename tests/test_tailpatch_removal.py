@@ -236,7 +236,7 @@ def test_merge_writes_the_contract_and_repeats_its_bytes(removed):
 
 def test_impossible_removals_are_refused(removed):
     testbed, planned, _ = removed
-    with pytest.raises(ValueError, match="shard=2; removals have shards 0 to 1"):
+    with pytest.raises(ValueError, match="shard=2; removals have 2 shards, numbered from 0"):
         removal.run_shard(testbed, planned, 2)
     scores = {"a": np.zeros(models.relevance(testbed).shape)}
     for change in ({"k": len(testbed.documents)}, {"queries": 1}):

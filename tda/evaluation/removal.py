@@ -73,7 +73,7 @@ def run_shard(testbed: Testbed, planned: Removals, shard: int, progress: Callabl
     """
     shards = testbed.settings["removals"]["shards"]
     if not 0 <= shard < shards:
-        raise ValueError(f"shard={shard}; removals have shards 0 to {shards - 1}.")
+        raise ValueError(f"shard={shard}; removals have {shards} shards, numbered from 0.")
     mine = planned.models()[shard::shards]
     with Stopwatch() as watch:
         retrain_all(testbed, mine, "mask", "removals", progress)
