@@ -4,7 +4,13 @@
 testbed.
 """
 
+import sys
+
 __version__ = "0.1.0"
+
+# jsonschema imports this optional check of international addresses where it is installed, and that builds a parser: a
+# second at the start of every job, for a format that no schema here uses. None makes the import fail at once.
+sys.modules.setdefault("rfc3987_syntax", None)
 
 
 def __getattr__(name: str):

@@ -29,13 +29,14 @@ def load(profile: str = "smoke", overrides: dict | None = None) -> dict[str, Any
     """The validated configuration of ``profile``, with every default filled in.
 
     ``profile`` is a name in ``workflow/config`` or a path to a YAML file (whose ``profile`` key, if any,
-    equals the file's name). ``overrides`` is merged into it: maps merge key by key, lists and values
-    replace, ``None`` removes a design or ``removals``. The result holds ``overrides`` as given (``{}`` when
-    there are none). Raises :class:`ConfigError`.
+    equals the file's name). A profile with a ``base`` states only what differs from that one.
+    ``overrides`` is merged into it: maps merge key by key, lists and values replace, ``None`` removes a
+    design or ``removals``. The result holds ``overrides`` as given (``{}`` when there are none). Raises
+    :class:`ConfigError`.
     """
     path = _profile_path(profile)
     where = path.name
-    raw = _read(path)
+    raw = _on_its_base(_read(path), where)
     stated = raw.setdefault("profile", path.stem)
     if stated != path.stem:
         raise ConfigError(
@@ -157,6 +158,37 @@ def _read(path: Path) -> dict:
     if not isinstance(content, dict):
         raise ConfigError(f"{path.name}: must hold a map of config keys, got {type(content).__name__}")
     return content
+
+
+def _on_its_base(raw: dict, where: str) -> dict:
+    """``raw`` laid over the profile that its ``base`` names, if any.
+
+    Maps merge key by key. A row or claim takes the place of all entries of the base that have its id; new ids are added
+    at the end.
+    """
+    if not raw.get("base"):
+        return raw
+    base = _read(_profile_path(raw["base"]))
+    if base.pop("base", ""):
+        raise ConfigError(f"{where}: base: {raw['base']!r} has a base itself; name a profile that stands alone")
+    base.pop("profile", None)
+    merged = _merge(base, raw)
+    for part in ("rows", "claims"):
+        if isinstance(raw.get(part, []), list):  # anything else is for the validator
+            merged[part] = _by_id(base.get(part, []), raw.get(part, []))
+    return merged
+
+
+def _by_id(base: list, own: list) -> list:
+    named: dict[Any, list] = {}
+    for entry in own:
+        named.setdefault(entry.get("id") if isinstance(entry, dict) else None, []).append(entry)
+    joined, placed = [], set()
+    for entry in base:
+        name = entry["id"]
+        joined += [] if name in placed else named.get(name, [entry])
+        placed |= {name} & set(named)
+    return joined + [entry for name, entries in named.items() if name not in placed for entry in entries]
 
 
 @functools.cache

@@ -286,3 +286,63 @@ def test_a_chapter_is_compared_with_its_rows_its_claims_rows_and_the_baselines()
     assert set(own) | {"gradient_dot", "random", "tfidf", "same_entity"} <= set(found)
     assert "trackstar" in found and "logra" not in found  # a claim names the first, nobody the second
     assert "source_3" not in found and len(found) == len(set(found))
+
+
+# --- a profile on top of another
+
+
+def on_paper(tmp_path, text):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: paper\n" + text)
+    return str(mine)
+
+
+def test_a_base_gives_what_is_not_stated(tmp_path):
+    paper = config.load("paper")
+    changed = "testbeds: {people: {training: {seeds: 7}, designs: {leave_5: {subsets: 9}}}}"
+    mine = config.load(on_paper(tmp_path, changed))
+    assert (mine["profile"], mine["base"]) == ("mine", "paper")
+    assert mine["rows"] == paper["rows"] and mine["claims"] == paper["claims"]
+    assert mine["testbeds"].pop("authors") == paper["testbeds"].pop("authors")
+    people, theirs = mine["testbeds"]["people"], paper["testbeds"]["people"]
+    assert people["training"] == theirs["training"] | {"seeds": 7}
+    assert people["designs"] == theirs["designs"] | {"leave_5": theirs["designs"]["leave_5"] | {"subsets": 9}}
+
+
+def test_rows_take_the_place_of_those_with_their_id(tmp_path):
+    rows = [
+        "{id: new, method: random, notebook: 04_first_methods}",
+        "{id: logra_pca, method: logra, notebook: 22_trak_family, testbeds: [people], options: {rank: 7}}",
+        "{id: logra_pca, method: logra, notebook: 22_trak_family, testbeds: [authors], options: {rank: 9}}",
+    ]
+    rows = "\n".join(f"  - {row}" for row in rows)
+    claim = "id: one, paper: Baselines, notebook: 22_trak_family, testbed: people, metric: lds_half, row: logra_pca"
+    claim += ", kind: value, direction: greater, margin: 0.0, claim: more"
+    mine = config.load(on_paper(tmp_path, f"rows:\n{rows}\nclaims:\n  - {{{claim}}}"))
+    paper = config.load("paper")
+    ids = [row["id"] for row in paper["rows"]]
+    found = [row["id"] for row in mine["rows"]]
+    first = ids.index("logra_pca")
+    assert found[first : first + 2] == ["logra_pca", "logra_pca"] and found[-1] == "new" and found.count("logra_pca") == 2
+    assert [row["options"] for row in mine["rows"][first : first + 2]] == [{"rank": 7}, {"rank": 9}]
+    assert [i for i in found if i not in ("logra_pca", "new")] == [i for i in ids if i != "logra_pca"]
+    assert [claim["id"] for claim in mine["claims"]] == [*(claim["id"] for claim in paper["claims"]), "one"]
+
+
+def test_a_base_is_a_profile_that_stands_alone(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: extended\n")
+    assert "'extended' has a base itself" in error_of(profile=str(mine))
+    for base in ("papr", "[paper]"):
+        mine.write_text(f"base: {base}\n")
+        message = error_of(profile=str(mine))
+        assert "is unknown; allowed: extended" in message and "did you mean 'paper'" in message
+    for part, text in (("rows", "rows: 3"), ("rows[", "rows: [3]"), ("claims", "claims: {a: 1}")):
+        assert part in error_of(profile=on_paper(tmp_path, text))
+
+
+def test_extended_judges_every_claim_of_the_paper():
+    extended, paper = config.load("extended"), config.load("paper")
+    assert extended["claims"] == paper["claims"]
+    asked = {(row["id"], testbed) for row in paper["rows"] for testbed in row["testbeds"]}
+    assert asked <= {(row["id"], testbed) for row in extended["rows"] for testbed in row["testbeds"]}

@@ -35,6 +35,13 @@ ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
+def test_no_job_builds_the_parser_of_web_addresses():
+    """A second at the start of every process, through an optional import of jsonschema."""
+    code = "import tda.run_notebook, tda.config, sys; print(sorted({'lark', 'jsonschema'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['jsonschema']"
+
+
 def test_lock_is_exact_and_sorted():
     lines = lines_of("requirements.lock")
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in lines), (

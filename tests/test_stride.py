@@ -363,7 +363,7 @@ def test_operators_are_trained_once_for_all_queries(images, monkeypatch):
     task, data, asked = images
     calls = []
     real = stride.train
-    monkeypatch.setattr(stride, "train", lambda *a: calls.append(a) or real(*a))
+    monkeypatch.setattr(stride, "train", lambda *a, **k: calls.append(a) or real(*a, **k))
     stride.operators.forget()
     options = {"subsets": 50, "recovery": "ridge", "steps": 2}
     whole = attribute("stride", task, data, asked, **options)

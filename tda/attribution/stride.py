@@ -74,8 +74,9 @@ def attribute(
     measurements that do not vary (no fidelity, for example).
     """
     trained = operators(
-        task, train, seed, chunk, subsets, degree, rank, layer, design, fidelity, stability, linearity, steps, rate
-    )
+        task, train, seed=seed, chunk=chunk, subsets=subsets, degree=degree, rank=rank, layer=layer, design=design,
+        fidelity=fidelity, stability=stability, linearity=linearity, steps=steps, rate=rate,
+    )  # fmt: skip
     y = measurements(trained, task, queries, chunk)
     return solver.recover(trained.measure, y, recovery, seed=seed, penalty=penalty or None, sparsity=sparsity or None)
 
@@ -103,7 +104,8 @@ def operators(
     n = n_examples(train_examples)
     measure = draw(design, n, subsets or min(SUBSETS, 2 * n), degree, seed)
     weights = Weights(fidelity, stability, linearity)
-    return operators_for(task, train_examples, measure, seed, chunk, rank, layer, weights, steps, rate)
+    how = {"seed": seed, "chunk": chunk, "rank": rank, "layer": layer, "steps": steps, "rate": rate}
+    return operators_for(task, train_examples, measure, weights=weights, **how)
 
 
 def operators_for(
@@ -112,6 +114,7 @@ def operators_for(
     measure: np.ndarray,
     seed: int = 0,
     chunk: int = CHUNK,
+    *,
     rank: int = 0,
     layer: int = -1,
     weights: Weights | None = None,
@@ -127,7 +130,7 @@ def operators_for(
     layer = depth(task, layer)
     shot = snapshot(task, train_examples, layer, chunk)
     rank = rank or min(RANK, shot.states.shape[1])
-    return train(shot, measure, layer, rank, weights, steps, rate, seed)
+    return train(shot, measure, layer, rank, weights, steps=steps, rate=rate, seed=seed)
 
 
 def draw(design: str, n: int, subsets: int, degree: int, seed: int) -> np.ndarray:
