@@ -323,7 +323,7 @@ def test_rows_take_the_place_of_those_with_their_id(tmp_path):
     ids = [row["id"] for row in paper["rows"]]
     found = [row["id"] for row in mine["rows"]]
     first = ids.index("logra_pca")
-    assert found[first : first + 2] == ["logra_pca", "logra_pca"] and found[-1] == "new" and found.count("logra_pca") == 2
+    assert found[first : first + 2] == ["logra_pca"] * 2 and found.count("logra_pca") == 2 and found[-1] == "new"
     assert [row["options"] for row in mine["rows"][first : first + 2]] == [{"rank": 7}, {"rank": 9}]
     assert [i for i in found if i not in ("logra_pca", "new")] == [i for i in ids if i != "logra_pca"]
     assert [claim["id"] for claim in mine["claims"]] == [*(claim["id"] for claim in paper["claims"]), "one"]
