@@ -91,9 +91,16 @@ def cross_checks(config: dict, where: str) -> None:
             of[name].append(row["id"])
         like = [other for other in config["rows"] if other["id"] == row["tune_like"] and other["tune"]]
         tuned = {name for other in like for name in row_testbeds(config["testbeds"], other)}
-        if row["tune_like"] and (row["tune"] or not tuned.issuperset(row_testbeds(config["testbeds"], row))):
-            allowed = "it must name a row with a tune grid on the same testbeds, and the row itself must have no grid"
+        both = {option for other in like for option in other["tune"]} & set(row["tune"])
+        if row["tune_like"] and (both or not tuned.issuperset(row_testbeds(config["testbeds"], row))):
+            allowed = "it must name a row with a tune grid on the same testbeds, and not of the row's own options"
             refuse(f"rows[{index}].tune_like", row["tune_like"], allowed)
+        seen, name = [row["id"]], row["tune_like"]
+        while name and name not in seen:
+            seen.append(name)
+            name = next((other["tune_like"] for other in config["rows"] if other["id"] == name), "")
+        if name:
+            refuse(f"rows[{index}].tune_like", row["tune_like"], "rows that take each other's choice never choose")
     for name, testbed in config["testbeds"].items():
         key, corpus, model = f"testbeds.{name}", testbed["corpus"], testbed["model"]
         _kinds_fit(testbed, key, refuse)

@@ -40,26 +40,31 @@ def options_of(testbed: Testbed, row: dict) -> dict:
 
 
 def tuned(testbed: Testbed, row: dict) -> dict:
-    """What :func:`tune` chose for a row, or for the row named in its ``tune_like``; nothing for a row without either.
+    """What :func:`tune` chose for a row: first what its ``tune_like`` row chose, then its own grid on top of that.
 
     ``{"options", "trials", "seconds", "retrainings"}``; a row that takes another's choice is charged for choosing too.
+    Nothing for a row without either.
     """
+    chosen = {"options": {}, "trials": [], "seconds": 0.0, "retrainings": 0}
     if row["tune_like"]:
-        row = row_of(testbed, row["tune_like"])
-    return tune(testbed, row) if row["tune"] else {"options": {}, "trials": [], "seconds": 0.0, "retrainings": 0}
+        chosen = tuned(testbed, row_of(testbed, row["tune_like"]))
+    if not row["tune"]:
+        return chosen
+    own = tune(testbed, row, chosen["options"])
+    return own | {"options": chosen["options"] | own["options"], "seconds": chosen["seconds"] + own["seconds"]}
 
 
-def tune(testbed: Testbed, row: dict) -> dict:
+def tune(testbed: Testbed, row: dict, taken: dict | None = None) -> dict:
     """Choose a row's tuned options by LDS (design ``half``, main loss) on the held-out **tune** queries; kept on disk.
 
     ``row["tune"]`` maps options to candidate values. One option at a time, in the order given, each at the best
-    value of those before it. Returns ``{"options", "trials", "seconds", "retrainings", "key"}``: what was chosen, every
-    trial, and what choosing cost, which counts as the row's set-up.
+    value of those before it; ``taken`` are options that another row has chosen. Returns ``{"options", "trials",
+    "seconds", "retrainings", "key"}``: what was chosen, every trial, and what choosing cost, which counts as the row's
+    set-up.
     """
     path = testbed.folder / "tuned" / f"{row['id']}.json"
-    key = key_of(
-        [models.model_key(testbed), bank.bank_key(testbed, "half"), row["method"], row["options"], row["tune"]]
-    )
+    given = (taken or {}) | row["options"]
+    key = key_of([models.model_key(testbed), bank.bank_key(testbed, "half"), row["method"], given, row["tune"]])
     if path.exists() and read_json(path).get("key") == key:
         return read_json(path)
     chosen = _tune_queries(testbed)
@@ -75,7 +80,7 @@ def tune(testbed: Testbed, row: dict) -> dict:
     with Stopwatch() as watch:
         for option, values in row["tune"].items():
             for value in values:
-                tried = {**row["options"], **best, option: value}
+                tried = {**given, **best, option: value}
                 same = key_of({**defaults, **tried})  # the default of a later option was tried along with the first
                 if same not in known:
                     known[same] = _trial(row, task, testbed.train, queries_used, seed, tried, truth, chosen)
@@ -100,8 +105,8 @@ def _trial(row: dict, task, train, asked, seed: int, options: dict, truth, chose
 
 
 def queries_once(testbed: Testbed, which: str = "all"):
-    """All queries, the held-out ``tune`` queries, or the ``rest``: one object each, so that methods can remember what
-    they did for it.
+    """All queries, the held-out ``tune`` queries, or the ``test`` queries: one object each, so that methods can
+    remember what they did for it.
     """
     return _queries_once(testbed, models.model_key(testbed), which)
 
@@ -109,7 +114,7 @@ def queries_once(testbed: Testbed, which: str = "all"):
 @lru_cache(maxsize=8)
 def _queries_once(testbed: Testbed, key: str, which: str):
     asked = models.query_examples(testbed)
-    return asked if which == "all" else take(asked, _tune_queries(testbed) == (which == "tune"))
+    return asked if which == "all" else take(asked, {"tune": _tune_queries, "test": _test_queries}[which](testbed))
 
 
 def _tune_queries(testbed: Testbed) -> np.ndarray:
@@ -117,12 +122,17 @@ def _tune_queries(testbed: Testbed) -> np.ndarray:
     return np.array([r["split"] == "tune" and r["query_set"] == "held_out" for r in models.query_rows(testbed)])
 
 
+def _test_queries(testbed: Testbed) -> np.ndarray:
+    """[Q] bool: the queries, of all sets, that results are reported on."""
+    return np.array([r["split"] == "test" for r in models.query_rows(testbed)])
+
+
 def ensemble(testbed: Testbed, row: dict, options: dict) -> np.ndarray:
     """Scores [Q, N] of a row for all queries: of one model, or summed over the models of ``row["seeds"]`` seeds.
 
     Each seed's scores are scaled to unit mean magnitude per query first, so that no seed outweighs the others. Methods
-    that sweep the corpus for each query are asked in two parts, tune queries and others, so that what tuning has swept
-    need not be swept again (their scores do not depend on the other queries).
+    that sweep the corpus for each query are asked about the test queries only, which is where anything is read off; the
+    other rows of their scores are NaN.
     """
     seeds = models.seeds_of(testbed)
     if row["seeds"] > len(seeds):
@@ -130,19 +140,19 @@ def ensemble(testbed: Testbed, row: dict, options: dict) -> np.ndarray:
             f"row {row['id']!r} asks for {row['seeds']} seeds; {testbed.name} trains {len(seeds)}. Raise "
             f"training.seeds."
         )
-    tune, found = _tune_queries(testbed), []
-    parts = [(queries_once(testbed), np.arange(len(tune)))]
-    if attribution.METHODS[row["method"]].cost == "per query" and tune.any() and not tune.all():
-        places = {"tune": np.flatnonzero(tune), "rest": np.flatnonzero(~tune)}
-        parts = [(queries_once(testbed, which), at) for which, at in places.items()]
+    swept, found = attribution.METHODS[row["method"]].cost == "per query", []
     for seed in seeds[: row["seeds"]]:
-        task, rows = models.load_task(testbed, seed), []
-        for part, _ in parts:
-            more = {"seed": testbed.config["seed"]} | options
-            rows.append(attribution.attribute(row["method"], task, testbed.train, part, **more))
-        one = np.concatenate(rows)[np.argsort(np.concatenate([places for _, places in parts]))]
+        task, more = models.load_task(testbed, seed), {"seed": testbed.config["seed"]} | options
+        asked = queries_once(testbed, "test" if swept else "all")
+        one = attribution.attribute(row["method"], task, testbed.train, asked, **more)
         found.append(one if row["seeds"] == 1 else unit_scale(one))
-    return np.sum(found, axis=0, dtype=np.float32)
+    total = np.sum(found, axis=0, dtype=np.float32)
+    if not swept:
+        return total
+    test = _test_queries(testbed)
+    scores = np.full((len(test), total.shape[1]), np.nan, dtype=np.float32)
+    scores[test] = total
+    return scores
 
 
 def scores_key(testbed: Testbed, row: dict) -> str:
@@ -151,7 +161,7 @@ def scores_key(testbed: Testbed, row: dict) -> str:
 
 
 def run(testbed: Testbed, row_id: str) -> np.ndarray:
-    """Attribute all queries with a row's method; scores and cost go to ``scores/<row_id>.npz``.
+    """Attribute the queries with a row's method (:func:`ensemble`); scores and cost go to ``scores/<row_id>.npz``.
 
     The record holds the options used, ``seconds``, the memory that the run added (``added_mb``) and ``peak_mb``.
     """

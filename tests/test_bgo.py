@@ -10,7 +10,7 @@ from conftest import make_testbed
 from scipy.stats import spearmanr
 from torch.func import jvp
 
-from tda import config, lm, models, provenance, scores
+from tda import bank, config, lm, models, provenance, scores
 from tda.attribution import StepTooLarge, attribute, bgo, fisher, granularity, perturb
 from tda.attribution.gradients import flatten, matrix, unflatten
 from tda.attribution.memory import remembered
@@ -324,8 +324,8 @@ def test_a_row_over_seeds_is_the_sum_of_scaled_rows(tmp_path):
         scores.ensemble(bed, row | {"seeds": 3}, {})
 
 
-def test_what_tuning_swept_is_not_swept_again_and_scores_stay_in_place(own, monkeypatch):
-    """Two parts, tune queries and the rest, put back in order; `tune_like` takes another row's choice."""
+def test_only_test_queries_are_swept_and_rows_that_read_one_step_share_the_sweeps(own, monkeypatch):
+    """Scores stay in their places, NaN elsewhere; `tune_like` takes another row's choice."""
     row = {"method": "bgo", "notebook": "10_bgo"}
     like = {"tune_like": "bgo_none", "options": {"preconditioner": "none", "direction": "ascent"}}
     rows = [
@@ -344,11 +344,13 @@ def test_what_tuning_swept_is_not_swept_again_and_scores_stay_in_place(own, monk
         return perturb.sweep(task, moved, *arguments, **named)
 
     monkeypatch.setattr(bgo, "sweep", counted)
+    test = np.array([row["split"] == "test" for row in models.query_rows(bed)])
+    assert test.any() and not test.all()
     found = scores.run(bed, "bgo_none")
-    np.testing.assert_allclose(found, whole, rtol=1e-3, atol=1e-5 * np.abs(whole).max())
-    assert sum(swept) == 2 * (len(found) - scores._tune_queries(bed).sum())
+    np.testing.assert_allclose(found[test], whole[test], rtol=1e-3, atol=1e-5 * np.abs(whole).max())
+    assert np.isnan(found[~test]).all() and sum(swept) == 2 * test.sum()
     scores.run(bed, "bgo_none_ascent")
-    assert sum(swept) == 2 * (len(found) - scores._tune_queries(bed).sum())
+    assert sum(swept) == 2 * test.sum()
     assert scores.tuned(bed, second) == chosen and scores.options_of(bed, second)["step"] == chosen["options"]["step"]
     assert scores.tuned(bed, second | {"tune_like": ""}) == {
         "options": {},
@@ -356,6 +358,33 @@ def test_what_tuning_swept_is_not_swept_again_and_scores_stay_in_place(own, monk
         "seconds": 0,
         "retrainings": 0,
     }
+
+
+def test_a_row_tunes_on_top_of_what_another_row_chose(own):
+    """The damping of the linear limit, then the step at that damping; the row's own options go before both."""
+    shared = {"method": "bgo", "notebook": "10_bgo", "tune_like": "limit", "tune": {"step": [0.02, 0.3]}}
+    rows = [
+        {"id": "limit", "method": "fisher_influence", "notebook": "10_bgo", "tune": {"damping": [3.0, 1e6]}},
+        shared | {"id": "finite", "options": {"steps": 1}},
+        shared | {"id": "fixed", "options": {"damping": 0.5}},
+        {"id": "like", "method": "bgo", "notebook": "10_bgo", "tune_like": "finite"},
+        {"id": "gradient_dot", "method": "gradient_dot", "notebook": "10_bgo"},
+    ]
+    bed = make_testbed(own.folder, rows=rows, claims=[])
+    limit, finite, fixed, like = (scores.row_of(bed, row["id"]) for row in rows[:4])
+    damping, chosen = scores.tuned(bed, limit)["options"]["damping"], scores.tuned(bed, finite)
+    assert chosen["options"] == {"damping": damping, "step": chosen["options"]["step"]}
+    assert chosen["seconds"] > scores.tune(bed, limit)["seconds"]
+    by_hand = [
+        scores._trial(
+            finite, models.load_task(bed), bed.train, scores.queries_once(bed, "tune"), bed.config["seed"],
+            {"steps": 1, "damping": damping, "step": step}, bank.load(bed, "half"), scores._tune_queries(bed),
+        )
+        for step in (0.02, 0.3)
+    ]  # fmt: skip
+    assert [trial["lds_tune"] for trial in chosen["trials"]] == by_hand
+    assert scores.options_of(bed, fixed)["damping"] == 0.5
+    assert scores.options_of(bed, like) == chosen["options"]
 
 
 # --- remembered results

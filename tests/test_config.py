@@ -227,7 +227,14 @@ CLAIM = {
             {"rows": [{**TUNED, "testbeds": ["people"]}, {**ROW, "tune_like": "bgo", "testbeds": ["authors"]}]},
             ["rows[1].tune_like: 'bgo'", "on the same testbeds"],
         ),
-        ({"rows": [TUNED, {**TUNED, "id": "b", "tune_like": "bgo"}]}, ["rows[1].tune_like: 'bgo'", "have no grid"]),
+        (
+            {"rows": [TUNED, {**TUNED, "id": "b", "tune_like": "bgo"}]},
+            ["rows[1].tune_like: 'bgo'", "not of the row's own options"],
+        ),
+        (
+            {"rows": [TUNED | {"tune_like": "b"}, {**TUNED, "id": "b", "tune": {"damping": [1]}, "tune_like": "bgo"}]},
+            ["rows[0].tune_like: 'b'", "never choose"],
+        ),
         ({"claims": [{**CLAIM, "row": "bm52"}]}, ["claims[0].row: 'bm52'", "did you mean 'bm25'"]),
         ({"claims": [{**CLAIM, "paper": "BOG"}]}, ["claims[0].paper: 'BOG'", "did you mean 'BGO'"]),
         (
