@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from tda.attribution.gradients import batch_of, flatten, matrix, unflatten
 from tda.lm import IGNORE
@@ -32,7 +31,8 @@ def first_adamw_step(params: Tensor, gradient: Tensor, lr: float = LEARNING_RATE
     """
     norm = gradient.norm(dim=1, keepdim=True)
     gradient = gradient * (CLIP / norm.clamp(min=CLIP))
-    return params * (1 - lr * WEIGHT_DECAY) - lr * gradient / (gradient.abs() + EPSILON)
+    gradient.div_(gradient.abs().add_(EPSILON))  # in place: five passes over memory are what this costs
+    return gradient.mul_(-lr).add_(params, alpha=1 - lr * WEIGHT_DECAY)
 
 
 def tail_patch(
@@ -44,8 +44,9 @@ def tail_patch(
 ) -> dict[str, dict[str, np.ndarray]]:
     """``row id -> metric -> values [Q]``.
 
-    ``scores``: row id -> [Q, N]. Ties go to the earlier document (the corpus is shuffled). Memory: the gradients of one
-    query's top k documents, max(ks) x P x 4 bytes, a few times. Raises ``ValueError`` for a k above N.
+    ``scores``: row id -> [Q, N]. Ties go to the earlier document (the corpus is shuffled). Memory: the gradients of the
+    top documents that any row has for one query, at most rows x max(ks) x P x 4 bytes. Raises ``ValueError`` for a k
+    above N.
     """
     if max(ks) > n_examples(train):
         raise ValueError(
@@ -56,13 +57,15 @@ def tail_patch(
     for q in range(n_examples(queries)):
         asked = batch_of(take(queries, slice(q, q + 1)))
         tokens = float((asked["labels"][:, 1:] != IGNORE).sum())
-        base = -tokens * _losses(task, theta.unsqueeze(0), asked)  # log p of the query
-        for row, matrix_of_row in scores.items():
-            best = np.argsort(-matrix_of_row[q], kind="stable")[: max(ks)]
-            gradients = matrix(task, take(train, best))
-            sums = gradients.cumsum(0)[[k - 1 for k in ks]]
-            after = -tokens * _losses(task, first_adamw_step(theta, torch.cat([gradients, sums])), asked) - base
-            each, joint = after[: len(best)], after[len(best) :]
+        base = -tokens * _loss(task, theta, asked)  # log p of the query
+        best = {row: np.argsort(-of_row[q], kind="stable")[: max(ks)] for row, of_row in scores.items()}
+        documents = np.unique(np.concatenate(list(best.values())))
+        gradients = matrix(task, take(train, documents))
+        alone = dict(zip(documents, (_gain(task, theta, g, asked, tokens, base) for g in gradients), strict=True))
+        for row, top in best.items():
+            each = np.array([alone[i] for i in top])
+            sums = gradients[np.searchsorted(documents, top)].cumsum(0)
+            joint = np.array([_gain(task, theta, sums[k - 1], asked, tokens, base) for k in ks])
             for k, dlogp in zip(ks, joint.tolist(), strict=True):
                 values = {"each": float(each[:k].mean()), "joint_abs": 100 * abs(np.expm1(dlogp)), "joint_dlogp": dlogp}
                 for form, value in values.items():
@@ -70,8 +73,12 @@ def tail_patch(
     return {row: {metric: np.array(v) for metric, v in values.items()} for row, values in result.items()}
 
 
-def _losses(task: Task, models: Tensor, asked: Examples) -> Tensor:
-    """Loss of one query under each of B models [B, P], [B]."""
+def _gain(task: Task, theta: Tensor, gradient: Tensor, asked: Examples, tokens: float, base: float) -> float:
+    """log p of the query after one step, minus before. One model at a time: it stays in the cache."""
+    return -tokens * _loss(task, first_adamw_step(theta, gradient.unsqueeze(0))[0], asked) - base
+
+
+def _loss(task: Task, theta: Tensor, asked: Examples) -> float:
     with torch.no_grad():
-        per_model = vmap(lambda params: task.loss_fn(params, asked, "sum"), chunk_size=8)
-        return per_model(unflatten(models, task.params))
+        params = {k: v[0] for k, v in unflatten(theta.unsqueeze(0), task.params).items()}
+        return float(task.loss_fn(params, asked, "sum"))
