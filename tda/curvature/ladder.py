@@ -98,7 +98,7 @@ def inverse_error(true: Operator, x: Tensor, sent: Tensor, decay: float) -> tupl
     back = true.matvec(x) + decay * x
     error = (back - sent).square().sum(1) / sent.square().sum(1)
     cosine = torch.nn.functional.cosine_similarity(back, sent)
-    return float(error.mean()), float((1 - cosine.square()).mean())
+    return float(error.mean()), float((1 - cosine.square()).clamp(min=0).mean())
 
 
 def hessian_alone(
