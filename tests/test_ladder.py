@@ -130,7 +130,20 @@ def test_ranked_eigenvalues_from_blocks_write_nothing_down(deep, monkeypatch):
         monkeypatch.setattr(operator, "materialise", lambda self: pytest.fail("P x P"))
     found = cv.in_basis(base, blocks, "ranked")
     close(found.eigenvalues, wanted.eigenvalues, rtol=1e-9)
-    assert not basis._alike(base.blocks, {})
+
+
+def test_blocks_of_other_parameters_are_not_taken_for_the_basis_s(deep):
+    task, train, _ = deep
+    base, blocks = cv.kfac(task, train, "exact"), cv.spanned_ggn(task, train, "layer")
+    rows = torch.cat(list(pseudo_gradients(task, train, "exact")))
+    index = torch.arange(1, 1 + len(base.blocks["0"][0]))  # as many, under the same name
+    other = cv.Blocks(base.size, {"0": (index, cv.Spanned(rows[:, index], 6))})
+    part = cv.Blocks(base.size, {"0": base.blocks["0"]})
+    found = cv.in_basis(part, other, "ranked").eigenvalues.sort().values
+    own = base.blocks["0"][0]
+    close(found, torch.linalg.eigvalsh(other.materialise()[own][:, own]))
+    assert not torch.allclose(found, other.blocks["0"][1].spectrum().flip(0))
+    assert basis._alike(base.blocks, blocks.blocks) and not basis._alike(base.blocks, other.blocks)
 
 
 # --- the Hessian without eigenvectors

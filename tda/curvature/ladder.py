@@ -23,7 +23,7 @@ from tda.curvature.basis import in_basis
 from tda.curvature.exact import dense_hessian, hessian
 from tda.curvature.indefinite import solve_hessian
 from tda.curvature.kronecker import diagonal, ekfac, kfac
-from tda.curvature.operators import Diagonal, Operator, Spectral
+from tda.curvature.operators import Diagonal, Spectral
 from tda.curvature.solvers import cg, lanczos
 from tda.curvature.spanned import spanned_ggn
 from tda.task import Examples, Task, n_examples
@@ -85,17 +85,20 @@ def climb(
     true = ladder.get("Hessian") or hessian(task, train, n_examples(train))
     for rung, operator in ladder.items():
         values = operator.eigenvalues.abs() if rung == MAGNITUDES else operator.eigenvalues
-        mine, theirs = operator.project(own), operator.project(asked)  # once for all dampings
-        for d in (0.0, *dampings):
-            inverse = 1.0 / (values + d) if d else torch.where(values.abs() > CUTOFF, 1.0 / values, 0.0)
-            x = operator.lift(mine[:probes] * inverse)
+        mine, theirs = operator.project(torch.cat([own, asked])).split([len(own), len(asked)])  # once for all dampings
+        inverses = [torch.where(values.abs() > CUTOFF, 1.0 / values, 0.0), *(1.0 / (values + d) for d in dampings)]
+        sent = own[:probes]
+        solved = operator.lift(torch.cat([mine[:probes] * inverse for inverse in inverses]))
+        parts = zip(
+            (0.0, *dampings), inverses, solved.split(len(sent)), true.matvec(solved).split(len(sent)), strict=True
+        )
+        for d, inverse, x, moved in parts:
             found = ((theirs * inverse) @ mine.T).float().numpy() if d else None
-            yield Answer(rung, d, *inverse_error(true, x, own[:probes], decay if d else 0.0), found)
+            yield Answer(rung, d, *inverse_error(moved + decay * x if d else moved, sent), found)
 
 
-def inverse_error(true: Operator, x: Tensor, sent: Tensor, decay: float) -> tuple[float, float]:
-    """``(E, angle)`` of the answers ``x`` [B, P] to ``sent`` [B, P]."""
-    back = true.matvec(x) + decay * x
+def inverse_error(back: Tensor, sent: Tensor) -> tuple[float, float]:
+    """``(E, angle)`` of what comes ``back`` [B, P] for what was ``sent`` [B, P]."""
     error = (back - sent).square().sum(1) / sent.square().sum(1)
     cosine = torch.nn.functional.cosine_similarity(back, sent)
     return float(error.mean()), float((1 - cosine.square()).clamp(min=0).mean())
@@ -123,6 +126,6 @@ def hessian_alone(
     together = torch.cat([asked, own[:probes]])
     for d in (d for d in dampings if d != decay and d > -least):
         found = cg(operator, together, d, iterations=operator.size, tolerance=TOLERANCE).solution
-        scores = (found[: len(asked)] @ own.T).numpy()
-        answers.append(Answer("Hessian", d, *inverse_error(operator, found[len(asked) :], own[:probes], decay), scores))
+        scores, x = (found[: len(asked)] @ own.T).numpy(), found[len(asked) :]
+        answers.append(Answer("Hessian", d, *inverse_error(operator.matvec(x) + decay * x, own[:probes]), scores))
     return answers, least, residual
