@@ -121,7 +121,7 @@ def dense_ggn(task: Task, train: Examples, chunk: int = 128) -> Dense:
         matrix = operator.materialise().double()
         return Dense((matrix + matrix.T) / 2)
     everything = {"all": torch.arange(operator.size)}
-    return Dense(_moments(task, train, everything, chunk)["all"])
+    return Dense(moments(task, train, everything, chunk)["all"])
 
 
 def block_ggn(task: Task, train: Examples, by: str = "layer", chunk: int = CHUNK) -> Blocks:
@@ -131,13 +131,13 @@ def block_ggn(task: Task, train: Examples, by: str = "layer", chunk: int = CHUNK
     """
     groups = parameter_groups(task, by)
     require(24.0 * sum(len(i) ** 2 for i in groups.values()), "the blocks of the Gauss-Newton matrix", DENSE_ADVICE)
-    blocks = _moments(task, train, groups, chunk)
+    blocks = moments(task, train, groups, chunk)
     return Blocks(
         sum(p.numel() for p in task.params.values()), {k: (index, Dense(blocks[k])) for k, index in groups.items()}
     )
 
 
-def _moments(task: Task, train: Examples, groups: dict[str, Tensor], chunk: int) -> dict[str, Tensor]:
+def moments(task: Task, train: Examples, groups: dict[str, Tensor], chunk: int) -> dict[str, Tensor]:
     """Blocks of the second moment of the exact pseudo-gradients, float64."""
     found = {k: torch.zeros(len(i), len(i), dtype=torch.float64) for k, i in groups.items()}
     for rows in pseudo_gradients(task, train, "exact", chunk=chunk):

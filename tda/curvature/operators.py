@@ -247,35 +247,6 @@ class Dual(Spectral):
         return rest.to(v.dtype) * v + (inner.to(self.dtype) @ self.rows).to(v.dtype)
 
 
-def in_basis(basis: Spectral, other: Operator, how: str = "projected") -> Spectral:
-    """The eigenvectors of ``basis`` with the eigenvalues of ``other``: takes the error of a factorisation apart.
-
-    ``projected``: q^T C q for every eigenvector q, the best diagonal in that basis (with the Gauss-Newton matrix as C,
-    the exact EK-FAC). ``ranked``: C's own eigenvalues (per block, where the basis has blocks), placed in the order of
-    the basis' eigenvalues: right values, and an error of the eigenvectors alone. Writes C down, P x P.
-    """
-    if how not in ("projected", "ranked"):
-        raise ValueError(f"in_basis: how={how!r}; 'projected' or 'ranked'.")
-    matrix = other.materialise().double()
-    blocks = basis.blocks.values() if isinstance(basis, Blocks) else [(torch.arange(basis.size), basis)]
-    found = []
-    for index, block in blocks:
-        part = matrix[index][:, index]
-        if how == "projected":
-            found.append(torch.cat([_along(block, part, rows) for rows in chunks(len(index), ROWS)]))
-        else:
-            order = block.eigenvalues.argsort()
-            found.append(torch.empty_like(order, dtype=part.dtype).scatter_(0, order, torch.linalg.eigvalsh(part)))
-    return basis.with_eigenvalues(torch.cat(found))
-
-
-def _along(block: Spectral, part: Tensor, rows: slice) -> Tensor:
-    unit = torch.zeros(rows.stop - rows.start, len(part), dtype=part.dtype)
-    unit[torch.arange(len(unit)), torch.arange(rows.start, rows.stop)] = 1.0
-    vectors = block.lift(unit)
-    return (vectors @ part * vectors).sum(1)
-
-
 def finite(value: Tensor, what: str) -> Tensor:
     """``value``, or a ``ValueError`` that names ``what`` if an entry is NaN or infinite."""
     if not value.isfinite().all():
