@@ -44,8 +44,8 @@ def load(profile: str = "smoke", overrides: dict | None = None) -> dict[str, Any
             "file, so that two profiles never share a folder"
         )
     overrides = copy.deepcopy(overrides) if overrides else {}
-    if not isinstance(overrides, dict) or {"profile", "overrides"} & set(overrides):
-        raise ConfigError(f"overrides: must be a map of config keys other than 'profile', got {overrides!r}")
+    if not isinstance(overrides, dict) or {"profile", "base", "overrides"} & set(overrides):
+        raise ConfigError(f"overrides: must be a map of config keys other than 'profile' and 'base', got {overrides!r}")
     config = _merge(raw, overrides)
     for testbed in _maps(config.get("testbeds")):
         if isinstance(testbed.get("designs"), dict):
@@ -180,15 +180,17 @@ def _on_its_base(raw: dict, where: str) -> dict:
 
 
 def _by_id(base: list, own: list) -> list:
-    named: dict[Any, list] = {}
+    def name(entry: Any) -> str:  # as text: what is not a map with a name is for the validator to refuse
+        return str(entry.get("id")) if isinstance(entry, dict) else ""
+
+    named: dict[str, list] = {}
     for entry in own:
-        named.setdefault(entry.get("id") if isinstance(entry, dict) else None, []).append(entry)
+        named.setdefault(name(entry), []).append(entry)
     joined, placed = [], set()
     for entry in base:
-        name = entry["id"]
-        joined += [] if name in placed else named.get(name, [entry])
-        placed |= {name} & set(named)
-    return joined + [entry for name, entries in named.items() if name not in placed for entry in entries]
+        joined += [] if name(entry) in placed else named.get(name(entry), [entry])
+        placed |= {name(entry)} & set(named)
+    return joined + [entry for key, entries in named.items() if key not in placed for entry in entries]
 
 
 @functools.cache

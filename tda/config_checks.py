@@ -15,6 +15,23 @@ class ConfigError(ValueError):
     """One line: the dotted key, the value given, what is allowed."""
 
 
+def _choice_of_others(config: dict, index: int, testbed: str, refuse) -> None:
+    """Rows whose choice a row takes, and those that they take theirs from: on the same testbed, each other options."""
+    here = {row["id"]: row for row in config["rows"] if testbed in row_testbeds(config["testbeds"], row)}
+    row, key = config["rows"][index], f"rows[{index}].tune_like"
+    seen, chosen, name = [row["id"]], set(row["tune"]), row["tune_like"]
+    while name:
+        if name in seen:
+            refuse(key, row["tune_like"], "rows that take each other's choice never choose")
+        other = here.get(name, {"tune": {}, "tune_like": ""})
+        if chosen & set(other["tune"]) or not (other["tune"] or other["tune_like"]):
+            allowed = "it must name a row with a tune grid on the same testbeds, and not of the row's own options"
+            refuse(key, row["tune_like"], allowed)
+        seen.append(name)
+        chosen |= set(other["tune"])
+        name = other["tune_like"]
+
+
 def row_testbeds(testbeds: Any, row: dict) -> list[str]:
     """Names of the testbeds a row runs on, in config order."""
     return [name for name in testbeds if not row["testbeds"] or name in row["testbeds"]]
@@ -89,18 +106,8 @@ def cross_checks(config: dict, where: str) -> None:
             refuse(f"rows[{index}].id", row["id"], "row ids must be unique on a testbed, each names a score file")
         for name in row_testbeds(config["testbeds"], row):
             of[name].append(row["id"])
-        like = [other for other in config["rows"] if other["id"] == row["tune_like"] and other["tune"]]
-        tuned = {name for other in like for name in row_testbeds(config["testbeds"], other)}
-        both = {option for other in like for option in other["tune"]} & set(row["tune"])
-        if row["tune_like"] and (both or not tuned.issuperset(row_testbeds(config["testbeds"], row))):
-            allowed = "it must name a row with a tune grid on the same testbeds, and not of the row's own options"
-            refuse(f"rows[{index}].tune_like", row["tune_like"], allowed)
-        seen, name = [row["id"]], row["tune_like"]
-        while name and name not in seen:
-            seen.append(name)
-            name = next((other["tune_like"] for other in config["rows"] if other["id"] == name), "")
-        if name:
-            refuse(f"rows[{index}].tune_like", row["tune_like"], "rows that take each other's choice never choose")
+        for name in row_testbeds(config["testbeds"], row):
+            _choice_of_others(config, index, name, refuse)
     for name, testbed in config["testbeds"].items():
         key, corpus, model = f"testbeds.{name}", testbed["corpus"], testbed["model"]
         _kinds_fit(testbed, key, refuse)

@@ -177,8 +177,8 @@ def run(testbed: Testbed, row_id: str) -> np.ndarray:
 
 
 def load(testbed: Testbed, row_id: str) -> tuple[np.ndarray, dict]:
-    """``(scores [Q, N], record)`` of a row, run first if missing. Refuses scores of another model, method or
-    setting.
+    """``(scores [Q, N], record)`` of a row, run first if missing; NaN where :func:`ensemble` does not ask. Refuses
+    scores of another model, method or setting.
     """
     path = testbed.folder / "scores" / f"{row_id}.npz"
     if not path.exists():

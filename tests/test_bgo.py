@@ -384,6 +384,13 @@ def test_a_row_tunes_on_top_of_what_another_row_chose(own):
     ]  # fmt: skip
     assert [trial["lds_tune"] for trial in chosen["trials"]] == by_hand
     assert scores.options_of(bed, fixed)["damping"] == 0.5
+    task, asked = models.load_task(bed), scores.queries_once(bed, "tune")
+    tried = scores.tuned(bed, fixed)["trials"][0]["lds_tune"]
+    at_its_own = scores._trial(
+        fixed, task, bed.train, asked, bed.config["seed"], {"damping": 0.5, "step": 0.02}, bank.load(bed, "half"),
+        scores._tune_queries(bed),
+    )  # fmt: skip
+    assert tried == at_its_own and damping != 0.5, "tuned at the damping that it runs with"
     assert scores.options_of(bed, like) == chosen["options"]
 
 

@@ -235,6 +235,27 @@ CLAIM = {
             {"rows": [TUNED | {"tune_like": "b"}, {**TUNED, "id": "b", "tune": {"damping": [1]}, "tune_like": "bgo"}]},
             ["rows[0].tune_like: 'b'", "never choose"],
         ),
+        (  # the same ids on two testbeds: it is the second pair that goes round in a circle
+            {
+                "rows": [
+                    TUNED | {"testbeds": ["people"]},
+                    TUNED | {"id": "b", "tune": {"damping": [1]}, "testbeds": ["people"], "tune_like": "bgo"},
+                    TUNED | {"testbeds": ["authors"], "tune_like": "b"},
+                    TUNED | {"id": "b", "tune": {"damping": [1]}, "testbeds": ["authors"], "tune_like": "bgo"},
+                ]
+            },
+            ["rows[2].tune_like: 'b'", "never choose"],
+        ),
+        (  # a grandparent has chosen the option already
+            {
+                "rows": [
+                    TUNED | {"id": "limit", "tune": {"damping": [1]}},
+                    TUNED | {"tune_like": "limit"},
+                    TUNED | {"id": "c", "tune": {"damping": [2]}, "tune_like": "bgo"},
+                ]
+            },
+            ["rows[2].tune_like: 'bgo'", "not of the row's own options"],
+        ),
         ({"claims": [{**CLAIM, "row": "bm52"}]}, ["claims[0].row: 'bm52'", "did you mean 'bm25'"]),
         ({"claims": [{**CLAIM, "paper": "BOG"}]}, ["claims[0].paper: 'BOG'", "did you mean 'BGO'"]),
         (
@@ -353,3 +374,6 @@ def test_extended_judges_every_claim_of_the_paper():
     assert extended["claims"] == paper["claims"]
     asked = {(row["id"], testbed) for row in paper["rows"] for testbed in row["testbeds"]}
     assert asked <= {(row["id"], testbed) for row in extended["rows"] for testbed in row["testbeds"]}
+    claim = next(c for c in extended["claims"] if c["id"] == "bgo_trajectory_at_parity_on_equal_checkpoints")
+    named = [row for row in extended["rows"] if row["id"] in (claim["row"], claim["against"])]
+    assert [row["options"]["checkpoints"] for row in named] == [4, 4]

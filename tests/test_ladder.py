@@ -116,7 +116,11 @@ def test_forecast_of_the_spanned_form(deep, monkeypatch):
     monkeypatch.setattr(spanned, "require", lambda size, *_: seen.append(size))
     rows = torch.cat(list(pseudo_gradients(task, train, "exact")))
     cv.spanned_ggn(task, train)
-    assert seen == [20 * rows.numel() + 24 * len(rows) ** 2]
+    blocks = cv.spanned_ggn(task, train, "layer").blocks.values()
+    (wide,) = [len(index) for index, block in blocks if isinstance(block, cv.Spanned)]
+    dense = sum(len(index) ** 2 for index, block in blocks if isinstance(block, cv.Dense))
+    assert seen[0] == 20 * rows.numel() + 24 * len(rows) ** 2
+    assert seen[1] == 4 * rows.numel() + 16 * len(rows) * wide + 24 * (len(rows) ** 2 + dense)
 
 
 def test_ranked_eigenvalues_from_blocks_write_nothing_down(deep, monkeypatch):

@@ -131,6 +131,20 @@ def test_too_large_k_is_refused(task, small):
         tail_patch(task, train, asked, scores, [1, 13])
 
 
+def test_queries_without_scores_are_refused(task, small, removed):
+    """Ties would make the first documents of an unscored query its best ones."""
+    train, asked, _ = small
+    holes = np.zeros((4, 12))
+    holes[2] = np.nan
+    with pytest.raises(ValueError, match=r"rows \['holes'\] have no scores for some of these queries"):
+        tail_patch(task, train, asked, {"whole": np.zeros((4, 12)), "holes": holes}, [2])
+    testbed, planned, _ = removed
+    holes = models.relevance(testbed).astype(float)
+    holes[planned.query[1]] = np.nan
+    with pytest.raises(ValueError, match=r"rows \['holes'\] lack scores"):
+        removal.plan(testbed, {"stating": models.relevance(testbed).astype(float), "holes": holes})
+
+
 # --- removals
 
 

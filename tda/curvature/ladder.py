@@ -6,7 +6,7 @@ error and its angle, over training gradients g and with the damping ``decay`` th
 
     back = (H + decay) (C^ + d)^-1 g,       E = mean |back - g|^2 / |g|^2,       angle = mean 1 - cos(back, g)^2
 
-For nets and data small enough to have eigenvectors; :func:`hessian_alone` is for a net whose Hessian has none.
+For nets whose matrices can be decomposed; :func:`hessian_alone` is for a net whose Hessian is too large for that.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ RUNGS = (
 PROBES = 48  # training gradients over which the error of an inverse is measured
 CUTOFF = 1e-4  # magnitude of an eigenvalue from which on the pseudo-inverse inverts it
 LANCZOS = 80  # products in search of the smallest eigenvalue
+MARGIN = 1.1  # of the most negative eigenvalue found, above which a damping is trusted to make H definite
 TOLERANCE = 1e-5  # relative residual of CG; the Hessian-vector products are float32
+PRODUCTS = 2000  # with H, at most, before a damping is left to the factorisation
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def hessian_alone(
     """The Hessian's rung without its eigenvectors: ``(answers, smallest eigenvalue, largest residual at decay)``.
 
     At ``decay`` by one factorisation (error and angle are then zero by their definition; the residual says how nearly),
-    at the dampings that make H positive definite by CG. The others, the pseudo-inverse and the magnitudes are left out.
+    at the dampings that make H positive definite by CG, if it converges in :data:`PRODUCTS`. The others, the
+    pseudo-inverse and the magnitudes are left out. Lanczos finds the smallest eigenvalue from above: hence a margin.
     """
     own, asked = matrix(task, train), matrix(task, queries)
     solved, residual = solve_hessian(task, train, asked.double(), decay)
@@ -124,8 +127,11 @@ def hessian_alone(
     _, on, off = lanczos(operator, LANCZOS)
     least = float(torch.linalg.eigvalsh(torch.diag(on) + torch.diag(off, 1) + torch.diag(off, -1))[0])
     together = torch.cat([asked, own[:probes]])
-    for d in (d for d in dampings if d != decay and d > -least):
-        found = cg(operator, together, d, iterations=operator.size, tolerance=TOLERANCE).solution
+    for d in (d for d in dampings if d != decay and d > -MARGIN * least):
+        solution = cg(operator, together, d, iterations=PRODUCTS, tolerance=TOLERANCE)
+        if solution.trace[-1]["residual"] > TOLERANCE:
+            continue
+        found = solution.solution
         scores, x = (found[: len(asked)] @ own.T).numpy(), found[len(asked) :]
         answers.append(Answer("Hessian", d, *inverse_error(operator.matvec(x) + decay * x, own[:probes]), scores))
     return answers, least, residual

@@ -55,15 +55,16 @@ def spanned_ggn(task: Task, train: Examples, by: str = "", chunk: int = 128) -> 
     """GGN from its N x C pseudo-gradients: whole, or its diagonal blocks ``by`` layer or tensor. For small nets.
 
     The same matrices as ``dense_ggn`` and ``block_ggn``, zero eigenvalues included, each in its smaller form:
-    :class:`Spanned` where it has more parameters than there are pseudo-gradients, :class:`Dense` where not. Memory: 20
-    bytes for every entry of the pseudo-gradients that are spanned. Refused, with its size in MB, where it does not fit.
+    :class:`Spanned` where it has more parameters than there are pseudo-gradients, :class:`Dense` where not. Memory: 16
+    bytes for every entry of the pseudo-gradients that are spanned, and 4 for all of them. Refused, with its size in MB,
+    where it does not fit.
     """
     size, count = sum(p.numel() for p in task.params.values()), n_examples(train) * _directions(task, train)
     groups = parameter_groups(task, by) if by else {"all": torch.arange(size)}
     wide = {name: index for name, index in groups.items() if len(index) > count}
     narrow = {name: index for name, index in groups.items() if name not in wide}
     bytes_ = 24.0 * sum(len(i) ** 2 for i in narrow.values()) + 24.0 * count**2 * len(wide)
-    bytes_ += 20.0 * count * sum(len(i) for i in wide.values())
+    bytes_ += 4.0 * count * size * bool(wide) + 16.0 * count * sum(len(i) for i in wide.values())
     require(bytes_, f"the Gauss-Newton matrix of {size} parameters in {count} pseudo-gradients", DENSE_ADVICE)
     made: dict[str, Spectral] = {}
     if narrow:

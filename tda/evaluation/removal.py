@@ -39,9 +39,9 @@ def plan(testbed: Testbed, scores: Mapping[str, np.ndarray]) -> Removals:
     """Which documents to remove: per chosen test query the top k of every row, k random ones, and nothing at all.
 
     Rows of ``removals.more_k`` are removed with further k, random documents with all of them (the same draw, longer).
-    ``scores``: row id -> [Q, N] over all queries of the testbed. The queries are drawn from the held-out test queries
-    with the config's seed, no two of one person or author, so that they are independent. Ties go to the earlier
-    document.
+    ``scores``: row id -> [Q, N] over all queries of the testbed, of which the test queries must be finite. The queries
+    are drawn from the held-out test queries with the config's seed, no two of one person or author, so that they are
+    independent. Ties go to the earlier document.
     """
     wanted = testbed.settings["removals"]
     rng = np.random.default_rng([testbed.config["seed"], 51])
@@ -56,6 +56,9 @@ def plan(testbed: Testbed, scores: Mapping[str, np.ndarray]) -> Removals:
             f"removals: {len(chosen)} queries and k={ks[RANDOM]} of {n} documents; at least 2 queries and 0 < k < N "
             f"are needed."
         )
+    unscored = [row for row, s in scores.items() if not np.isfinite(s[chosen]).all()]
+    if unscored:
+        raise ValueError(f"removals: rows {unscored} lack scores of some of the queries {chosen}; score them first.")
     removed, row_id, query, size = [np.zeros(n, bool)], [ZERO], [-1], [0]
     for q in chosen:
         order = {row: np.argsort(-s[q], kind="stable") for row, s in scores.items()} | {RANDOM: rng.permutation(n)}

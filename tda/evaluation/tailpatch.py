@@ -46,12 +46,15 @@ def tail_patch(
 
     ``scores``: row id -> [Q, N]. Ties go to the earlier document (the corpus is shuffled). Memory: the gradients of the
     top documents that any row has for one query, at most rows x max(ks) x P x 4 bytes. Raises ``ValueError`` for a k
-    above N.
+    above N, and for scores that are not finite.
     """
     if max(ks) > n_examples(train):
         raise ValueError(
             f"tailpatch_k={max(ks)} exceeds the {n_examples(train)} documents; lower evaluation.tailpatch_k."
         )
+    unscored = [row for row, of_row in scores.items() if not np.isfinite(of_row).all()]
+    if unscored:
+        raise ValueError(f"tail patch: rows {unscored} have no scores for some of these queries; score them first.")
     theta = flatten({k: v.unsqueeze(0) for k, v in task.params.items()})[0]
     result: dict[str, dict[str, list[float]]] = {row: {} for row in scores}
     for q in range(n_examples(queries)):
