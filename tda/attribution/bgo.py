@@ -51,7 +51,7 @@ def attribute(
     damping: float = 0.1,
     ewc_weight: float = 50.0,
     max_rise: float = 1.0,
-    queries_at_once: int = 16,
+    queries_at_once: int = 64,
 ) -> np.ndarray:
     """BGO scores by finite steps, [Q, N], in nats.
 
@@ -60,7 +60,8 @@ def attribute(
     layers), or ewc_released, ewc_corrected (``ewc_weight``); ``direction``; ``ranking`` signed or absolute;
     ``steps`` T; ``step`` in ``unit`` relative (T steps change the query's own loss by ``step`` times itself) or
     absolute (eta, or AdamW's learning rate); ``max_rise``, how far (nats) a step may raise the mean training loss.
-    Memory: ``queries_at_once`` x 2 models, and what the Fisher needs. No randomness.
+    Memory: some six times ``queries_at_once`` models, and what the Fisher needs (the full one is read once for all
+    of them, which is what takes the time of a step). No randomness.
     Raises ``ValueError`` for other values, for a zero Fisher and for a query without gradient, and
     :class:`StepTooLarge` where a step breaks the model (the scores would rank its ruins).
     """
@@ -88,7 +89,7 @@ def attribute_trajectory(
     damping: float = 0.1,
     ewc_weight: float = 50.0,
     max_rise: float = 1.0,
-    queries_at_once: int = 16,
+    queries_at_once: int = 64,
     checkpoints: int = 0,
 ) -> np.ndarray:
     """BGO along the trajectory: finite-step scores at ``checkpoints`` of the run (0: all), summed, [Q, N].
@@ -144,7 +145,7 @@ def moved_losses(
     ewc_weight: float,
     max_rise: float,
     chunk: int = CHUNK,
-    queries_at_once: int = 16,
+    queries_at_once: int = 64,
 ) -> Tensor:
     """Losses [Q, N] of the documents after moving the model along each query; shared by directions and rankings."""
     move = mover(task, train, sign, preconditioner, steps, step, unit, damping, ewc_weight, chunk)
