@@ -59,8 +59,8 @@ def missing_transpose(patch):
 
 
 def factor_two(patch):
-    moments, matvec = exact._moments, exact.OverData.matvec
-    patch.setattr(exact, "_moments", lambda *known: {k: 2 * v for k, v in moments(*known).items()})
+    moments, matvec = exact.moments, exact.OverData.matvec
+    patch.setattr(exact, "moments", lambda *known: {k: 2 * v for k, v in moments(*known).items()})
     patch.setattr(exact.OverData, "matvec", lambda self, v: 2 * matvec(self, v))
 
 
