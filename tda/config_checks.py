@@ -106,7 +106,7 @@ def cross_checks(config: dict, where: str) -> None:
             refuse(f"rows[{index}].id", row["id"], "row ids must be unique on a testbed, each names a score file")
         for name in row_testbeds(config["testbeds"], row):
             of[name].append(row["id"])
-        for name in row_testbeds(config["testbeds"], row):
+        for name in row_testbeds(config["testbeds"], row) if row["tune_like"] else ():
             _choice_of_others(config, index, name, refuse)
     for name, testbed in config["testbeds"].items():
         key, corpus, model = f"testbeds.{name}", testbed["corpus"], testbed["model"]
