@@ -106,6 +106,8 @@ def cross_checks(config: dict, where: str) -> None:
             refuse(f"rows[{index}].id", row["id"], "row ids must be unique on a testbed, each names a score file")
         for name in row_testbeds(config["testbeds"], row):
             of[name].append(row["id"])
+        if row["tune_every"] > 1 and not row["tune"]:
+            refuse(f"rows[{index}].tune_every", row["tune_every"], "it needs a tune grid of the row's own; leave it out")
         for name in row_testbeds(config["testbeds"], row) if row["tune_like"] else ():
             _choice_of_others(config, index, name, refuse)
     for name, testbed in config["testbeds"].items():

@@ -55,7 +55,8 @@ def tuned(testbed: Testbed, row: dict) -> dict:
 
 
 def tune(testbed: Testbed, row: dict, taken: dict | None = None) -> dict:
-    """Choose a row's tuned options by LDS (design ``half``, main loss) on the held-out **tune** queries; kept on disk.
+    """Choose a row's tuned options by LDS (design ``half``, main loss) on the held-out **tune** queries (every
+    ``row["tune_every"]``-th of them); kept on disk.
 
     ``row["tune"]`` maps options to candidate values. One option at a time, in the order given, each at the best
     value of those before it; ``taken`` are options that another row has chosen. Returns ``{"options", "trials",
@@ -64,16 +65,17 @@ def tune(testbed: Testbed, row: dict, taken: dict | None = None) -> dict:
     """
     path = testbed.folder / "tuned" / f"{row['id']}.json"
     given = (taken or {}) | row["options"]
-    key = key_of([models.model_key(testbed), bank.bank_key(testbed, "half"), row["method"], given, row["tune"]])
+    every = row["tune_every"]
+    key = key_of([models.model_key(testbed), bank.bank_key(testbed, "half"), row["method"], given, row["tune"], every])
     if path.exists() and read_json(path).get("key") == key:
         return read_json(path)
-    chosen = _tune_queries(testbed)
-    if not chosen.any():
+    chosen = np.flatnonzero(_tune_queries(testbed))[::every]
+    if not len(chosen):
         raise ValueError(
             f"row {row['id']!r} is to be tuned, but no held-out query is in the tune split; raise queries.tune."
         )
     truth, task = bank.load(testbed, "half"), models.load_task(testbed)
-    queries_used, seed = queries_once(testbed, "tune"), testbed.config["seed"]
+    queries_used, seed = queries_once(testbed, "tune", every), testbed.config["seed"]
     best, trials, known = {}, [], {}
     parameters = inspect.signature(attribution.METHODS[row["method"]].function).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
@@ -104,17 +106,20 @@ def _trial(row: dict, task, train, asked, seed: int, options: dict, truth, chose
     return float(lds(found, truth.subsets, truth.outputs[:, :, chosen]).mean())
 
 
-def queries_once(testbed: Testbed, which: str = "all"):
-    """All queries, the held-out ``tune`` queries, or the ``test`` queries: one object each, so that methods can
-    remember what they did for it.
+def queries_once(testbed: Testbed, which: str = "all", every: int = 1):
+    """All queries, or every n-th held-out ``tune`` or ``test`` query: one object each, so that methods can remember what
+    they did for it.
     """
-    return _queries_once(testbed, models.model_key(testbed), which)
+    return _queries_once(testbed, models.model_key(testbed), which, every)
 
 
 @lru_cache(maxsize=8)
-def _queries_once(testbed: Testbed, key: str, which: str):
+def _queries_once(testbed: Testbed, key: str, which: str, every: int):
     asked = models.query_examples(testbed)
-    return asked if which == "all" else take(asked, {"tune": _tune_queries, "test": _test_queries}[which](testbed))
+    if which == "all":
+        return asked
+    chosen = {"tune": _tune_queries, "test": _test_queries}[which](testbed)
+    return take(asked, np.flatnonzero(chosen)[::every])
 
 
 def _tune_queries(testbed: Testbed) -> np.ndarray:

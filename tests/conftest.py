@@ -27,7 +27,7 @@ TINY = {
         "half": {"subsets": 3, "seeds": 2, "fraction": 0.5, "shards": 3},
         "leave_group": {"groups": 6, "seeds": 2, "shards": 1},
     },
-    "removals": {"queries": 2, "k": 3, "seeds": 2, "rows": ["gradient_dot"], "shards": 2},
+    "removals": {"queries": 2, "k": 3, "seeds": 2, "controls": 2, "rows": ["gradient_dot"], "shards": 2},
 }
 
 

@@ -392,6 +392,25 @@ def test_a_row_tunes_on_top_of_what_another_row_chose(own):
     )  # fmt: skip
     assert tried == at_its_own and damping != 0.5, "tuned at the damping that it runs with"
     assert scores.options_of(bed, like) == chosen["options"]
+    half, truth = np.flatnonzero(scores._tune_queries(bed))[::2], bank.load(bed, "half")
+    given = (task, bed.train, take(models.query_examples(bed), half), bed.config["seed"], {"damping": 0.5, "step": 0.3})
+    assert scores.tune(bed, fixed | {"tune_every": 2})["trials"][1]["lds_tune"] == scores._trial(
+        fixed, *given, truth, half
+    )
+    assert 0 < len(half) < scores._tune_queries(bed).sum()
+
+
+def test_the_sweep_does_not_depend_on_its_batches(task, tiny):
+    models_ = {k: torch.stack([v, 1.01 * v]) for k, v in task.params.items()}
+    one, some, all_ = (perturb.sweep(task, models_, tiny.train, tokens) for tokens in (1, 200, 10**6))
+    np.testing.assert_allclose(one, some, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(one, all_, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(one[0], one[1], rtol=1e-4)
+    lengths, seen = lm.real_tokens(tiny.train).sum(1).numpy(), []
+    for rows in perturb._of_similar_length(tiny.train, 200):
+        assert lengths[rows].max() * len(rows) <= 200
+        seen += rows.tolist()
+    assert sorted(seen) == list(range(len(lengths))) and (np.diff(lengths[seen]) >= 0).all()
 
 
 # --- remembered results
@@ -544,7 +563,7 @@ def test_a_step_that_breaks_the_model_is_refused(task, tiny, few, step):
 
 def test_tuning_records_a_refused_step_and_goes_on(own):
     row = {"id": "bgo_none", "method": "bgo", "notebook": "10_bgo", "options": {"preconditioner": "none"},
-           "tune": {"step": [500.0, 0.1]}, "testbeds": [], "requires": "", "seeds": 1}  # fmt: skip
+           "tune": {"step": [500.0, 0.1]}, "tune_every": 1, "testbeds": [], "requires": "", "seeds": 1}  # fmt: skip
     chosen = scores.tune(own, row)
     assert chosen["options"] == {"step": 0.1} and chosen["trials"][0]["lds_tune"] is None
     with pytest.raises(ValueError, match="every value of step breaks the model"):

@@ -223,6 +223,7 @@ CLAIM = {
         ({"rows": [{**ROW, "metod": "x"}]}, ["rows[0].metod: unknown key", "did you mean 'method'"]),
         ({"rows": []}, ["rows: [] is not allowed", "not empty"]),
         ({"rows": [ROW, {**ROW, "id": "b", "tune_like": "random"}]}, ["rows[1].tune_like: 'random'", "a tune grid"]),
+        ({"rows": [{**ROW, "tune_every": 2}]}, ["rows[0].tune_every: 2", "a tune grid of the row's own"]),
         (
             {"rows": [{**TUNED, "testbeds": ["people"]}, {**ROW, "tune_like": "bgo", "testbeds": ["authors"]}]},
             ["rows[1].tune_like: 'bgo'", "on the same testbeds"],

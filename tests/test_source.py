@@ -9,14 +9,15 @@ import sgd_runs
 import torch
 from scipy.stats import spearmanr
 
-from tda.attribution import attribute
+from tda.attribution import attribute, source
 from tda.attribution.gradients import matrix
 from tda.attribution.recorded import Recording, replayed
 from tda.attribution.segments import Segment, propagate, responses, scores_of, segments_of
 from tda.attribution.source import by_segment
 from tda.attribution.unroll import unrolled
-from tda.curvature import factors, operator
+from tda.curvature import factors, named, operator
 from tda.curvature.averaged import averaged
+from tda.curvature.exact import dense_ggn
 from tda.task import Checkpoint, Task, take
 
 N, WIDTH = 12, 5
@@ -370,6 +371,24 @@ def test_the_method_is_the_formula_on_a_recorded_run(run, segments):
         moved = moved @ decay
     whole = attribute("source", task, train, asked, segments=segments, curvature="ggn")
     np.testing.assert_allclose(whole, found.sum(0), rtol=1e-5, atol=1e-7)
+
+
+def test_the_curvature_of_a_segment_is_built_once(run, monkeypatch):
+    """Other queries, the exact form and a row along other segments read what is there; FAST and stages do not."""
+    task, train, asked = replace(run[0]), run[1], run[2]
+    built, fitted = [], []
+    monkeypatch.setattr(source, "averaged", lambda **o: built.append(len(o["tasks"])) or averaged(**o))
+    monkeypatch.setattr(named, "dense_ggn", lambda *a: fitted.append(1) or dense_ggn(*a))
+    first = attribute("source", task, train, asked, segments=2, curvature="ggn")
+    again = attribute("source", task, train, take(asked, slice(0, 2)), segments=2, curvature="ggn")
+    np.testing.assert_allclose(again, first[:2], rtol=1e-6)
+    attribute("source", task, train, asked, segments=2, curvature="ggn", variant="exact")
+    assert built == [3, 3] and len(fitted) == 6
+    attribute("source", task, train, asked, segments=3, curvature="ggn")
+    assert built == [3, 3, 2, 2, 2] and len(fitted) == 6
+    attribute("source", task, train, asked, segments=2, curvature="ggn", variant="fast")
+    by_segment(task, train, asked, segments=2, curvature="ggn", stages=np.arange(60) < np.array([[30], [60]]))
+    assert built[5:] == [1, 1, 3, 3] and len(fitted) == 6 + 2 + 3, "the second stage has all examples"
 
 
 def test_fast_is_one_model_a_segment(run):

@@ -140,7 +140,7 @@ def test_queries_without_scores_are_refused(task, small, removed):
         tail_patch(task, train, asked, {"whole": np.zeros((4, 12)), "holes": holes}, [2])
     testbed, planned, _ = removed
     holes = models.relevance(testbed).astype(float)
-    holes[planned.query[1]] = np.nan
+    holes[planned.query[-1]] = np.nan
     with pytest.raises(ValueError, match=r"rows \['holes'\] lack scores"):
         removal.plan(testbed, {"stating": models.relevance(testbed).astype(float), "holes": holes})
 
@@ -163,13 +163,8 @@ def removed(tiny, tmp_path_factory):
 def test_plan_removes_the_top_k(removed):
     testbed, planned, _ = removed
     relevant, n = models.relevance(testbed), len(testbed.documents)
-    assert planned.removed.shape == (5, n) and planned.row_id == [
-        "zero_removal",
-        "stating",
-        "random_k",
-        "stating",
-        "random_k",
-    ]
+    assert planned.removed.shape == (5, n)
+    assert planned.row_id == ["zero_removal", "random_k", "random_k", "stating", "stating"]
     assert planned.k.tolist() == [0, 3, 3, 3, 3] and planned.removed.sum(1).tolist() == planned.k.tolist()
     rows = models.query_rows(testbed)
     for mask, row, q in zip(planned.removed, planned.row_id, planned.query, strict=True):
@@ -180,7 +175,8 @@ def test_plan_removes_the_top_k(removed):
             ].tolist() or (
                 sorted(np.argsort(-relevant[q].astype(float), kind="stable")[:3]) == np.flatnonzero(mask).tolist()
             )
-    assert planned.query[0] == -1 and len(set(planned.query[1:])) == 2
+    assert planned.query[:3].tolist() == [-1] * 3 and len(set(planned.query[3:])) == 2
+    assert (planned.removed[1] != planned.removed[2]).any(), "the controls are different draws"
     assert planned.seeds == retrain.bank_seeds(testbed, 2)
 
 
@@ -234,6 +230,19 @@ def test_loss_changes_by_hand():
     assert changes["a"].tolist() == [3.0, -1.5] and changes["b"].tolist() == [0.0] and set(changes) == {"a", "b"}
 
 
+def test_random_documents_are_a_control_of_every_query_by_hand():
+    """Two draws, two queries: each query's control is the mean over both draws, in the order of the rows' queries."""
+    rows = ["zero_removal", "random_k", "random_k", "a", "a"]
+    planned = removal.Removals(np.zeros((5, 9), bool), rows, np.array([-1, -1, -1, 2, 0]), np.array([0, 1, 1, 1, 1]), [7])
+    outputs = np.array([[1, 9, 2], [2, 9, 4], [5, 9, 2], [0, 0, 7], [3, 0, 0]], np.float32)[:, None]
+    drawn = removal.control_changes(planned, outputs, 1)
+    assert drawn.tolist() == [[2.0, 1.0], [0.0, 4.0]], "draw by query; query 2 comes first"
+    changes = removal.loss_changes(planned, outputs, 1)
+    assert changes["random_k"].tolist() == [1.0, 2.5] and changes["a"].tolist() == [5.0, 2.0]
+    assert removal.claimed(planned, outputs, "a", "removal_1").tolist() == [5.0 - 1.0, 2.0 - 2.5]
+    assert removal.control_changes(planned, outputs, 2).shape == (0, 2)
+
+
 def test_merge_writes_the_contract_and_repeats_its_bytes(removed):
     testbed, planned, outputs = removed
     path = testbed.folder / "removals.npz"
@@ -266,17 +275,21 @@ def test_further_k_extend_the_same_ranking_and_the_same_random_draw(removed):
     changed.settings["removals"] |= {"more_k": {"stating": [5, 8]}}
     scores = {"stating": models.relevance(testbed).astype(float), "other": -models.relevance(testbed).astype(float)}
     more = removal.plan(changed, scores)
-    for q in sorted(set(more.query[1:])):
+    for q in sorted(set(more.query[more.query >= 0])):
         of = {(r, k): m for r, k, p, m in zip(more.row_id, more.k, more.query, more.removed, strict=True) if p == q}
-        assert set(of) == {("other", 3)} | {(r, k) for r in ("stating", "random_k") for k in (3, 5, 8)}
-        for row in ("stating", "random_k"):
-            assert [int(of[row, k].sum()) for k in (3, 5, 8)] == [3, 5, 8]
-            assert (of[row, 3] <= of[row, 5]).all() and (of[row, 5] <= of[row, 8]).all()
+        assert set(of) == {("other", 3)} | {("stating", k) for k in (3, 5, 8)}
+        assert [int(of["stating", k].sum()) for k in (3, 5, 8)] == [3, 5, 8]
+        assert (of["stating", 3] <= of["stating", 5]).all() and (of["stating", 5] <= of["stating", 8]).all()
+    draws = [m for r, m in zip(more.row_id, more.removed, strict=True) if r == "random_k"]
+    assert [int(m.sum()) for m in draws] == [3, 5, 8] * changed.settings["removals"]["controls"]
+    for three, five, eight in zip(draws[::3], draws[1::3], draws[2::3], strict=True):
+        assert (three <= five).all() and (five <= eight).all()
 
 
 def test_claims_on_removals_stand_above_random_by_hand():
     rows = ["zero_removal", "a", "a", "random_k", "random_k"]
-    planned = removal.Removals(np.zeros((5, 4), bool), rows, np.array([-1, 0, 0, 0, 0]), np.array([0, 2, 4, 2, 4]), [7])
+    of = np.array([-1, 0, 0, -1, -1])
+    planned = removal.Removals(np.zeros((5, 4), bool), rows, of, np.array([0, 2, 4, 2, 4]), [7])
     outputs = np.array([1.0, 4.0, 9.0, 1.5, 2.5])[:, None, None]
     assert removal.claimed(planned, outputs, "a", "removal_2").tolist() == [3.0 - 0.5]
     assert removal.claimed(planned, outputs, "a", "removal_growth").tolist() == [(8.0 - 1.5) - (3.0 - 0.5)]

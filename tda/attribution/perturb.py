@@ -19,9 +19,9 @@ from torch.func import vmap
 
 from tda.attribution.gradients import batch_of, example_gradient, flatten, unflatten
 from tda.lm import real_tokens
-from tda.task import Examples, Params, Task, chunks, n_examples, take
+from tda.task import Examples, Params, Task, n_examples, take
 
-SWEEP = 16  # documents swept at once
+SWEEP = 720  # tokens swept at once (24 documents of 30, 8 of 90): measured the fastest, activations stay in the cache
 CLIP, BETA1, BETA2, EPSILON = 1.0, 0.9, 0.999, 1e-8  # AdamW of the EWC variant
 DECAY = 0.01  # its weight decay, as in the first release
 UNITS = ("relative", "absolute")
@@ -100,15 +100,15 @@ def _refuse_flat(slope: Tensor) -> None:
         )
 
 
-def sweep(task: Task, models: Params, train: Examples, chunk: int = SWEEP, reduction: str = "example") -> Tensor:
+def sweep(task: Task, models: Params, train: Examples, tokens: int = SWEEP, reduction: str = "example") -> Tensor:
     """Losses [B, N] (or [B, N, T] of every token) of the documents under B models with a leading axis.
 
-    One model after the other, over small batches of documents of similar length: measured three times faster on a CPU
-    than one ``vmap`` over the models, whose activations leave the cache.
+    One model after the other, over batches of documents of similar length, at most ``tokens`` of them with padding (and
+    at least a document): measured three times faster on a CPU than one ``vmap`` over the models, whose activations
+    leave the cache.
     """
     count, n = len(next(iter(models.values()))), n_examples(train)
-    order = np.argsort(real_tokens(train).sum(1).numpy(), kind="stable") if "input_ids" in train else np.arange(n)
-    batches = [(order[part], batch_of(take(train, order[part]))) for part in chunks(n, chunk)]
+    batches = [(rows, batch_of(take(train, rows))) for rows in _of_similar_length(train, tokens)]
     shape = (count, n) if reduction == "example" else (count, *train["input_ids"].shape)
     losses = torch.zeros(shape, dtype=next(iter(models.values())).dtype)
     with torch.no_grad():
@@ -121,3 +121,13 @@ def sweep(task: Task, models: Params, train: Examples, chunk: int = SWEEP, reduc
                 else:
                     losses[b, rows, : found.shape[1]] = found
     return losses
+
+
+def _of_similar_length(examples: Examples, tokens: int) -> list[np.ndarray]:
+    """Rows of ``examples``, shortest first, in batches whose longest times their number is at most ``tokens``."""
+    lengths, batches = real_tokens(examples).sum(1).numpy(), [[]]
+    for row in np.argsort(lengths, kind="stable"):
+        if batches[-1] and (len(batches[-1]) + 1) * lengths[row] > tokens:
+            batches.append([])
+        batches[-1].append(row)
+    return [np.array(rows) for rows in batches]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tda.attribution.gradients import CHUNK, blocks
+from tda.attribution.memory import remembered
 from tda.task import Checkpoint, Examples, Task, n_examples, take
 
 GROWTH = 1e3  # a perturbation that a segment multiplies by more than this has left the region of its quadratic
@@ -46,12 +47,17 @@ def segments_of(task: Task, checkpoints: Sequence[Checkpoint], rates: np.ndarray
             f"Checkpoints are missing or of another run; train again."
         )
     last = [round((i + 1) * len(checkpoints) / count) for i in range(int(count))]
-    found = []
+    at, found = _tasks_at(task, checkpoints), []
     for begin, end in zip([0, *last[:-1]], last, strict=True):
         first_step = checkpoints[begin - 1].step if begin else 0
-        tasks = tuple(replace(task, params=c.params) for c in checkpoints[begin:end])
-        found.append(Segment(tasks, np.asarray(rates)[first_step : checkpoints[end - 1].step], np.ones(n, bool)))
+        found.append(Segment(at[begin:end], np.asarray(rates)[first_step : checkpoints[end - 1].step], np.ones(n, bool)))
     return found
+
+
+@remembered(2)
+def _tasks_at(task: Task, checkpoints: Sequence[Checkpoint]) -> tuple[Task, ...]:
+    """The task at each checkpoint: the same objects for any number of segments, so that curvature is remembered."""
+    return tuple(replace(task, params=c.params) for c in checkpoints)
 
 
 def responses(eigenvalues: Tensor, rates: np.ndarray, momentum: float) -> Tensor:

@@ -32,6 +32,7 @@ from dataclasses import replace
 import numpy as np
 
 from tda.attribution.gradients import CHUNK, matrix
+from tda.attribution.memory import remembered
 from tda.attribution.recorded import sgd_run
 from tda.attribution.registry import method
 from tda.attribution.segments import Segment, scores_of, segments_of
@@ -81,30 +82,40 @@ def by_segment(
     segments: int = 3,
     variant: str = "exponential",
     stages: np.ndarray | None = None,
-    **curvature,
+    curvature: str = "ekfac",
+    fisher: str = "sampled",
+    layers: str = "",
+    rest: str = "drop",
 ) -> np.ndarray:
     """:func:`attribute` taken apart: what each example taught in each segment, [L, Q, N]; the sum over L is the score.
 
     ``stages`` [L, N] bool: the examples that the batches of each segment were drawn from (all by default). An example
-    scores zero in the segments of another stage, and a segment's curvature is that of its own examples.
-    ``curvature``: the options ``curvature``, ``fisher``, ``layers``, ``rest`` of :func:`attribute`.
+    scores zero in the segments of another stage, and a segment's curvature is that of its own examples. The other
+    options are those of :func:`attribute`.
     """
     if variant not in VARIANTS:
         raise ValueError(f"source: variant={variant!r}; one of {VARIANTS}.")
-    run = sgd_run(task, "source")
-    parts = segments_of(task, run.checkpoints, run.learning_rates, segments, n_examples(train))
+    recipe, at_means = sgd_run(task, "source").recipe, variant == "fast"
+    matrices = (curvature, fisher, layers, rest, seed, chunk)
+    parts, operators = _stretches(task, train, segments, at_means, stages, *matrices)
+    asked = matrix(task, queries, chunk)
+    return scores_of(parts, operators, train, asked, recipe.momentum, recipe.weight_decay, variant, chunk)
+
+
+@remembered(4)
+def _stretches(task, train, segments, at_means, stages, curvature, fisher, layers, rest, seed, chunk) -> tuple:
+    """``(segments, the mean curvature of each)``, kept for other queries and for the other way of reading them."""
+    parts = segments_of(task, task.run.checkpoints, task.run.learning_rates, segments, n_examples(train))
     _same_model(task, parts[-1].tasks[-1])
     if stages is not None:
         parts = [replace(part, members=members) for part, members in zip(parts, _checked(stages, parts), strict=True)]
-    if variant == "fast":
+    if at_means:
         parts = [replace(part, tasks=(at_mean(part.tasks),)) for part in parts]
-    options = {"curvature": "ekfac", **curvature, "seed": seed, "chunk": chunk}
-    operators = [
+    options = {"curvature": curvature, "fisher": fisher, "layers": layers, "rest": rest, "seed": seed, "chunk": chunk}
+    return parts, [
         averaged(tasks=part.tasks, train=train if part.members.all() else take(train, part.members), **options)
         for part in parts
     ]
-    asked, recipe = matrix(task, queries, chunk), run.recipe
-    return scores_of(parts, operators, train, asked, recipe.momentum, recipe.weight_decay, variant, chunk)
 
 
 def _checked(stages: np.ndarray, parts: list[Segment]) -> np.ndarray:

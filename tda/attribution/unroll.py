@@ -89,10 +89,10 @@ def unrolled(
     stride = total if store == "all" else math.ceil(math.sqrt(2 * total))  # states are (theta, v), steps only theta
     _forecast(replay.start, store, stride, total, asked)
     pieces = [range(start, min(start + stride, total)) for start in range(0, total, stride)]
-    before, state = [], None
+    before, state, kept = [], None, []
     for piece in pieces:
         before.append(state)
-        state = replay.run(state, piece)
+        state = replay.run(state, piece, kept if piece is pieces[-1] else None)
     if final is not None:
         replay.compare(state[0], final)
     p = vmap(grad(lambda at, example: replay.loss(at, _alone(example), "sum")), in_dims=(None, 0))(
@@ -100,8 +100,9 @@ def unrolled(
     )
     u, scores = torch.zeros_like(p), p.new_zeros(len(cuts) + 1, asked, n_examples(data))
     for piece in reversed(pieces):
-        kept: list[Tensor] = []
-        replay.run(before.pop(), piece, kept)
+        at_start = before.pop()
+        if not kept:
+            replay.run(at_start, piece, kept)
         for t in reversed(piece):
             members, divisor = recording.steps[t]
             a = u - float(recording.rates[t]) * p

@@ -12,7 +12,7 @@ from tda.attribution.budget import require
 from tda.attribution.gradients import CHUNK
 from tda.attribution.memory import remembered
 from tda.curvature.exact import block_ggn, dense_ggn, dense_hessian, ggn, hessian
-from tda.curvature.kronecker import diagonal, ekfac, kfac
+from tda.curvature.kronecker import KEPT, diagonal, ekfac, kfac
 from tda.curvature.operators import Diagonal, Dual, Operator, Spectral
 from tda.task import Examples, Task, n_examples
 
@@ -50,7 +50,7 @@ def operator(
     raise ValueError(f"curvature={curvature!r}; one of {CURVATURES}.")
 
 
-@remembered(2)
+@remembered(KEPT)
 def _exact(curvature: str, task: Task, train: Examples, dense: bool) -> Operator:
     if curvature == "block_ggn":
         return block_ggn(task, train)

@@ -1,7 +1,8 @@
 """Top-k removal: take a query's best documents away, retrain, and watch its loss. With both controls.
 
 Every run is masked and paired (:mod:`tda.training`): the zero-removal control has the same seeds and batches, so the
-difference is the documents' doing; the random-k control says how much any k documents do.
+difference is the documents' doing; the random-k control says how much any k documents do. Both controls are shared: a
+model trained without k random documents is asked about every query, and a query's control is the mean over all draws.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ZERO, RANDOM = "zero_removal", "random_k"
 
 @dataclass(frozen=True)
 class Removals:
-    """K removals: what was removed [K, N], for which row and query (-1 for the control), and how many documents."""
+    """K removals: what was removed [K, N], for which row and query (-1: a control of all), and how many documents."""
 
     removed: np.ndarray
     row_id: list[str]
@@ -36,9 +37,10 @@ class Removals:
 
 
 def plan(testbed: Testbed, scores: Mapping[str, np.ndarray]) -> Removals:
-    """Which documents to remove: per chosen test query the top k of every row, k random ones, and nothing at all.
+    """Which documents to remove: nothing at all, k random ones, and per chosen test query the top k of every row.
 
-    Rows of ``removals.more_k`` are removed with further k, random documents with all of them (the same draw, longer).
+    Random documents are drawn ``removals.controls`` times for all queries. Rows of ``removals.more_k`` are removed with
+    further k, random documents with all of them (the same draws, longer).
     ``scores``: row id -> [Q, N] over all queries of the testbed, of which the test queries must be finite. The queries
     are drawn from the held-out test queries with the config's seed, no two of one person or author, so that they are
     independent. Ties go to the earlier document.
@@ -59,11 +61,12 @@ def plan(testbed: Testbed, scores: Mapping[str, np.ndarray]) -> Removals:
     unscored = [row for row, s in scores.items() if not np.isfinite(s[chosen]).all()]
     if unscored:
         raise ValueError(f"removals: rows {unscored} lack scores of some of the queries {chosen}; score them first.")
+    orders = [(RANDOM, -1, rng.permutation(n)) for _ in range(wanted["controls"])]
+    orders += [(row, q, np.argsort(-s[q], kind="stable")) for q in chosen for row, s in scores.items()]
     removed, row_id, query, size = [np.zeros(n, bool)], [ZERO], [-1], [0]
-    for q in chosen:
-        order = {row: np.argsort(-s[q], kind="stable") for row, s in scores.items()} | {RANDOM: rng.permutation(n)}
-        for row, k in [(name, size) for name in order for size in ks[name]]:
-            removed.append(np.isin(np.arange(n), order[row][:k]))
+    for row, q, order in orders:
+        for k in ks[row]:
+            removed.append(np.isin(np.arange(n), order[:k]))
             row_id.append(row)
             query.append(q)
             size.append(k)
@@ -120,14 +123,27 @@ def loss_changes(planned: Removals, outputs: np.ndarray, k: int) -> dict[str, np
     """``row id -> removal_k`` per chosen query [q]: loss without the top k minus loss with nothing removed.
 
     Both are means over the same seeds. Positive: the removed documents had been lowering the query's loss. Only rows
-    that were removed with this k.
+    that were removed with this k; random documents by :func:`control_changes`, the mean over their draws.
     """
     control = outputs[planned.row_id.index(ZERO)].mean(0)
     changes: dict[str, list[float]] = {}
     for row, q, size, losses in zip(planned.row_id, planned.query, planned.k, outputs, strict=True):
-        if row != ZERO and size == k:
+        if q >= 0 and size == k:
             changes.setdefault(row, []).append(float(losses[:, q].mean() - control[q]))
-    return {row: np.array(values) for row, values in changes.items()}
+    found = {row: np.array(values) for row, values in changes.items()}
+    drawn = control_changes(planned, outputs, k)
+    return found | ({RANDOM: drawn.mean(0)} if len(drawn) else {})
+
+
+def control_changes(planned: Removals, outputs: np.ndarray, k: int) -> np.ndarray:
+    """What k random documents do, per draw and chosen query, [draws, q].
+
+    An interval over queries does not know of the error that a mean over few draws has in common to all of them: the
+    spread of the draws' means says how large it is.
+    """
+    chosen = list(dict.fromkeys(planned.query[planned.query >= 0].tolist()))  # in the order of the rows' changes
+    draws = [row == RANDOM and size == k for row, size in zip(planned.row_id, planned.k, strict=True)]
+    return (outputs[draws].mean(1) - outputs[planned.row_id.index(ZERO)].mean(0))[:, chosen].astype(float)
 
 
 def claimed(planned: Removals, outputs: np.ndarray, row_id: str, metric: str) -> np.ndarray:
