@@ -107,7 +107,7 @@ def cross_checks(config: dict, where: str) -> None:
         for name in row_testbeds(config["testbeds"], row):
             of[name].append(row["id"])
         if row["tune_every"] > 1 and not row["tune"]:
-            refuse(f"rows[{index}].tune_every", row["tune_every"], "it needs a tune grid of the row's own; leave it out")
+            refuse(f"rows[{index}].tune_every", row["tune_every"], "it needs a tune grid of the row's own; drop it")
         for name in row_testbeds(config["testbeds"], row) if row["tune_like"] else ():
             _choice_of_others(config, index, name, refuse)
     for name, testbed in config["testbeds"].items():

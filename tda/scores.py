@@ -107,8 +107,8 @@ def _trial(row: dict, task, train, asked, seed: int, options: dict, truth, chose
 
 
 def queries_once(testbed: Testbed, which: str = "all", every: int = 1):
-    """All queries, or every n-th held-out ``tune`` or ``test`` query: one object each, so that methods can remember what
-    they did for it.
+    """All queries, or every n-th held-out ``tune`` or ``test`` query: one object each, so that methods can remember
+    what they did for it.
     """
     return _queries_once(testbed, models.model_key(testbed), which, every)
 

@@ -233,7 +233,8 @@ def test_loss_changes_by_hand():
 def test_random_documents_are_a_control_of_every_query_by_hand():
     """Two draws, two queries: each query's control is the mean over both draws, in the order of the rows' queries."""
     rows = ["zero_removal", "random_k", "random_k", "a", "a"]
-    planned = removal.Removals(np.zeros((5, 9), bool), rows, np.array([-1, -1, -1, 2, 0]), np.array([0, 1, 1, 1, 1]), [7])
+    of, k = np.array([-1, -1, -1, 2, 0]), np.array([0, 1, 1, 1, 1])
+    planned = removal.Removals(np.zeros((5, 9), bool), rows, of, k, [7])
     outputs = np.array([[1, 9, 2], [2, 9, 4], [5, 9, 2], [0, 0, 7], [3, 0, 0]], np.float32)[:, None]
     drawn = removal.control_changes(planned, outputs, 1)
     assert drawn.tolist() == [[2.0, 1.0], [0.0, 4.0]], "draw by query; query 2 comes first"

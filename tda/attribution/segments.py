@@ -50,7 +50,8 @@ def segments_of(task: Task, checkpoints: Sequence[Checkpoint], rates: np.ndarray
     at, found = _tasks_at(task, checkpoints), []
     for begin, end in zip([0, *last[:-1]], last, strict=True):
         first_step = checkpoints[begin - 1].step if begin else 0
-        found.append(Segment(at[begin:end], np.asarray(rates)[first_step : checkpoints[end - 1].step], np.ones(n, bool)))
+        taken = np.asarray(rates)[first_step : checkpoints[end - 1].step]
+        found.append(Segment(at[begin:end], taken, np.ones(n, bool)))
     return found
 
 
