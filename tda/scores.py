@@ -55,8 +55,8 @@ def tuned(testbed: Testbed, row: dict) -> dict:
 
 
 def tune(testbed: Testbed, row: dict, taken: dict | None = None) -> dict:
-    """Choose a row's tuned options by LDS (design ``half``, main loss) on the held-out **tune** queries (every
-    ``row["tune_every"]``-th of them); kept on disk.
+    """Choose a row's tuned options by LDS (design ``half``, main loss) on the held-out **tune** queries (one in
+    ``row["tune_every"]`` of them); kept on disk.
 
     ``row["tune"]`` maps options to candidate values. One option at a time, in the order given, each at the best
     value of those before it; ``taken`` are options that another row has chosen. Returns ``{"options", "trials",
@@ -69,7 +69,7 @@ def tune(testbed: Testbed, row: dict, taken: dict | None = None) -> dict:
     key = key_of([models.model_key(testbed), bank.bank_key(testbed, "half"), row["method"], given, row["tune"], every])
     if path.exists() and read_json(path).get("key") == key:
         return read_json(path)
-    chosen = np.flatnonzero(_tune_queries(testbed))[::every]
+    chosen = tune_queries(testbed, every)
     if not len(chosen):
         raise ValueError(
             f"row {row['id']!r} is to be tuned, but no held-out query is in the tune split; raise queries.tune."
@@ -107,8 +107,8 @@ def _trial(row: dict, task, train, asked, seed: int, options: dict, truth, chose
 
 
 def queries_once(testbed: Testbed, which: str = "all", every: int = 1):
-    """All queries, or every n-th held-out ``tune`` or ``test`` query: one object each, so that methods can remember
-    what they did for it.
+    """All queries, the held-out ``tune`` queries (one in ``every``), or the ``test`` queries of all sets: one object
+    each, so that methods can remember what they did for it.
     """
     return _queries_once(testbed, models.model_key(testbed), which, every)
 
@@ -118,13 +118,19 @@ def _queries_once(testbed: Testbed, key: str, which: str, every: int):
     asked = models.query_examples(testbed)
     if which == "all":
         return asked
-    chosen = {"tune": _tune_queries, "test": _test_queries}[which](testbed)
-    return take(asked, np.flatnonzero(chosen)[::every])
+    return take(asked, tune_queries(testbed, every) if which == "tune" else _test_queries(testbed))
 
 
-def _tune_queries(testbed: Testbed) -> np.ndarray:
-    """[Q] bool: the held-out queries that hyper-parameters are chosen on."""
-    return np.array([r["split"] == "tune" and r["query_set"] == "held_out" for r in models.query_rows(testbed)])
+def tune_queries(testbed: Testbed, every: int = 1) -> np.ndarray:
+    """Positions of the held-out queries that hyper-parameters are chosen on; one in ``every``, at random (in order they
+    go round the attributes of a person).
+    """
+    rows = models.query_rows(testbed)
+    known = np.array([q for q, r in enumerate(rows) if (r["split"], r["query_set"]) == ("tune", "held_out")], int)
+    if every == 1:
+        return known
+    rng = np.random.default_rng([testbed.config["seed"], 71, every])
+    return np.sort(rng.permutation(known)[: -(-len(known) // every)])
 
 
 def _test_queries(testbed: Testbed) -> np.ndarray:

@@ -378,7 +378,7 @@ def test_a_row_tunes_on_top_of_what_another_row_chose(own):
     by_hand = [
         scores._trial(
             finite, models.load_task(bed), bed.train, scores.queries_once(bed, "tune"), bed.config["seed"],
-            {"steps": 1, "damping": damping, "step": step}, bank.load(bed, "half"), scores._tune_queries(bed),
+            {"steps": 1, "damping": damping, "step": step}, bank.load(bed, "half"), scores.tune_queries(bed),
         )
         for step in (0.02, 0.3)
     ]  # fmt: skip
@@ -388,16 +388,17 @@ def test_a_row_tunes_on_top_of_what_another_row_chose(own):
     tried = scores.tuned(bed, fixed)["trials"][0]["lds_tune"]
     at_its_own = scores._trial(
         fixed, task, bed.train, asked, bed.config["seed"], {"damping": 0.5, "step": 0.02}, bank.load(bed, "half"),
-        scores._tune_queries(bed),
+        scores.tune_queries(bed),
     )  # fmt: skip
     assert tried == at_its_own and damping != 0.5, "tuned at the damping that it runs with"
     assert scores.options_of(bed, like) == chosen["options"]
-    half, truth = np.flatnonzero(scores._tune_queries(bed))[::2], bank.load(bed, "half")
-    given = (task, bed.train, take(models.query_examples(bed), half), bed.config["seed"], {"damping": 0.5, "step": 0.3})
-    assert scores.tune(bed, fixed | {"tune_every": 2})["trials"][1]["lds_tune"] == scores._trial(
-        fixed, *given, truth, half
-    )
-    assert 0 < len(half) < scores._tune_queries(bed).sum()
+    everyone, truth = scores.tune_queries(bed), bank.load(bed, "half")
+    for every in (2, 3):
+        some = scores.tune_queries(bed, every)
+        assert len(some) == -(-len(everyone) // every) < len(everyone) and set(some) < set(everyone)
+        given = (bed.train, take(models.query_examples(bed), some), bed.config["seed"], {"damping": 0.5, "step": 0.3})
+        tried = scores.tune(bed, fixed | {"tune_every": every})["trials"][1]["lds_tune"]
+        assert tried == scores._trial(fixed, task, *given, truth, some)
 
 
 def test_the_sweep_does_not_depend_on_its_batches(task, tiny):
@@ -406,10 +407,11 @@ def test_the_sweep_does_not_depend_on_its_batches(task, tiny):
     np.testing.assert_allclose(one, some, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(one, all_, rtol=1e-4, atol=1e-5)
     assert not np.allclose(one[0], one[1], rtol=1e-4)
-    lengths, seen = lm.real_tokens(tiny.train).sum(1).numpy(), []
+    lengths, seen, held = lm.real_tokens(tiny.train).sum(1).numpy(), [], 0
     for rows in perturb._of_similar_length(tiny.train, 200):
         assert lengths[rows].max() * len(rows) <= 200
-        seen += rows.tolist()
+        assert not seen or lengths[rows[0]] * (held + 1) > 200, "the next document would not have fitted"
+        held, seen = len(rows), seen + rows.tolist()
     assert sorted(seen) == list(range(len(lengths))) and (np.diff(lengths[seen]) >= 0).all()
 
 

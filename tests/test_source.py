@@ -1,5 +1,6 @@
 """SOURCE against exact unrolling where its assumptions hold, against written-out matrices, and in its limits."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from tda.attribution.unroll import unrolled
 from tda.curvature import factors, named, operator
 from tda.curvature.averaged import averaged
 from tda.curvature.exact import dense_ggn
+from tda.provenance import Stopwatch
 from tda.task import Checkpoint, Task, take
 
 N, WIDTH = 12, 5
@@ -374,21 +376,48 @@ def test_the_method_is_the_formula_on_a_recorded_run(run, segments):
 
 
 def test_the_curvature_of_a_segment_is_built_once(run, monkeypatch):
-    """Other queries, the exact form and a row along other segments read what is there; FAST and stages do not."""
+    """Other queries, the exact form and a row along other segments read what is there, and get what a new object gets;
+    another seed, another loss, FAST and stages do not."""
     task, train, asked = replace(run[0]), run[1], run[2]
     built, fitted = [], []
     monkeypatch.setattr(source, "averaged", lambda **o: built.append(len(o["tasks"])) or averaged(**o))
     monkeypatch.setattr(named, "dense_ggn", lambda *a: fitted.append(1) or dense_ggn(*a))
-    first = attribute("source", task, train, asked, segments=2, curvature="ggn")
+
+    def at(on=task, **options):
+        return attribute("source", on, train, asked, **{"segments": 2, "curvature": "ggn"} | options)
+
+    first = at()
     again = attribute("source", task, train, take(asked, slice(0, 2)), segments=2, curvature="ggn")
     np.testing.assert_allclose(again, first[:2], rtol=1e-6)
-    attribute("source", task, train, asked, segments=2, curvature="ggn", variant="exact")
+    shared = at(variant="exact")
     assert built == [3, 3] and len(fitted) == 6
-    attribute("source", task, train, asked, segments=3, curvature="ggn")
-    assert built == [3, 3, 2, 2, 2] and len(fitted) == 6
-    attribute("source", task, train, asked, segments=2, curvature="ggn", variant="fast")
-    by_segment(task, train, asked, segments=2, curvature="ggn", stages=np.arange(60) < np.array([[30], [60]]))
-    assert built[5:] == [1, 1, 3, 3] and len(fitted) == 6 + 2 + 3, "the second stage has all examples"
+    np.testing.assert_array_equal(shared, at(replace(task), variant="exact"))
+    at(seed=1)
+    assert len(built) == 6, "labels are drawn by the seed"
+    doubled = replace(task, loss_fn=lambda p, b, r="mean": 2 * task.loss_fn(p, b, r))
+    assert not np.allclose(at(doubled, curvature="identity"), at(curvature="identity"))
+    fresh = replace(task)
+    at(fresh)
+    built.clear()
+    fitted.clear()
+    at(fresh, segments=3)
+    assert built == [2, 2, 2] and not fitted
+    at(fresh, variant="fast")
+    by_segment(fresh, train, asked, segments=2, curvature="ggn", stages=np.arange(60) < np.array([[30], [60]]))
+    assert built[3:] == [1, 1, 3, 3], "neither is remembered"
+    at(fresh)
+    assert len(built) == 7, "nor do they push out what is"
+
+
+def test_whoever_reads_a_remembered_curvature_is_charged_for_its_eigenvectors(run, monkeypatch):
+    task, train, asked = replace(run[0]), run[1], run[2]
+    bills, plain = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda a: time.sleep(0.2) or plain(a))
+    for _ in range(2):
+        with Stopwatch() as watch:
+            attribute("source", task, train, asked, segments=2, curvature="ggn")
+        bills.append(watch.seconds)
+    assert bills[0] > 0.4 and bills[1] > 0.4, "0.2 seconds a segment, also for the second reader"
 
 
 def test_fast_is_one_model_a_segment(run):

@@ -234,14 +234,25 @@ def test_random_documents_are_a_control_of_every_query_by_hand():
     """Two draws, two queries: each query's control is the mean over both draws, in the order of the rows' queries."""
     rows = ["zero_removal", "random_k", "random_k", "a", "a"]
     of, k = np.array([-1, -1, -1, 2, 0]), np.array([0, 1, 1, 1, 1])
-    planned = removal.Removals(np.zeros((5, 9), bool), rows, of, k, [7])
+    planned = removal.Removals(np.zeros((5, 9), bool), rows, of, k, [7, 8])
     outputs = np.array([[1, 9, 2], [2, 9, 4], [5, 9, 2], [0, 0, 7], [3, 0, 0]], np.float32)[:, None]
+    outputs = outputs + np.array([[[-1.0]], [[1.0]]])[:, 0] * np.arange(5)[:, None, None]  # the seeds differ
     drawn = removal.control_changes(planned, outputs, 1)
     assert drawn.tolist() == [[2.0, 1.0], [0.0, 4.0]], "draw by query; query 2 comes first"
     changes = removal.loss_changes(planned, outputs, 1)
     assert changes["random_k"].tolist() == [1.0, 2.5] and changes["a"].tolist() == [5.0, 2.0]
     assert removal.claimed(planned, outputs, "a", "removal_1").tolist() == [5.0 - 1.0, 2.0 - 2.5]
     assert removal.control_changes(planned, outputs, 2).shape == (0, 2)
+
+
+def test_the_error_that_queries_share_is_told_from_the_one_they_do_not():
+    rng = np.random.default_rng(5)
+    draws, queries, runs = 4, 6, 4000
+    common, own = rng.normal(0, 0.3, (runs, draws, 1)), rng.normal(0, 0.5, (runs, draws, queries))
+    found = np.array([removal.shared_error(one) for one in common + own])
+    assert abs(np.sqrt((found**2).mean()) - 0.3 / np.sqrt(draws)) < 0.03
+    assert np.median([removal.shared_error(one) for one in own]) < 0.06
+    assert removal.shared_error(np.array([[1.0, 2.0], [3.0, 4.0]])) == pytest.approx(np.sqrt(2.0 / 2)), "no interaction"
 
 
 def test_merge_writes_the_contract_and_repeats_its_bytes(removed):
@@ -273,7 +284,7 @@ def test_impossible_removals_are_refused(removed):
 def test_further_k_extend_the_same_ranking_and_the_same_random_draw(removed):
     testbed, planned, _ = removed
     changed = make_testbed(testbed.folder)
-    changed.settings["removals"] |= {"more_k": {"stating": [5, 8]}}
+    changed.settings["removals"] |= {"more_k": {"stating": [5, 8]}, "controls": 3}
     scores = {"stating": models.relevance(testbed).astype(float), "other": -models.relevance(testbed).astype(float)}
     more = removal.plan(changed, scores)
     for q in sorted(set(more.query[more.query >= 0])):
@@ -282,7 +293,7 @@ def test_further_k_extend_the_same_ranking_and_the_same_random_draw(removed):
         assert [int(of["stating", k].sum()) for k in (3, 5, 8)] == [3, 5, 8]
         assert (of["stating", 3] <= of["stating", 5]).all() and (of["stating", 5] <= of["stating", 8]).all()
     draws = [m for r, m in zip(more.row_id, more.removed, strict=True) if r == "random_k"]
-    assert [int(m.sum()) for m in draws] == [3, 5, 8] * changed.settings["removals"]["controls"]
+    assert [int(m.sum()) for m in draws] == [3, 5, 8] * 3
     for three, five, eight in zip(draws[::3], draws[1::3], draws[2::3], strict=True):
         assert (three <= five).all() and (five <= eight).all()
 

@@ -230,6 +230,24 @@ def test_sqrt_needs_less_memory(monkeypatch):
     assert asked[1] < asked[0] / 4
 
 
+@pytest.mark.parametrize("store", ["all", "sqrt"])
+def test_steps_are_run_again_only_where_they_were_not_kept(monkeypatch, store):
+    """T = 90 steps: kept in one piece, or in pieces of 14 of which all but the last (of 6) are run twice."""
+    data, queries, recording = setting(epochs=30)
+    plain, ran, most = Replay.run, [], []
+
+    def spied(self, state, steps, kept=None):
+        found = plain(self, state, steps, kept)
+        ran.append(len(steps))
+        most.append(len(kept or ()))
+        return found
+
+    monkeypatch.setattr(Replay, "run", spied)
+    unrolled(loss_fn, data, take(queries, slice(0, 1)), recording, store=store)
+    assert len(recording.steps) == 90
+    assert (sum(ran), max(most)) == {"all": (90, 90), "sqrt": (90 + 84, 14)}[store]
+
+
 def test_bad_input_is_refused():
     data, queries, recording = setting()
     with pytest.raises(ValueError, match="8 learning rates for 9 steps"):

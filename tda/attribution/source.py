@@ -64,7 +64,8 @@ def attribute(
     ``curvature`` (hessian, ggn, block_ggn, kfac, ekfac, diagonal, empirical_fisher, identity), ``fisher``, ``layers``,
     ``rest`` as in :func:`tda.curvature.operator`. Parameters that the curvature drops (``rest="drop"``) take no part.
     There is no damping. Time: a sweep for gradients, and the curvature's, at every checkpoint (``fast``: once a
-    segment). Memory: that of the curvature, and (Q L + chunk) P. ``seed``: of sampled labels.
+    segment). Memory: that of L curvatures, of which the last two sets are remembered (but for ``fast``), of the
+    checkpoints, and (Q L + chunk) P. ``seed``: of sampled labels.
     Raises ``ValueError`` for a run of another optimiser, missing or foreign checkpoints, and a segment that explodes.
     """
     options = {"curvature": curvature, "fisher": fisher, "layers": layers, "rest": rest}
@@ -96,15 +97,14 @@ def by_segment(
     if variant not in VARIANTS:
         raise ValueError(f"source: variant={variant!r}; one of {VARIANTS}.")
     recipe, at_means = sgd_run(task, "source").recipe, variant == "fast"
-    matrices = (curvature, fisher, layers, rest, seed, chunk)
-    parts, operators = _stretches(task, train, segments, at_means, stages, *matrices)
+    build = _stretches if at_means or stages is not None else _remembered
+    parts, operators = build(task, train, segments, curvature, fisher, layers, rest, seed, chunk, at_means, stages)
     asked = matrix(task, queries, chunk)
     return scores_of(parts, operators, train, asked, recipe.momentum, recipe.weight_decay, variant, chunk)
 
 
-@remembered(4)
-def _stretches(task, train, segments, at_means, stages, curvature, fisher, layers, rest, seed, chunk) -> tuple:
-    """``(segments, the mean curvature of each)``, kept for other queries and for the other way of reading them."""
+def _stretches(task, train, segments, curvature, fisher, layers, rest, seed, chunk, at_means, stages) -> tuple:
+    """``(segments, the mean curvature of each, decomposed)``."""
     parts = segments_of(task, task.run.checkpoints, task.run.learning_rates, segments, n_examples(train))
     _same_model(task, parts[-1].tasks[-1])
     if stages is not None:
@@ -112,10 +112,16 @@ def _stretches(task, train, segments, at_means, stages, curvature, fisher, layer
     if at_means:
         parts = [replace(part, tasks=(at_mean(part.tasks),)) for part in parts]
     options = {"curvature": curvature, "fisher": fisher, "layers": layers, "rest": rest, "seed": seed, "chunk": chunk}
-    return parts, [
+    operators = [
         averaged(tasks=part.tasks, train=train if part.members.all() else take(train, part.members), **options)
         for part in parts
     ]
+    for operator in operators:
+        operator.eigenvalues  # noqa: B018  (a dense one decomposes when first asked: here, where it is charged)
+    return parts, operators
+
+
+_remembered = remembered(2)(_stretches)  # for other queries, and for the other way of reading the same segments
 
 
 def _checked(stages: np.ndarray, parts: list[Segment]) -> np.ndarray:

@@ -76,7 +76,8 @@ def unrolled(
     stretches is the score; a stretch holds what its own batches taught. ``final``: the parameters that the run is known
     to end at, to be compared with. Precision is that of the initial parameters.
     Memory for P parameters and T steps: ``store="all"`` T P numbers (every theta_t is kept); ``"sqrt"`` about
-    2.8 sqrt(T) P (every k-th state is kept, the steps between are run again); and 4 Q P for the adjoints.
+    2.8 sqrt(T) P (every k-th state is kept, the steps between are run again, but for the last k); and 4 Q P
+    for the adjoints.
     Raises ``ValueError`` if that does not fit, for other options, for a run that diverges and for one that does not end
     at ``final``.
     """

@@ -31,7 +31,7 @@ def averaged(
     hessian, ggn, block_ggn, diagonal, empirical_fisher: the mean matrix. kfac: the Kronecker product of the mean
     factors. ekfac: its eigenvectors, and along them the mean of the curvature measured at each checkpoint (Bae et al.
     2024). Options as in :func:`tda.curvature.operator`. Memory: that of one operator (of the dense ones: one a
-    checkpoint); the empirical Fisher holds the gradients of all checkpoints.
+    checkpoint, remembered); the empirical Fisher holds the gradients of all checkpoints.
     """
     if curvature not in CURVATURES:
         raise ValueError(f"curvature={curvature!r}; one of {CURVATURES}.")

@@ -12,13 +12,14 @@ from tda.attribution.budget import require
 from tda.attribution.gradients import CHUNK
 from tda.attribution.memory import remembered
 from tda.curvature.exact import block_ggn, dense_ggn, dense_hessian, ggn, hessian
-from tda.curvature.kronecker import KEPT, diagonal, ekfac, kfac
+from tda.curvature.kronecker import diagonal, ekfac, kfac
 from tda.curvature.operators import Diagonal, Dual, Operator, Spectral
 from tda.task import Examples, Task, n_examples
 
 CURVATURES = ("hessian", "ggn", "block_ggn", "kfac", "ekfac", "diagonal", "empirical_fisher", "identity")
 UNITS = ("relative", "absolute")
 INDEFINITE = ("refuse", "keep", "absolute", "clip")
+DENSE = 6  # hessian, ggn and block_ggn that are remembered, 8 P^2 bytes each if dense: the checkpoints of a small run
 
 
 def operator(
@@ -50,7 +51,7 @@ def operator(
     raise ValueError(f"curvature={curvature!r}; one of {CURVATURES}.")
 
 
-@remembered(KEPT)
+@remembered(DENSE)
 def _exact(curvature: str, task: Task, train: Examples, dense: bool) -> Operator:
     if curvature == "block_ggn":
         return block_ggn(task, train)

@@ -136,18 +136,29 @@ def loss_changes(planned: Removals, outputs: np.ndarray, k: int) -> dict[str, np
 
 
 def control_changes(planned: Removals, outputs: np.ndarray, k: int) -> np.ndarray:
-    """What k random documents do, per draw and chosen query, [draws, q].
-
-    An interval over queries does not know of the error that a mean over few draws has in common to all of them: the
-    spread of the draws' means says how large it is.
-    """
+    """What k random documents do, per draw and chosen query, [draws, q]."""
     chosen = list(dict.fromkeys(planned.query[planned.query >= 0].tolist()))  # in the order of the rows' changes
     draws = [row == RANDOM and size == k for row, size in zip(planned.row_id, planned.k, strict=True)]
     return (outputs[draws].mean(1) - outputs[planned.row_id.index(ZERO)].mean(0))[:, chosen].astype(float)
 
 
+def shared_error(drawn: np.ndarray) -> float:
+    """Standard error of a mean over draws in the part that all queries share, from ``drawn`` [D, Q] (two-way anova):
+    ``sqrt(max(0, var(means of draws) - s^2 / Q) / D)`` with s^2 the variance of the interaction.
+
+    An interval over queries holds the interaction, which differs from query to query, and not this part. With few draws
+    it is a rough figure (D - 1 degrees of freedom).
+    """
+    draws, queries = drawn.shape
+    means = drawn.mean(1)
+    rest = drawn - means[:, None] - drawn.mean(0) + drawn.mean()
+    interaction = (rest**2).sum() / ((draws - 1) * (queries - 1))
+    return float(np.sqrt(max(0.0, means.var(ddof=1) - interaction / queries) / draws))
+
+
 def claimed(planned: Removals, outputs: np.ndarray, row_id: str, metric: str) -> np.ndarray:
-    """What a claim on a removal is judged on, per chosen query [q], always *above random documents*.
+    """What a claim on a removal is judged on, per chosen query [q], always *above random documents*, whose error is in
+    part the same for all queries (:func:`shared_error`).
 
     ``removal_<k>``: the change without the row's top k minus the change without k random documents.
     ``removal_growth``: that at the row's largest k minus that at its smallest.
