@@ -2,10 +2,12 @@
 is limited.
 """
 
-import glob
 import json
+import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -26,9 +28,10 @@ def make(path, *sources, parameters=PARAMETERS):
     return path
 
 
-def call(notebook, out, *options):
+def call(notebook, out, *options, **environment):
     command = [sys.executable, "-m", "tda.run_notebook", str(notebook), "--out", str(out), *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment)
 
 
 def text_of(out):
@@ -40,19 +43,13 @@ def test_runs_from_the_repository_root_with_parameters(tmp_path):
         "import os\nprint('got', count, rate, name, extra, os.getcwd(), os.environ['TDA_BATCH'], flush=True)"
     )
     notebook, out = make(tmp_path / "ok.ipynb", source), tmp_path / "logs" / "ok.ipynb"
-    before = glob.glob("/tmp/tda*")
-    done = call(
-        notebook,
-        out,
-        "--parameters",
-        json.dumps({"count": 3, "rate": 1, "extra": {"a": [1]}}),
-        "--timeout",
-        "60",
-    )
+    given = json.dumps({"count": 3, "rate": 1, "extra": {"a": [1]}})
+    with tempfile.TemporaryDirectory(prefix="own", dir="/tmp") as own:  # other runs have their sockets beside it
+        done = call(notebook, out, "--parameters", given, "--timeout", "60", TMPDIR=own)
+        assert not list(Path(own).glob("tda*")), "the socket folder is removed"
     assert done.returncode == 0, done.stderr
     assert f"got 3 1 a {{'a': [1]}} {ROOT} 1" in done.stdout
     assert "got 3 1" in text_of(out)
-    assert glob.glob("/tmp/tda*") == before, "the socket folder is removed"
 
 
 def test_failure_keeps_traceback_and_executed_copy(tmp_path):
