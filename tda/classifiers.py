@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tda.task import Examples, Params, chunks, n_examples, take
+from tda.task import Examples, Params, chunks, n_examples, take, tensors
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 
@@ -78,7 +78,22 @@ def loss_function(model: nn.Module) -> Callable[..., Tensor]:
             return F.cross_entropy(logits, batch["labels"], reduction="none").unsqueeze(1)
         return F.cross_entropy(logits, batch["labels"], reduction="none" if reduction == "example" else reduction)
 
+    loss_fn.check = check_examples
     return loss_fn
+
+
+def check_examples(examples: Examples, what: str) -> None:
+    """Refuse examples that are not ``inputs`` and one class each; asked before a method runs."""
+    columns = tensors(examples)
+    if set(columns) != {"inputs", "labels"} or columns["labels"].dim() != 1 or columns["labels"].dtype != torch.int64:
+        shapes = {name: f"{str(value.dtype)[6:]} {tuple(value.shape)}" for name, value in columns.items()}
+        raise ValueError(
+            f"{what}: its tensors are {shapes}; a classifier reads 'inputs' [N, ...] and 'labels' [N] int64. Rename or "
+            f"remove columns, or write a loss that reads them."
+        )
+    if (columns["labels"] < 0).any():
+        rows = torch.nonzero(columns["labels"] < 0).flatten()[:5].tolist()
+        raise ValueError(f"{what}: rows {rows} hold negative labels; a class is a number from 0 on.")
 
 
 def outputs_function(model: nn.Module) -> Callable[[Params, Examples], tuple[Tensor, Tensor]]:

@@ -106,6 +106,7 @@ def cross_checks(config: dict, where: str) -> None:
             refuse(f"rows[{index}].id", row["id"], "row ids must be unique on a testbed, each names a score file")
         for name in row_testbeds(config["testbeds"], row):
             of[name].append(row["id"])
+        _options_fit(row, f"rows[{index}]", refuse)
         if row["tune_every"] > 1 and not row["tune"]:
             refuse(f"rows[{index}].tune_every", row["tune_every"], "it needs a tune grid of the row's own; drop it")
         for name in row_testbeds(config["testbeds"], row) if row["tune_like"] else ():
@@ -172,6 +173,21 @@ def cross_checks(config: dict, where: str) -> None:
             refuse(f"{key}.metric", claim["metric"], f"testbed {claim['testbed']} has no design {design[1]}")
         if claim["kind"] == "parity" and claim["margin"] <= 0:
             refuse(f"{key}.margin", claim["margin"], "parity needs a margin greater than 0")
+
+
+def _options_fit(row: dict, key: str, refuse: Callable[[str, Any, str], None]) -> None:
+    """The method exists, and every option and every value of the tune grid is one that it accepts."""
+    from tda.attribution import METHODS, options  # imports torch: only once a configuration is whole
+
+    if row["method"] not in METHODS:
+        refuse(f"{key}.method", row["method"], f"registered methods: {_list(METHODS, row['method'])}")
+    given = [("options", name, value) for name, value in row["options"].items()]
+    given += [("tune", name, value) for name, values in row["tune"].items() for value in values]
+    for part, name, value in given:
+        try:
+            options.check(row["method"], METHODS[row["method"]].rules, {name: value})
+        except ValueError as error:
+            refuse(f"{key}.{part}.{name}", value, str(error))
 
 
 def _without_testbed(config: dict, claim: dict, key: str, refuse: Callable[[str, Any, str], None]) -> None:

@@ -8,6 +8,7 @@ logits. Every other architecture goes through ``torch.func.functional_call``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from tda.task import Examples, Params, chunks, n_examples, take
+from tda.task import Examples, Params, chunks, n_examples, take, tensors
 
 PAD_ID, BOUNDARY_ID = 0, 1  # where the tokenizers made here put padding and the document boundary
 IGNORE = -100
@@ -178,7 +179,8 @@ def loss_function(model: torch.nn.Module) -> Callable[..., Tensor]:
 
     ``batch["input_ids"]`` [B, T] and ``batch["labels"]`` [B, T], equal to the ids at target positions and -100
     elsewhere; token t is predicted from the tokens before it. A batch without a single target raises nothing here
-    (it cannot, under ``vmap``): :func:`encode` refuses such examples.
+    (it cannot, under ``vmap``): :func:`encode` refuses such examples, and so does ``loss_fn.check``, which is asked
+    before a method runs (:func:`check_examples`).
     """
     logits_of = logits_function(model)
 
@@ -195,7 +197,51 @@ def loss_function(model: torch.nn.Module) -> Callable[..., Tensor]:
         example = nll.sum(-1) / target.sum(-1)
         return {"mean": example.mean, "sum": example.sum, "example": lambda: example}[reduction]()
 
+    loss_fn.check = functools.partial(check_examples, model)
     return loss_fn
+
+
+def check_examples(model: torch.nn.Module, examples: Examples, what: str) -> None:
+    """Refuse examples that :func:`loss_function` would read as something else than they are.
+
+    Other columns than ids, labels and a mask (``labels_<name>``, the labels of another output, may stand beside them);
+    ids and labels that are no tokens of the model; texts that are too long, padded on the left or in their midst, or
+    without a target after their first token.
+    """
+    columns = {k: v for k, v in tensors(examples).items() if not k.startswith("labels_")}
+    if missing := [k for k in ("input_ids", "labels") if k not in columns]:
+        kinds = {k: type(v).__name__ for k, v in examples.items()}
+        raise ValueError(f"{what}: {missing} must be tensors [N, T]; the columns are {kinds}.")
+    if foreign := sorted(set(columns) - {"input_ids", "labels", "attention_mask"}):
+        raise ValueError(
+            f"{what}: the loss of a language model reads input_ids and labels, not {foreign}. Remove these columns, or "
+            f"write a loss that reads them."
+        )
+    ids, labels, vocabulary = columns["input_ids"], columns["labels"], model.get_input_embeddings().weight.shape[0]
+    if ids.dim() != 2 or labels.shape != ids.shape or {ids.dtype, labels.dtype} != {torch.int64}:
+        raise ValueError(
+            f"{what}: input_ids are {ids.dtype} {tuple(ids.shape)} and labels {labels.dtype} {tuple(labels.shape)}; "
+            f"both must be int64 [N, T]. Texts with one label each need a loss of their own."
+        )
+    mask = columns.get("attention_mask", torch.ones_like(ids)) != 0
+    longest = getattr(model.config, "max_position_embeddings", None) or ids.shape[1]
+    problems = {
+        f"hold ids that are no tokens of the model (0 to {vocabulary - 1})": (ids < 0) | (ids >= vocabulary),
+        f"hold labels that are neither tokens (0 to {vocabulary - 1}) nor {IGNORE}, the mark of what is no target": (
+            (labels != IGNORE) & ((labels < 0) | (labels >= vocabulary))
+        ),
+        "are padded on the left or in their midst; set padding_side='right' (the mask must be ones, then zeros)": (
+            mask[:, 1:] & ~mask[:, :-1]
+        ),
+        f"have targets where attention_mask is 0; mark what is no target by {IGNORE}": ~mask & (labels != IGNORE),
+        f"have no target tokens after their first; give each at least one label other than {IGNORE}": (
+            (labels[:, 1:] == IGNORE).all(1, keepdim=True)
+        ),
+        f"are longer than the model's context of {longest}; shorten them": mask[:, longest:],
+    }
+    for problem, bad in problems.items():
+        if bad.any():
+            raise ValueError(f"{what}: rows {torch.nonzero(bad.any(1)).flatten()[:5].tolist()} {problem}.")
 
 
 def outputs_function(model: torch.nn.Module) -> Callable[[Params, Examples], tuple[Tensor, Tensor]]:
@@ -259,12 +305,24 @@ def losses(loss_fn, params: Params, examples: Examples, reduction: str = "exampl
     return torch.cat(parts).numpy().astype(np.float32)
 
 
+def is_sequence(batch: Examples) -> bool:
+    """Whether these are sequences with a label for every token; a classifier of texts has one label an example."""
+    return "input_ids" in batch and batch["labels"].shape == batch["input_ids"].shape
+
+
 def trim(batch: Examples) -> Examples:
-    """Cut the columns that are padding in the whole batch (a third of the work in a mixed batch); images have none."""
-    if "input_ids" not in batch:
+    """Cut the columns that are padding in the whole batch (a third of the work in a mixed batch).
+
+    Padding is what lies behind every example's last target and, where there is an attention mask, outside of it. What
+    is not a sequence stays as it is.
+    """
+    if not is_sequence(batch):
         return batch
-    length = int(real_tokens(batch).any(0).nonzero().max()) + 1
-    return {k: v[:, :length] if isinstance(v, Tensor) and v.dim() == 2 else v for k, v in batch.items()}
+    real, width = real_tokens(batch), batch["input_ids"].shape[1]
+    if "attention_mask" in batch:
+        real = real | (batch["attention_mask"] != 0)
+    length = int(real.any(0).nonzero().max()) + 1
+    return {k: v[:, :length] if isinstance(v, Tensor) and v.shape[1:2] == (width,) else v for k, v in batch.items()}
 
 
 def real_tokens(batch: Examples) -> Tensor:
@@ -272,7 +330,7 @@ def real_tokens(batch: Examples) -> Tensor:
 
     Of examples that are not sequences (a classifier has one label each): [N, 1], all true.
     """
-    if "input_ids" not in batch:
+    if not is_sequence(batch):
         return torch.ones(n_examples(batch), 1, dtype=torch.bool)
     return (batch["labels"] != IGNORE).flip(1).cummax(1).values.flip(1)
 

@@ -9,6 +9,7 @@ and lists of strings (``text``, ``entity``, ...) that describe them and that onl
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -124,6 +125,12 @@ def chunks(n: int, size: int) -> Iterator[slice]:
     if size < 1:
         raise ValueError(f"chunk={size}; a chunk holds at least 1 example. Use a positive number.")
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """Print a line the first time that there is reason to, in this process."""
+    print(line, flush=True)
 
 
 def use_threads() -> int:

@@ -23,6 +23,7 @@ from torch import Tensor
 from tda.attribution import fisher
 from tda.attribution.gradients import CHUNK, batch_of
 from tda.attribution.memory import remembered
+from tda.attribution.options import Count, Positive, Whole, one_of
 from tda.attribution.perturb import UNITS, ewc_steps, natural_steps, sweep
 from tda.attribution.registry import StepTooLarge, method
 from tda.curvature import named
@@ -40,18 +41,18 @@ def attribute(
     train: Examples,
     queries: Examples,
     *,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    preconditioner: str = "diagonal",
-    direction: str = "bidirectional",
-    ranking: str = "signed",
-    steps: int = 3,
-    step: float = 0.1,
-    unit: str = "relative",
-    damping: float = 0.1,
-    ewc_weight: float = 50.0,
-    max_rise: float = 1.0,
-    queries_at_once: int = 64,
+    seed: Whole = 0,
+    chunk: Count = CHUNK,
+    preconditioner: one_of(PRECONDITIONERS) = "diagonal",
+    direction: one_of(DIRECTIONS) = "bidirectional",
+    ranking: one_of(RANKINGS) = "signed",
+    steps: Count = 3,
+    step: Positive = 0.1,
+    unit: one_of(UNITS) = "relative",
+    damping: Positive = 0.1,
+    ewc_weight: Positive = 50.0,
+    max_rise: Positive = 1.0,
+    queries_at_once: Count = 64,
 ) -> np.ndarray:
     """BGO scores by finite steps, [Q, N], in nats.
 
@@ -78,19 +79,19 @@ def attribute_trajectory(
     train: Examples,
     queries: Examples,
     *,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    preconditioner: str = "diagonal",
-    direction: str = "bidirectional",
-    ranking: str = "signed",
-    steps: int = 3,
-    step: float = 0.1,
-    unit: str = "relative",
-    damping: float = 0.1,
-    ewc_weight: float = 50.0,
-    max_rise: float = 1.0,
-    queries_at_once: int = 64,
-    checkpoints: int = 0,
+    seed: Whole = 0,
+    chunk: Count = CHUNK,
+    preconditioner: one_of(PRECONDITIONERS) = "diagonal",
+    direction: one_of(DIRECTIONS) = "bidirectional",
+    ranking: one_of(RANKINGS) = "signed",
+    steps: Count = 3,
+    step: Positive = 0.1,
+    unit: one_of(UNITS) = "relative",
+    damping: Positive = 0.1,
+    ewc_weight: Positive = 50.0,
+    max_rise: Positive = 1.0,
+    queries_at_once: Count = 64,
+    checkpoints: Whole = 0,
 ) -> np.ndarray:
     """BGO along the trajectory: finite-step scores at ``checkpoints`` of the run (0: all), summed, [Q, N].
 

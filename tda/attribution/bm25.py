@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 
+from tda.attribution.options import NotNegative, Share, Whole
 from tda.attribution.registry import method
 from tda.task import Examples, Task
 
@@ -17,7 +18,14 @@ def words(text: str) -> list[str]:
 
 @method("bm25", family="lexical", paper="Robertson & Zaragoza 2009", needs=("text",), signed=False)
 def attribute(
-    task: Task, train: Examples, queries: Examples, *, seed: int = 0, chunk: int = 0, k1: float = 1.5, b: float = 0.75
+    task: Task,
+    train: Examples,
+    queries: Examples,
+    *,
+    seed: Whole = 0,
+    chunk: Whole = 0,
+    k1: NotNegative = 1.5,
+    b: Share = 0.75,
 ) -> np.ndarray:
     """BM25 of every document for the words of the query, [Q, N], with the usual k1 and b; no stemming, no stop
     words.

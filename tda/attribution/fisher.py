@@ -25,6 +25,7 @@ from torch import Tensor
 
 from tda.attribution.gradients import CHUNK, blocks, dot_products, matrix
 from tda.attribution.memory import remembered
+from tda.attribution.options import Count, Positive, Whole, one_of
 from tda.attribution.registry import method
 from tda.task import Examples, Task, n_examples
 
@@ -163,10 +164,10 @@ def attribute(
     train: Examples,
     queries: Examples,
     *,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    preconditioner: str = "full",
-    damping: float = 0.1,
+    seed: Whole = 0,
+    chunk: Count = CHUNK,
+    preconditioner: one_of(KINDS) = "full",
+    damping: Positive = 0.1,
 ) -> np.ndarray:
     """Influence with the empirical Fisher as the Hessian, ``g_q^T P g_i``, [Q, N]; see the module's text for P.
 
@@ -189,11 +190,11 @@ def attribute_trajectory(
     train: Examples,
     queries: Examples,
     *,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    preconditioner: str = "full",
-    damping: float = 0.1,
-    checkpoints: int = 0,
+    seed: Whole = 0,
+    chunk: Count = CHUNK,
+    preconditioner: one_of(KINDS) = "full",
+    damping: Positive = 0.1,
+    checkpoints: Whole = 0,
 ) -> np.ndarray:
     """:func:`attribute` summed over checkpoints (0: all) with their learning rates as weights, [Q, N]; see
     :func:`along`.

@@ -6,13 +6,14 @@ import numpy as np
 import torch
 
 from tda.attribution.gradients import CHUNK, blocks, matrix
+from tda.attribution.options import Count, Whole
 from tda.attribution.products import dot_products
 from tda.attribution.registry import method
 from tda.task import Examples, Task
 
 
 @method("gradient_dot", family="gradient", paper="Pruthi et al. 2020", needs=("params",), signed=True)
-def attribute(task: Task, train: Examples, queries: Examples, *, seed: int = 0, chunk: int = CHUNK) -> np.ndarray:
+def attribute(task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Count = CHUNK) -> np.ndarray:
     """``scores[q, i] = <grad l_q(theta), grad l_i(theta)>`` at the trained parameters, [Q, N].
 
     One gradient step of size eta on document i lowers the loss of q by eta * scores[q, i], to first order.
@@ -24,7 +25,7 @@ def attribute(task: Task, train: Examples, queries: Examples, *, seed: int = 0, 
 
 @method("gradient_cosine", family="gradient", paper="Pruthi et al. 2020", needs=("params",), signed=True)
 def attribute_cosine(
-    task: Task, train: Examples, queries: Examples, *, seed: int = 0, chunk: int = CHUNK
+    task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Count = CHUNK
 ) -> np.ndarray:
     """The gradient dot product of unit gradients, in [-1, 1], [Q, N]: long documents and outliers lose their
     advantage.

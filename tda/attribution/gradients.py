@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from tda.lm import trim
-from tda.task import Examples, Params, Task, chunks, n_examples, take, tensors
+from tda.task import Examples, Params, Task, chunks, n_examples, say_once, take, tensors
 
 # Largest gradient block held at once, in examples. Memory of a block: chunk x parameters x 4 bytes, and about as much
 # again for the intermediate activations (32 examples of 420,000 parameters: 54 MB).
@@ -43,13 +43,43 @@ def example_gradient(task: Task) -> Callable[[Params, Examples], Params]:
     return grad(loss)
 
 
+def over_examples(function: Callable, in_dims: tuple[int | None, ...]) -> Callable:
+    """``vmap(function, in_dims)``; of a model that decides by the values of its inputs (by an attention mask, in some
+    architectures), which ``vmap`` cannot follow, one example at a time, and says so.
+    """
+    batched = vmap(function, in_dims)
+
+    def apply(*arguments):
+        try:
+            return batched(*arguments)
+        except RuntimeError as error:
+            if "data-dependent control flow" not in str(error):
+                raise
+        say_once("The model decides by the values of its inputs; gradients are taken one example at a time (slower).")
+        axes = [leaves for leaves, dim in zip(arguments, in_dims, strict=True) if dim == 0]
+        size = len(next(iter(axes[0].values())) if isinstance(axes[0], dict) else axes[0])
+        rows = [function(*_row(arguments, in_dims, i)) for i in range(size)]
+        return {k: torch.stack([row[k] for row in rows]) for k in rows[0]}
+
+    return apply
+
+
+def _row(arguments: tuple, in_dims: tuple[int | None, ...], i: int) -> list:
+    """The arguments of example i: the i-th row of those with an example axis."""
+
+    def one(value):
+        return {k: v[i] for k, v in value.items()} if isinstance(value, dict) else value[i]
+
+    return [value if dim is None else one(value) for value, dim in zip(arguments, in_dims, strict=True)]
+
+
 def blocks(
     task: Task, examples: Examples, chunk: int = CHUNK, params: Params | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
     """``(slice, gradients [b, P])`` over all examples, at most ``chunk`` at a time. The loss is each example's own
     mean.
     """
-    per_example = vmap(example_gradient(task), in_dims=(None, 0))
+    per_example = over_examples(example_gradient(task), in_dims=(None, 0))
     at = task.params if params is None else params
     for part in chunks(n_examples(examples), chunk):
         yield part, flatten(per_example(at, batch_of(take(examples, part)))).detach()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tda.attribution.options import Whole
 from tda.attribution.registry import method
 from tda.task import Examples, Task
 
@@ -15,7 +16,7 @@ def cosine(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
 
 
 @method("hidden_cosine", family="representation", paper="Hanawa et al. 2021", needs=("features",), signed=False)
-def attribute(task: Task, train: Examples, queries: Examples, *, seed: int = 0, chunk: int = 0) -> np.ndarray:
+def attribute(task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Whole = 0) -> np.ndarray:
     """Cosine of mean-pooled final hidden states, centred on the documents' mean (their common direction says
     nothing).
     """

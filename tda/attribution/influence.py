@@ -26,8 +26,11 @@ from torch import Tensor
 from tda.attribution.fisher import along, trajectory
 from tda.attribution.gradients import CHUNK, blocks, matrix
 from tda.attribution.memory import remembered
+from tda.attribution.options import Count, NotNegative, Pattern, Positive, Whole, one_of
 from tda.attribution.registry import method
 from tda.curvature import exact, named, solvers
+from tda.curvature.kronecker import UNTRACKED
+from tda.curvature.outputs import FISHERS
 from tda.task import Examples, Task, n_examples
 
 # solver -> the curvatures it takes
@@ -109,21 +112,21 @@ def attribute(
     train: Examples,
     queries: Examples,
     *,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    curvature: str = "ekfac",
-    solver: str = "exact",
-    fisher: str = "sampled",
-    damping: float = 0.1,
-    unit: str = "relative",
-    indefinite: str = "refuse",
-    layers: str = "",
-    rest: str = "drop",
-    iterations: int = 100,
-    rank: int = 50,
-    batch: int = 32,
-    scale: float = 0.0,
-    repeats: int = 1,
+    seed: Whole = 0,
+    chunk: Count = CHUNK,
+    curvature: one_of(named.CURVATURES) = "ekfac",
+    solver: one_of(SOLVERS) = "exact",
+    fisher: one_of(FISHERS) = "sampled",
+    damping: Positive = 0.1,
+    unit: one_of(named.UNITS) = "relative",
+    indefinite: one_of(named.INDEFINITE) = "refuse",
+    layers: Pattern = "",
+    rest: one_of(UNTRACKED) = "drop",
+    iterations: Count = 100,
+    rank: Count = 50,
+    batch: Count = 32,
+    scale: NotNegative = 0.0,
+    repeats: Count = 1,
 ) -> np.ndarray:
     """``g_q^T (C + d)^-1 g_i`` for all pairs, [Q, N]; see the module's text for C and d.
 
@@ -155,15 +158,15 @@ def attribute_trajectory(
     train: Examples,
     queries: Examples,
     *,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    curvature: str = "ekfac",
-    fisher: str = "sampled",
-    damping: float = 0.1,
-    unit: str = "relative",
-    layers: str = "",
-    rest: str = "drop",
-    checkpoints: int = 0,
+    seed: Whole = 0,
+    chunk: Count = CHUNK,
+    curvature: one_of(named.CURVATURES) = "ekfac",
+    fisher: one_of(FISHERS) = "sampled",
+    damping: Positive = 0.1,
+    unit: one_of(named.UNITS) = "relative",
+    layers: Pattern = "",
+    rest: one_of(UNTRACKED) = "drop",
+    checkpoints: Whole = 0,
 ) -> np.ndarray:
     """:func:`attribute` (exact solver) summed over ``checkpoints`` of the run (0: all), [Q, N], with their learning
     rates as weights and each query's scores scaled to unit mean magnitude (:func:`tda.attribution.fisher.along`).

@@ -23,9 +23,10 @@ from torch import Tensor
 from tda.attribution.budget import require
 from tda.attribution.gradients import CHUNK, batch_of
 from tda.attribution.memory import remembered
+from tda.attribution.options import Count, NotNegative, Whole, one_of
 from tda.attribution.projection import damped_inverse
 from tda.attribution.registry import method
-from tda.curvature.layers import watching
+from tda.curvature.layers import Layer, say_share, trackable, watching
 from tda.curvature.outputs import output_gradients
 from tda.task import Examples, Task, chunks, n_examples, take
 
@@ -39,11 +40,11 @@ def attribute(
     train: Examples,
     queries: Examples,
     *,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    rank: int = 32,
-    sides: str = "random",
-    damping: float = 0.1,
+    seed: Whole = 0,
+    chunk: Count = CHUNK,
+    rank: Count = 32,
+    sides: one_of(SIDES) = "random",
+    damping: NotNegative = 0.1,
 ) -> np.ndarray:
     """LoGra scores, [Q, N], in nats per unit of weight on a document's loss (an influence function of the mean loss).
 
@@ -83,10 +84,13 @@ def _projected(task, train, examples, rank, sides, seed, chunk, damping) -> Laye
         raise ValueError(f"logra: rank={rank}; it must be a whole number of at least 1.")
     if not damping >= 0:
         raise ValueError(f"logra: damping={damping}; it must be 0 or positive, in units of the mean eigenvalue.")
-    if task.outputs_fn is None or not _linear(task):
-        missing = "no outputs_fn" if task.outputs_fn is None else "no torch.nn.Linear layer"
+    linear = _linear(task)
+    if not linear:
+        missing = "no outputs_fn" if task.outputs_fn is None else "none whose weight is among its parameters"
         raise ValueError(f"logra works on linear layers, and the task {task.name!r} has {missing}. Use 'trak'.")
-    size = 4 * n_examples(examples) * rank**2 * len(_linear(task))
+    weights = {f"{name}.weight" if name else "weight" for name in linear}
+    say_share(task, {k: p.flatten() for k, p in task.params.items() if k not in weights}, "logra")
+    size = 4 * n_examples(examples) * rank**2 * len(linear)
     require(size, f"logra features of {n_examples(examples)} examples", "Lower rank.")
     return _features(task, examples, train if sides == "pca" else None, int(rank), seed, chunk)
 
@@ -107,16 +111,25 @@ def _features(task: Task, examples: Examples, pca_of: Examples | None, rank: int
     return found
 
 
-def _linear(task: Task) -> dict[str, torch.nn.Linear]:
-    return {name: layer for name, layer in task.model.named_modules() if isinstance(layer, torch.nn.Linear)}
+def _linear(task: Task) -> dict[str, Layer]:
+    """The linear layers whose weight is a parameter of the task: what is frozen or elsewhere has no part."""
+    if task.outputs_fn is None or task.model is None:
+        return {}
+    layers = trackable(task).items()
+    return {name: layer for name, layer in layers if not isinstance(layer.module, torch.nn.Conv2d)}
+
+
+def _sizes(layer: Layer) -> tuple[int, int]:
+    """Outputs and inputs of a layer, its bias apart."""
+    return layer.shape[0], layer.shape[1] - layer.bias
 
 
 def _random_sides(task: Task, rank: int, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
     """``{layer: (P_o [out, k], P_i [in, k])}`` with entries N(0, 1/k)."""
     found, dtype = {}, next(iter(task.params.values())).dtype
     for place, (name, layer) in enumerate(_linear(task).items()):
-        rng, k = np.random.default_rng([seed, 73, place]), min(rank, layer.in_features, layer.out_features)
-        drawn = [rng.standard_normal((width, k)) / k**0.5 for width in (layer.out_features, layer.in_features)]
+        rng, k = np.random.default_rng([seed, 73, place]), min(rank, *_sizes(layer))
+        drawn = [rng.standard_normal((width, k)) / k**0.5 for width in _sizes(layer)]
         found[name] = tuple(torch.from_numpy(side).to(dtype) for side in drawn)
     return found
 
@@ -133,7 +146,7 @@ def _principal_sides(task: Task, train: Examples, rank: int, chunk: int) -> dict
     layers = _linear(task)
     sides = {}
     for name, pair in squares.items():
-        k = min(rank, layers[name].in_features, layers[name].out_features)
+        k = min(rank, *_sizes(layers[name]))
         if not all(total.isfinite().all() for total in pair):
             raise ValueError(f"gradients of {task.name!r} in layer {name!r} are not finite. Check the model's losses.")
         sides[name] = tuple(torch.linalg.eigh(total.double())[1][:, -k:].to(total.dtype) for total in pair)
@@ -147,7 +160,7 @@ def _captured(task: Task, batch: Examples) -> dict[str, tuple[Tensor, Tensor]]:
     out, and one that is used twice has its positions side by side.
     """
     params = {k: v.detach().requires_grad_() for k, v in task.params.items()}
-    with watching(_linear(task)) as seen, torch.enable_grad():
+    with watching({name: layer.module for name, layer in _linear(task).items()}) as seen, torch.enable_grad():
         logits, targets = task.outputs_fn(params, batch)
     calls = [(name, given, made) for name, pairs in seen.items() for given, made in pairs]
     u = next(output_gradients(logits.detach(), targets, "empirical"))

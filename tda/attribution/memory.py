@@ -1,4 +1,4 @@
-"""Results that several calls share: kept in memory while their arguments live, and charged to everyone who uses them.
+"""Results that several calls share: kept in memory for the next call on equal contents, charged to all who use them.
 
 Rows of a table often differ only in how the same numbers are read (two directions of one sweep, two damping values on
 one Gram matrix). Recomputing them would double the cost of a run; a silent cache would make the second row look free.
@@ -16,9 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tda.attribution.content import digest
 from tda.provenance import charge
-
-PLAIN = (str, int, float, bool, type(None))
 
 
 @dataclass
@@ -43,9 +42,9 @@ _computing: list[_Entry] = []  # the calls that are running, innermost last
 def remembered(size: int = 1) -> Callable:
     """Decorator: keep the last ``size`` results of a function.
 
-    Plain values are compared by value, everything else (a task, a corpus) by identity; the arguments are held, so that
-    an identity cannot pass to another object. Contents must not be changed in place. An old result is freed *before* a
-    new one is computed. ``function.forget()`` empties the memory.
+    Arguments are compared by what they hold (:mod:`tda.attribution.content`): a corpus that is changed in place is
+    another corpus, and an equal copy is the same. The arguments are held as well, for what is only known by its
+    identity. An old result is freed *before* a new one is computed. ``function.forget()`` empties the memory.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -56,7 +55,7 @@ def remembered(size: int = 1) -> Callable:
         def recall(*positional, **named):
             bound = signature.bind(*positional, **named)
             bound.apply_defaults()  # the same call, however its defaults are spelled
-            key = tuple((type(a), a) if isinstance(a, PLAIN) else id(a) for a in bound.args)
+            key = digest(bound.args)
             if key in kept:
                 kept.move_to_end(key)
             else:

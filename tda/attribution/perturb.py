@@ -15,9 +15,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 
-from tda.attribution.gradients import batch_of, example_gradient, flatten, unflatten
+from tda.attribution.gradients import batch_of, example_gradient, flatten, over_examples, unflatten
 from tda.lm import real_tokens
 from tda.task import Examples, Params, Task, n_examples, take
 
@@ -85,7 +84,7 @@ def ewc_steps(
 
 def _start(task: Task, asked: Examples) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
     """B copies of the parameters [B, P], the queries' losses [B], and the gradient of each at its own copy."""
-    per_query = vmap(example_gradient(task), in_dims=(0, 0))
+    per_query = over_examples(example_gradient(task), in_dims=(0, 0))
     origin = flatten({k: v.unsqueeze(0) for k, v in task.params.items()})
     with torch.no_grad():
         own = task.loss_fn(task.params, asked, "example")

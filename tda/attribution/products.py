@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tda.attribution import gradients
 from tda.attribution.gradients import CHUNK, batch_of
-from tda.curvature.layers import Layer, passes, tracked, untracked, watching
+from tda.curvature.layers import Layer, passes, trackable, untracked, watching
 from tda.curvature.outputs import width_of
 from tda.task import Examples, Params, Task, chunks, n_examples, take
 
@@ -43,11 +43,8 @@ def dot_products(
 
 def _single_pass(task: Task, train: Examples) -> dict[str, Layer]:
     """The layers of a network that consists of linear layers, each passed once by an example; else nothing."""
-    linear = task.model is not None and any(isinstance(m, torch.nn.Linear) for m in task.model.modules())
-    if task.outputs_fn is None or not linear or width_of(task, train) > 1:
-        return {}
-    layers = tracked(task)
-    if untracked(task, layers):
+    layers = trackable(task) if task.outputs_fn is not None and task.model is not None else {}
+    if not layers or untracked(task, layers) or width_of(task, train) > 1:
         return {}
     with watching({name: layer.module for name, layer in layers.items()}) as seen, torch.no_grad():
         task.outputs_fn(task.params, batch_of(take(train, slice(0, 1))))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from tda.attribution.options import Whole
 from tda.attribution.registry import method
 from tda.task import Examples, Task, n_examples
 
 
 @method("random", family="baseline", paper="", signed=True)
-def attribute(task: Task, train: Examples, queries: Examples, *, seed: int = 0, chunk: int = 0) -> np.ndarray:
+def attribute(task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Whole = 0) -> np.ndarray:
     """Independent standard normal scores, [Q, N]; ``chunk`` is ignored."""
     return np.random.default_rng([seed, 41]).standard_normal((n_examples(queries), n_examples(train)))

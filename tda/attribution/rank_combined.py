@@ -13,14 +13,15 @@ over a subset is therefore no prediction of its effect (chapter 13 measures what
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from scipy.stats import rankdata
 
 from tda.attribution.gradients import CHUNK
+from tda.attribution.options import Count, Rule, Whole, check
+from tda.attribution.registry import METHODS, method, named
 from tda.attribution.registry import attribute as attribute_by
-from tda.attribution.registry import method
 from tda.task import Examples, Task
 
 NAME = "rank_combined"
@@ -44,16 +45,34 @@ def combine(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.mean([shares_below(part) for part in parts], axis=0)
 
 
+def _combinable(names: Any) -> bool:
+    listed = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    return listed and len(names) > 1 and len(set(names)) == len(names) and set(names) <= set(METHODS) - {NAME}
+
+
+def _accepted(given: Any) -> bool:
+    try:
+        for name, options in dict(given or {}).items():
+            check(name, named(name).rules, dict(options))
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+Methods = Annotated[Sequence[str], Rule(f"it must list two or more registered methods, not {NAME!r}", _combinable)]
+Options = Annotated[Mapping, Rule("it must map methods to options that they accept", _accepted)]
+
+
 @method("rank_combined", family="combination", paper="STRIDE", needs=("params", "outputs"), signed=False)
 def attribute(
     task: Task,
     train: Examples,
     queries: Examples,
     *,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    methods: Sequence[str] = ("stride", "logra"),
-    options: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: Whole = 0,
+    chunk: Count = CHUNK,
+    methods: Methods = ("stride", "logra"),
+    options: Options = None,
 ) -> np.ndarray:
     """Mean ranks [Q, N] in [0, 1] of registered ``methods``, each with its own ``options[name]``.
 

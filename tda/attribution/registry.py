@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import inspect
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from tda.lm import IGNORE, PAD_ID
-from tda.task import Examples, Task, n_examples, tensors
+from tda.attribution import door, options
+from tda.task import Examples, Task, n_examples
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Method:
     ``needs`` names what the task must offer: ``params`` (gradients or losses of the model), ``outputs`` (``outputs_fn``
     and the ``model`` whose layers it runs), ``checkpoints`` (a training record), or an encoder (``text``, ``group``,
     ``features``). ``signed``: negative scores mean opponents. ``cost`` is ``"per query"`` (the corpus is swept for each
-    query) or ``"amortised"``.
+    query) or ``"amortised"``. ``rules`` says what each option may be (:mod:`tda.attribution.options`).
     """
 
     name: str
@@ -31,6 +30,7 @@ class Method:
     needs: tuple[str, ...]
     signed: bool
     cost: str
+    rules: Mapping[str, options.Rule]
 
 
 class StepTooLarge(ValueError):
@@ -46,61 +46,67 @@ def method(name: str, *, family: str, paper: str, needs: tuple[str, ...] = (), s
     def register(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         if name in METHODS:
             raise ValueError(f"a method named {name!r} is registered already; choose another name.")
-        METHODS[name] = Method(name, function, family, paper, needs, signed, cost)
-        return function
+        allowed = options.rules(function)
+
+        @functools.wraps(function)
+        def checked(task: Task, train: Examples, queries: Examples, **given) -> np.ndarray:
+            options.check(name, allowed, given)
+            return function(task, train, queries, **given)
+
+        METHODS[name] = Method(name, checked, family, paper, needs, signed, cost, allowed)
+        return checked
 
     return register
 
 
-def attribute(name: str, task: Task, train: Examples, queries: Examples, **options) -> np.ndarray:
+def attribute(name: str, task: Task, train: Examples, queries: Examples, **given) -> np.ndarray:
     """Scores [n_queries, n_train], float32, of a registered method; positive = training on it lowers the query's loss.
 
-    Raises ``ValueError`` for an unknown method or option, an empty corpus, a query without target tokens, something the
-    task does not offer, and scores that are not finite.
+    ``given`` are the method's options. Raises ``ValueError`` for an unknown method or option, a value that its rule
+    does not allow, something the task does not offer, examples or a model that would be scored as something else than
+    they are (:mod:`tda.attribution.door`), and scores that are not finite or all zero.
     """
-    chosen = METHODS.get(name)
-    if chosen is None:
-        raise ValueError(f"method {name!r} is unknown; registered are {sorted(METHODS)}.{_close(name, METHODS)}")
-    accepted = [p.name for p in inspect.signature(chosen.function).parameters.values() if p.kind == p.KEYWORD_ONLY]
-    for option in options:
-        if option not in accepted:
-            raise ValueError(
-                f"method {name!r} has no option {option!r}; it accepts {accepted}.{_close(option, accepted)}"
-            )
-    _check_examples(train, "train")
-    _check_examples(queries, "queries")
+    chosen = named(name)
+    options.check(name, chosen.rules, given)
     _check_needs(chosen, task)
-    scores = np.asarray(chosen.function(task, train, queries, **options), dtype=np.float32)
-    expected = (n_examples(queries), n_examples(train))
-    if scores.shape != expected:
-        raise ValueError(
-            f"method {name!r} returned shape {scores.shape}; [n_queries, n_train] = {expected} was expected."
-        )
-    if not np.isfinite(scores).all():
-        bad = np.unique(np.argwhere(~np.isfinite(scores))[:, 0])[:5].tolist()
-        raise ValueError(
-            f"method {name!r} gave scores that are not finite (queries {bad}). Check the model's loss on them, and "
-            f"lower the step size or raise the damping of {name!r}."
-        )
+    with door.entered(task, chosen.needs, train=train, queries=queries) as (train, queries):
+        scores = np.asarray(chosen.function(task, train, queries, **given), dtype=np.float32)
+        _check_scores(chosen, scores, (n_examples(queries), n_examples(train)))
     return scores
 
 
-def _check_examples(examples: Examples, what: str) -> None:
-    sizes = {key: len(value) for key, value in examples.items()}
-    if not sizes or not all(sizes.values()):
-        raise ValueError(f"{what} is empty; attribution needs at least one document and one query.")
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"{what}: its columns differ in length ({sizes}); the first axis of all is the example axis.")
-    labels = tensors(examples).get("labels")
-    if labels is not None and labels.dim() == 2:
-        padding = torch.nonzero(((labels[:, 1:] == PAD_ID) | (labels[:, 1:] == IGNORE)).all(1)).flatten().tolist()
-        empty = torch.nonzero((labels[:, 1:] != IGNORE).sum(1) == 0).flatten().tolist()
-        if empty:
-            raise ValueError(
-                f"{what}: rows {empty[:5]} have no target tokens; give each at least one label other than {IGNORE}."
+def named(name: str) -> Method:
+    """The registered method of this name; ``ValueError`` with the names there are for any other."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(str(name), list(METHODS), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"method {name!r} is unknown; registered are {sorted(METHODS)}.{hint}")
+    return METHODS[name]
+
+
+def _check_scores(chosen: Method, scores: np.ndarray, expected: tuple[int, int]) -> None:
+    if scores.shape != expected:
+        raise ValueError(
+            f"method {chosen.name!r} returned shape {scores.shape}; [n_queries, n_train] = {expected} was expected."
+        )
+    bad = ~np.isfinite(scores)
+    if bad.any():
+        everywhere = np.flatnonzero(bad.all(0))[:5].tolist()
+        where = f"documents {everywhere}" if everywhere else f"queries {np.flatnonzero(bad.any(1))[:5].tolist()}"
+        knobs = [option for option in ("step", "damping") if option in chosen.rules]
+        raise ValueError(
+            f"method {chosen.name!r} gave scores that are not finite ({where}). Check the model's gradients on them"
+            f"{f', or change {knobs}' if knobs else ''}."
+        )
+    if chosen.family != "baseline" and not scores.any():
+        raise ValueError(
+            f"method {chosen.name!r} gave every document the score 0 for every query: nothing is ranked. "
+            + (
+                "The texts have no word in common."
+                if "text" in chosen.needs
+                else "The gradients vanish, or an option leaves nothing (a large damping or penalty, no weight)."
             )
-        if padding:
-            raise ValueError(f"{what}: rows {padding[:5]} are nothing but padding (id {PAD_ID}); give them text.")
+        )
 
 
 def _check_needs(chosen: Method, task: Task) -> None:
@@ -115,8 +121,3 @@ def _check_needs(chosen: Method, task: Task) -> None:
                 f"method {chosen.name!r} needs {need!r}, which the task {task.name!r} does not offer. Give the task "
                 f"that field, or choose a method that does without it."
             )
-
-
-def _close(word: str, among) -> str:
-    match = difflib.get_close_matches(word, list(among), n=1)
-    return f" Did you mean {match[0]!r}?" if match else ""

@@ -33,10 +33,14 @@ import numpy as np
 
 from tda.attribution.gradients import CHUNK, matrix
 from tda.attribution.memory import remembered
+from tda.attribution.options import Count, Pattern, Whole, one_of
 from tda.attribution.recorded import sgd_run
 from tda.attribution.registry import method
 from tda.attribution.segments import Segment, scores_of, segments_of
+from tda.curvature import named
 from tda.curvature.averaged import averaged
+from tda.curvature.kronecker import UNTRACKED
+from tda.curvature.outputs import FISHERS
 from tda.task import Examples, Task, n_examples, take
 
 VARIANTS = ("exponential", "exact", "fast")
@@ -49,14 +53,14 @@ def attribute(
     train: Examples,
     queries: Examples,
     *,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    segments: int = 3,
-    curvature: str = "ekfac",
-    fisher: str = "sampled",
-    layers: str = "",
-    rest: str = "drop",
-    variant: str = "exponential",
+    seed: Whole = 0,
+    chunk: Count = CHUNK,
+    segments: Count = 3,
+    curvature: one_of(named.CURVATURES) = "ekfac",
+    fisher: one_of(FISHERS) = "sampled",
+    layers: Pattern = "",
+    rest: one_of(UNTRACKED) = "drop",
+    variant: one_of(VARIANTS) = "exponential",
 ) -> np.ndarray:
     """SOURCE's scores, [Q, N]: the fall of each query's loss (nats) per unit of the weight of each training example.
 

@@ -30,6 +30,7 @@ import numpy as np
 from tda.attribution import recovery as solver
 from tda.attribution.gradients import CHUNK
 from tda.attribution.memory import remembered
+from tda.attribution.options import Count, NotNegative, Share, Whole, one_of, whole
 from tda.attribution.registry import method
 from tda.attribution.snapshot import depth, snapshot
 from tda.attribution.steering import Operators, effects
@@ -46,21 +47,21 @@ def attribute(
     train: Examples,
     queries: Examples,
     *,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    subsets: int = 0,
-    degree: int = 10,
-    rank: int = 0,
-    layer: int = -1,
-    design: str = "left_regular",
-    fidelity: float = 1.0,
-    stability: float = 100.0,
-    linearity: float = 1.0,
-    steps: int = 30,
-    rate: float = 0.05,
-    recovery: str = "lasso",
-    penalty: float = 0.0,
-    sparsity: int = 0,
+    seed: Whole = 0,
+    chunk: Count = CHUNK,
+    subsets: Whole = 0,
+    degree: Count = 10,
+    rank: Whole = 0,
+    layer: whole(-1) = -1,
+    design: one_of(DESIGNS) = "left_regular",
+    fidelity: NotNegative = 1.0,
+    stability: NotNegative = 100.0,
+    linearity: NotNegative = 1.0,
+    steps: Whole = 30,
+    rate: Share = 0.05,
+    recovery: one_of(solver.METHODS) = "lasso",
+    penalty: NotNegative = 0.0,
+    sparsity: Whole = 0,
 ) -> np.ndarray:
     """STRIDE scores [Q, N]: simulated nats per document of a subset, on a scale that ``stability`` sets; their order
     within a query is what counts.

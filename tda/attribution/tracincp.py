@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from tda.attribution.gradients import CHUNK
+from tda.attribution.options import Count, Whole
 from tda.attribution.products import dot_products
 from tda.attribution.registry import method
 from tda.task import Examples, Task
 
 
 @method("tracincp", family="gradient", paper="Pruthi et al. 2020", needs=("params", "checkpoints"), signed=True)
-def attribute(task: Task, train: Examples, queries: Examples, *, seed: int = 0, chunk: int = CHUNK) -> np.ndarray:
+def attribute(task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Count = CHUNK) -> np.ndarray:
     """``scores[q, i] = sum_c eta_c <grad l_q(theta_c), grad l_i(theta_c)>`` over the recorded checkpoints c, [Q, N].
 
     ``eta_c`` is the sum of the learning rates of the steps that checkpoint c closes, so that the sum approximates the

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from tda.attribution.gradients import CHUNK
-from tda.attribution.projection import check, features
+from tda.attribution.options import Count, Flag, NotNegative, Share, Whole, one_of
+from tda.attribution.projection import KINDS, check, features
 from tda.attribution.registry import method
 from tda.task import Examples, Task, n_examples
 
@@ -32,14 +33,14 @@ def attribute(
     train: Examples,
     queries: Examples,
     *,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    projection: str = "sparse",
-    dimension: int = 4096,
-    damping: float = 0.1,
-    mixing: float = 0.99,
-    moments: bool = True,
-    unit_norm: bool = True,
+    seed: Whole = 0,
+    chunk: Count = CHUNK,
+    projection: one_of(KINDS) = "sparse",
+    dimension: Count = 4096,
+    damping: NotNegative = 0.1,
+    mixing: Share = 0.99,
+    moments: Flag = True,
+    unit_norm: Flag = True,
 ) -> np.ndarray:
     """TrackStar scores, [Q, N], in [-1, 1] (with ``unit_norm``).
 

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from tda.attribution.fisher import trajectory
 from tda.attribution.gradients import CHUNK, batch_of
-from tda.attribution.projection import check, damped_inverse, features, log_odds
+from tda.attribution.options import Count, NotNegative, Whole, one_of
+from tda.attribution.projection import KINDS, OUTPUTS, check, damped_inverse, features, log_odds
 from tda.attribution.registry import method
 from tda.task import Examples, Task, chunks, n_examples, take
 
@@ -38,12 +39,12 @@ def attribute(
     train: Examples,
     queries: Examples,
     *,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    output: str = "margin",
-    projection: str = "sparse",
-    dimension: int = 4096,
-    damping: float = 0.1,
+    seed: Whole = 0,
+    chunk: Count = CHUNK,
+    output: one_of(OUTPUTS) = "margin",
+    projection: one_of(KINDS) = "sparse",
+    dimension: Count = 4096,
+    damping: NotNegative = 0.1,
 ) -> np.ndarray:
     """TRAK scores of one model, [Q, N]; no unit (the kernel does not know the scale of the gradients).
 
@@ -67,13 +68,13 @@ def attribute_trajectory(
     train: Examples,
     queries: Examples,
     *,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    output: str = "margin",
-    projection: str = "sparse",
-    dimension: int = 4096,
-    damping: float = 0.1,
-    checkpoints: int = 0,
+    seed: Whole = 0,
+    chunk: Count = CHUNK,
+    output: one_of(OUTPUTS) = "margin",
+    projection: one_of(KINDS) = "sparse",
+    dimension: Count = 4096,
+    damping: NotNegative = 0.1,
+    checkpoints: Whole = 0,
 ) -> np.ndarray:
     """TRAK with the checkpoints of one run as its ensemble (0: all), [Q, N]: members that cost no training.
 

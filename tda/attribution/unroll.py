@@ -26,6 +26,7 @@ from torch.func import grad, jvp, vmap
 
 from tda.attribution.budget import require
 from tda.attribution.gradients import batch_of
+from tda.attribution.options import Count, Whole, one_of
 from tda.attribution.recorded import Recording, Replay, recording_of
 from tda.attribution.registry import method
 from tda.task import Examples, Params, Task, chunks, n_examples, take
@@ -40,10 +41,10 @@ def attribute(
     train: Examples,
     queries: Examples,
     *,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    store: str = "all",
-    queries_at_once: int = 8,
+    seed: Whole = 0,
+    chunk: Count = CHUNK,
+    store: one_of(STORES) = "all",
+    queries_at_once: Count = 8,
 ) -> np.ndarray:
     """The derivative of each query's final loss by the weight of each training example, [Q, N], in nats.
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from tda.attribution.budget import require
 from tda.attribution.gradients import CHUNK, batch_of
 from tda.attribution.memory import remembered
-from tda.curvature.layers import Captured, Layer, passes, tracked, untracked
+from tda.curvature.layers import Captured, Layer, passes, say_share, tracked, untracked
 from tda.curvature.operators import Blocks, Diagonal, Kronecker, Spectral, finite
 from tda.curvature.outputs import label_noise, pseudo_gradients
 from tda.task import Examples, Task, chunks, n_examples, take
@@ -175,6 +175,7 @@ def _outside(
     if rest not in UNTRACKED:
         raise ValueError(f"rest={rest!r}; one of {UNTRACKED}.")
     if not left or rest == "drop":
+        say_share(task, left, "a Kronecker-factored curvature with rest='drop'")
         return {}
     if rest == "refuse":
         raise ValueError(

@@ -5,9 +5,9 @@ For a layer ``y_s = W x_s + b`` used at positions s (words of a sequence, pixels
 
     gradient of (W, b) = sum_s g_s a_s^T        [out, in + 1]
 
-``nn.Linear`` and ``nn.Conv2d`` (patches unfolded; neither grouped nor padded by name) are tracked. Everything else
-(embeddings, norms, bare parameters, tied weights that ``task.params`` lists under another name) is not;
-:func:`untracked` names it.
+``nn.Linear``, its transpose ``Conv1D`` of `transformers` (GPT-2) and ``nn.Conv2d`` (patches unfolded; neither grouped
+nor padded by name) are tracked. Everything else (embeddings, norms, bare parameters, tied weights that ``task.params``
+lists under another name) is not; :func:`untracked` names it, and :func:`say_share` tells the reader.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tda.curvature.outputs import output_gradients, require_outputs
 from tda.lm import IGNORE
-from tda.task import Examples, Task
+from tda.task import Examples, Task, say_once
 
 Captured = dict[str, tuple[Tensor, Tensor]]
 
@@ -60,19 +60,7 @@ def tracked(task: Task, pattern: str = "") -> dict[str, Layer]:
     Raises ``ValueError`` where none is left, naming those that exist.
     """
     require_outputs(task)
-    starts, start = {}, 0
-    for name, p in task.params.items():
-        starts[name], start = start, start + p.numel()
-    found = {}
-    for name, module in task.model.named_modules():
-        weight, bias = (f"{name}.{kind}" if name else kind for kind in ("weight", "bias"))
-        if weight in starts and _usual(module):
-            out, width = task.params[weight].flatten(1).shape
-            index = starts[weight] + torch.arange(out * width).reshape(out, width)
-            has_bias = module.bias is not None and bias in starts
-            if has_bias:
-                index = torch.cat([index, starts[bias] + torch.arange(out).unsqueeze(1)], 1)
-            found[name] = Layer(name, module, index.flatten(), tuple(index.shape), has_bias)
+    found = trackable(task)
     kept = {name: layer for name, layer in found.items() if re.search(pattern, name)}
     if not kept:
         raise ValueError(
@@ -81,10 +69,34 @@ def tracked(task: Task, pattern: str = "") -> dict[str, Layer]:
     return kept
 
 
+def trackable(task: Task) -> dict[str, Layer]:
+    """All layers of the task's model that can be tracked: those whose weight is a parameter of the task."""
+    starts, start = {}, 0
+    for name, p in task.params.items():
+        starts[name], start = start, start + p.numel()
+    found = {}
+    for name, module in task.model.named_modules():
+        weight, bias = (f"{name}.{kind}" if name else kind for kind in ("weight", "bias"))
+        if weight in starts and _usual(module):
+            rows, columns = task.params[weight].flatten(1).shape
+            index = starts[weight] + torch.arange(rows * columns).reshape(rows, columns)
+            index = index.T if _transposed(module) else index
+            has_bias = module.bias is not None and bias in starts
+            if has_bias:
+                index = torch.cat([index, starts[bias] + torch.arange(len(index)).unsqueeze(1)], 1)
+            found[name] = Layer(name, module, index.flatten(), tuple(index.shape), has_bias)
+    return found
+
+
 def _usual(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
         return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return isinstance(module, nn.Linear)
+    return isinstance(module, nn.Linear) or _transposed(module)
+
+
+def _transposed(module: nn.Module) -> bool:
+    """A linear layer that holds W^T [in, out], known by its name: importing `transformers` takes seconds."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
 
 
 def untracked(task: Task, layers: dict[str, Layer]) -> dict[str, Tensor]:
@@ -96,6 +108,15 @@ def untracked(task: Task, layers: dict[str, Layer]) -> dict[str, Tensor]:
             rest[name] = torch.arange(start, start + p.numel())
         start += p.numel()
     return rest
+
+
+def say_share(task: Task, left: dict[str, Tensor], who: str) -> None:
+    """Say, once, which share of the parameters ``who`` covers, where ``left`` (of :func:`untracked`) take no part."""
+    total = sum(p.numel() for p in task.params.values())
+    covered = total - sum(len(index) for index in left.values())
+    if covered < total:
+        shown = ", ".join(list(left)[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+        say_once(f"{who} covers {covered / total:.0%} of the parameters of {task.name!r}; {shown} take no part.")
 
 
 @contextmanager

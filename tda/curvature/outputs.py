@@ -26,9 +26,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import grad
 
-from tda.attribution.gradients import CHUNK, batch_of, flatten
+from tda.attribution.gradients import CHUNK, batch_of, flatten, over_examples
 from tda.lm import IGNORE
 from tda.task import Examples, Params, Task, chunks, n_examples, take, tensors
 
@@ -99,7 +99,7 @@ def pseudo_gradients(
         logits, _ = task.outputs_fn(task.params | params, {k: v.unsqueeze(0) for k, v in example.items()})
         return (logits[0] * u).sum()
 
-    per_example = vmap(grad(pull), in_dims=(None, 0, 0))
+    per_example = over_examples(grad(pull), in_dims=(None, 0, 0))
     for part in chunks(n_examples(train), chunk):
         batch = batch_of(take(train, part))
         with torch.no_grad():

@@ -1,0 +1,100 @@
+"""What an object holds, as a key: results kept in memory belong to contents, not to an object that may have changed.
+
+A tensor counts through its bytes, a network through its parameters, buffers and printed structure, a function through
+its code, its defaults and everything that it refers to in the scope where it was defined, a file through its path, size
+and time of change. What is none of these counts through its identity, and whoever keeps the key must keep the object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+from types import FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import torch
+
+SKIPPED = {"retrain"}  # of a training record: no score depends on how the run could be done again
+
+
+def digest(value: Any) -> str:
+    """Equal contents, equal digest (32 hexadecimal digits)."""
+    reader = _Reader()
+    reader.add(value)
+    return reader.hash.hexdigest()
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.hash, self.seen = hashlib.blake2b(digest_size=16), {}
+
+    def add(self, value: Any) -> None:
+        if isinstance(value, (str, int, float, bool, bytes, type(None))):
+            return self.note(type(value).__name__, repr(value))
+        if id(value) in self.seen:  # what refers to itself, and what is shared, is read once
+            return self.note("again", self.seen[id(value)][0])
+        self.seen[id(value)] = len(self.seen), value  # held, so that nothing else takes its identity meanwhile
+        if isinstance(value, torch.Tensor):
+            return self.array(value, value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            return self.array(value, np.ascontiguousarray(value))
+        if isinstance(value, torch.nn.Module):
+            return self.module(value)
+        if isinstance(value, Path):
+            stat = value.stat() if value.exists() else None
+            return self.note("path", value, stat and (stat.st_mtime_ns, stat.st_size))
+        if isinstance(value, (FunctionType, MethodType)):
+            return self.function(value)
+        return self.parts(value)
+
+    def note(self, *what: Any) -> None:
+        self.hash.update(repr(what).encode())
+
+    def array(self, value: torch.Tensor | np.ndarray, content: np.ndarray) -> None:
+        self.note(str(value.dtype), tuple(value.shape))
+        self.hash.update(content.data)
+
+    def module(self, value: torch.nn.Module) -> None:
+        self.note("module", type(value).__qualname__, repr(value), [m.training for m in value.modules()])
+        for name, tensor in (*value.named_parameters(), *value.named_buffers()):
+            self.note(name)
+            self.add(tensor)
+
+    def function(self, value: FunctionType | MethodType) -> None:
+        if isinstance(value, MethodType):
+            self.add(value.__self__)
+            value = value.__func__
+        code = value.__code__
+        self.note("function", value.__module__, value.__qualname__, code.co_code, repr(code.co_consts))
+        self.add(value.__defaults__)
+        self.add(value.__kwdefaults__)
+        for cell in value.__closure__ or ():
+            self.add(cell.cell_contents)
+        # Of the module's own names only data: libraries that it imports do not change, and they are large.
+        kinds = (int, float, str, bool, torch.Tensor, np.ndarray, torch.nn.Module, Mapping, Sequence, Set)
+        for name in code.co_names:
+            found = value.__globals__.get(name)
+            same_file = isinstance(found, FunctionType) and found.__globals__ is value.__globals__
+            if same_file or isinstance(found, kinds):
+                self.note(name)
+                self.add(found)
+
+    def parts(self, value: Any) -> None:
+        self.note(type(value).__qualname__)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in SKIPPED}
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                self.add(key)
+                self.add(item)
+        elif isinstance(value, Sequence):
+            self.note(len(value))
+            for item in value:
+                self.add(item)
+        elif isinstance(value, Set):
+            self.note(sorted(map(repr, value)))
+        else:
+            self.note("object", id(value))
