@@ -60,7 +60,7 @@ def declared_parameters(notebook: str | os.PathLike) -> dict[str, Any]:
         tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     except FileNotFoundError as error:
         raise ParameterError(f"{path}: no such notebook") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ParameterError(f"{path}: not a notebook (JSON with a list of cells)") from error
     if len(tagged) != 1:
         raise ParameterError(f"{path}: has {len(tagged)} cells tagged 'parameters'; a notebook needs exactly one")

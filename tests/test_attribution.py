@@ -534,7 +534,7 @@ def test_a_model_that_is_not_finite_is_refused(name, task, tiny, few):
 
 
 def test_zero_fisher_is_refused(task, tiny, few):
-    flat = replace(task, loss_fn=lambda p, b, r="mean": 0.0 * task.loss_fn(p, b, r))
+    flat = replace(task, loss_fn=lambda p, b, r="mean": 0.0 * task.loss_fn(p, b, r), outputs_fn=None)
     with pytest.raises(ValueError, match="Fisher is zero"):
         attribute("bgo", flat, tiny.train, few)
 

@@ -378,7 +378,7 @@ def test_the_method_is_the_formula_on_a_recorded_run(run, segments):
 def test_the_curvature_of_a_segment_is_built_once(run, monkeypatch):
     """Other queries, the exact form and a row along other segments read what is there, and get what a new object gets;
     another seed, another loss, FAST and stages do not."""
-    task, train, asked = replace(run[0]), run[1], run[2]
+    task, train, asked = replace(run[0], name="built once"), run[1], run[2]
     built, fitted = [], []
     monkeypatch.setattr(source, "averaged", lambda **o: built.append(len(o["tasks"])) or averaged(**o))
     monkeypatch.setattr(named, "dense_ggn", lambda *a: fitted.append(1) or dense_ggn(*a))
@@ -396,7 +396,7 @@ def test_the_curvature_of_a_segment_is_built_once(run, monkeypatch):
     assert len(built) == 6, "labels are drawn by the seed"
     doubled = replace(task, loss_fn=lambda p, b, r="mean": 2 * task.loss_fn(p, b, r))
     assert not np.allclose(at(doubled, curvature="identity"), at(curvature="identity"))
-    fresh = replace(task)
+    fresh = replace(task, name="fresh")
     at(fresh)
     built.clear()
     fitted.clear()
@@ -410,7 +410,7 @@ def test_the_curvature_of_a_segment_is_built_once(run, monkeypatch):
 
 
 def test_whoever_reads_a_remembered_curvature_is_charged_for_its_eigenvectors(run, monkeypatch):
-    task, train, asked = replace(run[0]), run[1], run[2]
+    task, train, asked = replace(run[0], name="charged"), run[1], run[2]
     bills, plain = [], torch.linalg.eigh
     monkeypatch.setattr(torch.linalg, "eigh", lambda a: time.sleep(0.2) or plain(a))
     for _ in range(2):

@@ -399,7 +399,7 @@ def test_saved_operators_are_equal_to_the_bit(task, tiny, queries, tmp_path):
         ({"rank": -1}, "rank=-1"),
         ({"design": "expander"}, "design='expander'; one of"),
         ({"subsets": 500}, "leave some of 500 subsets empty"),
-        ({"stability": -1.0}, "stability=-1.0; a weight"),
+        ({"stability": -1.0}, "stability=-1.0; it must be a finite number of at least 0"),
         ({"fidelity": 0.0, "stability": 0.0}, "leave the codes nothing to train on"),
         ({"fidelity": 0.0}, "the same on every subset"),
         ({"steps": -1}, "steps=-1"),

@@ -66,8 +66,8 @@ def attribute(
     Raises ``ValueError`` for other values, for a zero Fisher and for a query without gradient, and
     :class:`StepTooLarge` where a step breaks the model (the scores would rank its ruins).
     """
-    options = _checked("bgo", preconditioner, direction, ranking, steps, step, unit, damping, ewc_weight, max_rise)
-    scores = _difference(task, train, queries, direction, (*options, chunk, queries_at_once))
+    options = (preconditioner, steps, step, unit, damping, ewc_weight, max_rise, chunk, queries_at_once)
+    scores = _difference(task, train, queries, direction, options)
     return np.abs(scores) if ranking == "absolute" else scores
 
 
@@ -98,11 +98,10 @@ def attribute_trajectory(
     Each checkpoint's scores are scaled to unit mean magnitude per query and weighted by the learning rate
     (:func:`tda.attribution.fisher.along`). The other options are those of :func:`attribute`.
     """
-    name = "bgo_trajectory"
-    options = _checked(name, preconditioner, direction, ranking, steps, step, unit, damping, ewc_weight, max_rise)
+    options = (preconditioner, steps, step, unit, damping, ewc_weight, max_rise, chunk, queries_at_once)
     scores = fisher.along(
         [
-            (_difference(part, train, queries, direction, (*options, chunk, queries_at_once)), weight)
+            (_difference(part, train, queries, direction, options), weight)
             for part, weight in fisher.trajectory(task, checkpoints)
         ]
     )
@@ -203,21 +202,3 @@ def perturbed(task: Task, train: Examples, queries: Examples, sign: int, **optio
     settings = {"preconditioner": "diagonal", "steps": 3, "step": 0.1} | options
     settings = {name: value for name, value in settings.items() if name not in READING}
     return mover(task, train, sign, **settings)(batch_of(queries))
-
-
-def _checked(name, preconditioner, direction, ranking, steps, step, unit, damping, ewc_weight, max_rise) -> tuple:
-    """The options that move a model, in the order of :func:`moved_losses`."""
-    fisher.check(preconditioner, PRECONDITIONERS, damping, name)
-    for option, value, allowed in (
-        ("direction", direction, DIRECTIONS),
-        ("ranking", ranking, RANKINGS),
-        ("unit", unit, UNITS),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name}: {option}={value!r}; one of {allowed}.")
-    for option, value in {"steps": steps, "step": step, "ewc_weight": ewc_weight, "max_rise": max_rise}.items():
-        if not value > 0 or (option == "steps" and value != int(value)):
-            raise ValueError(
-                f"{name}: {option}={value}; it must be positive{', and a whole number' if option == 'steps' else ''}."
-            )
-    return preconditioner, int(steps), float(step), unit, float(damping), float(ewc_weight), float(max_rise)

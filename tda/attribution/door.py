@@ -121,8 +121,8 @@ def evaluating(task: Task) -> Iterator[None]:
             module.training = True
 
 
-def probe(task: Task, examples: Examples, what: str, outputs: bool) -> None:
-    """Ask the loss (and with ``outputs`` its ``outputs_fn``) about a few examples; refuse what would be scored wrongly.
+def probe(task: Task, examples: Examples, what: str) -> None:
+    """Ask the loss, and ``outputs_fn`` where there is one, about a few examples; refuse what would be scored wrongly.
 
     That is a loss that reads other columns or ids than there are, draws at random, mixes the examples of a batch, reads
     what follows an example's last target, or whose reductions or outputs disagree. ``loss_fn.check(examples, what)``,
@@ -136,6 +136,10 @@ def probe(task: Task, examples: Examples, what: str, outputs: bool) -> None:
             f"task {task.name!r}: loss_fn(params, batch, 'example') has shape {tuple(each.shape)} for {count} "
             f"examples, where one loss an example is expected."
         )
+    if not each.isfinite().all():
+        raise ValueError(
+            f"task {task.name!r} cannot be attributed.{broken(task, examples, what)} Repair or remove them."
+        )
     alone = [_losses(task, take(few, slice(i, i + 1)), what) for i in range(count)]
     total = task.loss_fn(task.params, tensors(few), "sum").detach().reshape(1)
     for other, problem, cure in (
@@ -147,7 +151,7 @@ def probe(task: Task, examples: Examples, what: str, outputs: bool) -> None:
     ):  # fmt: skip
         if gap := _gap(each, other):
             raise ValueError(f"{what}: the loss of task {task.name!r} {problem}, by up to {gap:.3g} nats; {cure}.")
-    if outputs:
+    if task.outputs_fn is not None:
         _probe_outputs(task, few, each, examples, what)
 
 
@@ -179,7 +183,7 @@ def _named(who: str, batch: Examples) -> Iterator[None]:
 def _gap(one: Tensor, other: Tensor) -> float:
     """The largest difference of two losses, 0 where it may be rounding."""
     gap = (one - other).abs()
-    return float(gap.max()) if (gap > TOLERANCE * one.abs().clamp(min=1.0)).any() else 0.0
+    return 0.0 if (gap <= TOLERANCE * one.abs().clamp(min=1.0)).all() else float(gap.max())
 
 
 def _probe_outputs(task: Task, few: Examples, each: Tensor, examples: Examples, what: str) -> None:
@@ -235,7 +239,7 @@ def entered(task: Task, needs: Collection[str], **given: Any) -> Iterator[list[E
     with evaluating(task):
         for what, examples in found.items() if "params" in needs else ():
             check_model(task, "outputs" in needs)
-            probe(task, examples, what, "outputs" in needs)
+            probe(task, examples, what)
         for what, examples in found.items():
             for need in {"text", "group", "features"} & set(needs):
                 with _named(f"{what}: encode[{need!r}] of task {task.name!r}", examples):

@@ -151,13 +151,6 @@ def unit_scale(scores: np.ndarray) -> np.ndarray:
     return scores / np.maximum(np.abs(scores).mean(1, keepdims=True), np.finfo(np.float32).tiny)
 
 
-def check(kind: str, allowed: tuple[str, ...], damping: float, name: str) -> None:
-    if kind not in allowed:
-        raise ValueError(f"{name}: preconditioner={kind!r}; one of {allowed}.")
-    if not damping > 0:
-        raise ValueError(f"{name}: damping={damping}; it must be positive, in units of the Fisher's own scale.")
-
-
 @method("fisher_influence", family="curvature", paper="Koh and Liang 2017", needs=("params",), signed=True)
 def attribute(
     task: Task,
@@ -174,7 +167,6 @@ def attribute(
     This is the small-step limit of BGO with the same preconditioner, without its sweeps: one gradient per document,
     shared by all queries. Memory: chunk x P x 4 bytes (diagonal), N x P x 4 bytes (full). No randomness.
     """
-    check(preconditioner, KINDS, damping, "fisher_influence")
     return linear_scores(preconditioner, task, train, queries, damping, chunk)
 
 
@@ -199,7 +191,6 @@ def attribute_trajectory(
     """:func:`attribute` summed over checkpoints (0: all) with their learning rates as weights, [Q, N]; see
     :func:`along`.
     """
-    check(preconditioner, KINDS, damping, "fisher_influence_trajectory")
     return along(
         [
             (linear_scores(preconditioner, part, train, queries, damping, chunk), weight)

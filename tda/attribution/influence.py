@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tda.attribution.door import entered
 from tda.attribution.fisher import along, trajectory
 from tda.attribution.gradients import CHUNK, blocks, matrix
 from tda.attribution.memory import remembered
@@ -186,8 +187,9 @@ def self_influence(task: Task, train: Examples, examples: Examples | None = None
 
     C comes from ``train``; ``examples`` are the training examples by default. ``options``: those of :func:`attribute`.
     """
-    examples, chunk = train if examples is None else examples, options.get("chunk", CHUNK)
-    found = np.empty(n_examples(examples), np.float32)
-    for part, block in blocks(task, examples, chunk):
-        found[part] = (solve(task, train, block, **options) * block).sum(1).numpy()
-    return found
+    given = {"train": train, "examples": train if examples is None else examples}
+    with entered(task, ("params",), **given) as (train, examples):
+        found = np.empty(n_examples(examples), np.float32)
+        for part, block in blocks(task, examples, options.get("chunk", CHUNK)):
+            found[part] = (solve(task, train, block, **options) * block).sum(1).numpy()
+        return found

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from tda.attribution.budget import require
+from tda.attribution.door import entered
 from tda.attribution.gradients import CHUNK, batch_of
 from tda.attribution.memory import remembered
 from tda.attribution.options import Count, NotNegative, Whole, one_of
@@ -70,10 +71,11 @@ def self_influence(
     damping: float = 0.1,
 ) -> np.ndarray:
     """Score of every document with itself, [N], at least 0. Options as in :func:`attribute`."""
-    documents, total = _projected(task, train, train, rank, sides, seed, chunk, damping), 0.0
-    for name, rows in documents.items():
-        total += len(rows) * (damped_inverse(rows, damping, f"logra, layer {name!r}")(rows) * rows).sum(1)
-    return total.numpy()
+    with entered(task, ("params",), train=train) as (train,):
+        documents, total = _projected(task, train, train, rank, sides, seed, chunk, damping), 0.0
+        for name, rows in documents.items():
+            total += len(rows) * (damped_inverse(rows, damping, f"logra, layer {name!r}")(rows) * rows).sum(1)
+        return total.numpy()
 
 
 def _projected(task, train, examples, rank, sides, seed, chunk, damping) -> Layers:

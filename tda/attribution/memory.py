@@ -44,7 +44,8 @@ def remembered(size: int = 1) -> Callable:
 
     Arguments are compared by what they hold (:mod:`tda.attribution.content`): a corpus that is changed in place is
     another corpus, and an equal copy is the same. The arguments are held as well, for what is only known by its
-    identity. An old result is freed *before* a new one is computed. ``function.forget()`` empties the memory.
+    identity; a result whose own arguments have changed since is not given out, for it may look at them. An old result
+    is freed *before* a new one is computed. ``function.forget()`` empties the memory.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -56,9 +57,10 @@ def remembered(size: int = 1) -> Callable:
             bound = signature.bind(*positional, **named)
             bound.apply_defaults()  # the same call, however its defaults are spelled
             key = digest(bound.args)
-            if key in kept:
+            if key in kept and digest(kept[key].arguments) == key:
                 kept.move_to_end(key)
             else:
+                kept.pop(key, None)
                 while len(kept) >= size:
                     kept.popitem(last=False)
                 kept[key] = _compute(function, bound.args)

@@ -20,8 +20,8 @@ from scipy.stats import rankdata
 
 from tda.attribution.gradients import CHUNK
 from tda.attribution.options import Count, Rule, Whole, check
-from tda.attribution.registry import METHODS, method, named
 from tda.attribution.registry import attribute as attribute_by
+from tda.attribution.registry import method, named
 from tda.task import Examples, Task
 
 NAME = "rank_combined"
@@ -47,20 +47,19 @@ def combine(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 def _combinable(names: Any) -> bool:
     listed = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-    return listed and len(names) > 1 and len(set(names)) == len(names) and set(names) <= set(METHODS) - {NAME}
+    return listed and len(set(names)) == len(names) > 1 and NAME not in names and all(named(name) for name in names)
 
 
 def _accepted(given: Any) -> bool:
-    try:
-        for name, options in dict(given or {}).items():
-            check(name, named(name).rules, dict(options))
-    except (ValueError, TypeError):
-        return False
+    for name, options in (given or {}).items() if given is None or isinstance(given, Mapping) else [("", None)]:
+        if not isinstance(options, Mapping):
+            return False
+        check(name, named(name).rules, options)  # says what is wrong
     return True
 
 
-Methods = Annotated[Sequence[str], Rule(f"it must list two or more registered methods, not {NAME!r}", _combinable)]
-Options = Annotated[Mapping, Rule("it must map methods to options that they accept", _accepted)]
+Methods = Annotated[Sequence[str], Rule(f"name at least two different methods other than {NAME!r}", _combinable)]
+Options = Annotated[Mapping, Rule("it must map methods to maps of their options", _accepted)]
 
 
 @method("rank_combined", family="combination", paper="STRIDE", needs=("params", "outputs"), signed=False)
@@ -80,11 +79,9 @@ def attribute(
     for signs. Raises ``ValueError`` for fewer than two methods, one named twice, this one, options of another method,
     and whatever the methods refuse.
     """
-    methods, options = list(methods), dict(options or {})
-    if len(methods) < 2 or len(set(methods)) < len(methods) or NAME in methods:
-        raise ValueError(f"{NAME}: methods={methods}; name at least two different methods other than {NAME!r}.")
+    options = dict(options or {})
     if foreign := sorted(set(options) - set(methods)):
-        raise ValueError(f"{NAME}: options for {foreign}; they belong to one of methods={methods}.")
+        raise ValueError(f"{NAME}: options for {foreign}; they belong to one of methods={list(methods)}.")
     shared = {"seed": seed, "chunk": chunk}
     return combine(
         [attribute_by(name, task, train, queries, **{**shared, **options.get(name, {})}) for name in methods]

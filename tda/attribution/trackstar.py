@@ -50,8 +50,6 @@ def attribute(
     Raises ``ValueError`` for other options, missing or foreign second moments, a singular R, gradients not finite.
     """
     check("trackstar", task, "loss", projection, dimension, damping)
-    if not 0 <= mixing <= 1:
-        raise ValueError(f"trackstar: mixing={mixing}; it must lie between 0 (training only) and 1 (queries only).")
     options = ("loss", projection, dimension, seed, chunk, moments)
     rows = torch.cat([features(task, part, *options) for part in (train, queries)])
     documents, asked = whitened(rows, len(rows) - n_examples(queries), mixing, damping)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tda.attribution.door import entered
 from tda.attribution.fisher import trajectory
 from tda.attribution.gradients import CHUNK, batch_of
 from tda.attribution.options import Count, NotNegative, Whole, one_of
@@ -129,9 +130,10 @@ def self_influence(
     High for documents that the model fits on their own account (mislabelled, odd). Options as in :func:`attribute`.
     """
     check("trak", task, output, projection, dimension, damping)
-    phi = features(task, train, output, projection, dimension, seed, chunk)
-    leverage = (damped_inverse(phi, damping, "trak")(phi) * phi).sum(1)
-    return (leverage * residuals(task, train, output, chunk)).numpy()
+    with entered(task, ("params",), train=train) as (train,):
+        phi = features(task, train, output, projection, dimension, seed, chunk)
+        leverage = (damped_inverse(phi, damping, "trak")(phi) * phi).sum(1)
+        return (leverage * residuals(task, train, output, chunk)).numpy()
 
 
 def residuals(task: Task, train: Examples, output: str, chunk: int = CHUNK) -> Tensor:
