@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 from tda import classifiers, lm
-from tda.attribution import METHODS, attribute, logra, options
+from tda.attribution import METHODS, attribute, logra, memory, options
 from tda.attribution.content import digest
 from tda.attribution.memory import remembered
 from tda.attribution.registry import method
@@ -509,17 +509,8 @@ def test_results_are_those_of_the_contents_as_they_are_now(name):
         found = attribute(name, task, train, asked)
         fresh = net_task(mlp()), {k: v.clone() for k, v in train.items()}, {k: v.clone() for k, v in asked.items()}
         fresh[0].params.update({k: v.clone() for k, v in task.params.items()})
-        for forget in _memories():
-            forget()
+        memory.forget()
         np.testing.assert_array_equal(found, attribute(name, *fresh))
-
-
-def _memories():
-    from tda.attribution import bgo, fisher, influence, projection, stride
-    from tda.curvature import kronecker, named
-
-    modules = (bgo, fisher, influence, logra, projection, stride, kronecker, named)
-    return [f.forget for module in modules for f in vars(module).values() if hasattr(f, "forget")]
 
 
 def test_equal_contents_have_equal_digests_and_others_do_not():

@@ -391,7 +391,7 @@ def test_the_curvature_of_a_segment_is_built_once(run, monkeypatch):
     np.testing.assert_allclose(again, first[:2], rtol=1e-6)
     shared = at(variant="exact")
     assert built == [3, 3] and len(fitted) == 6
-    np.testing.assert_array_equal(shared, at(replace(task), variant="exact"))
+    np.testing.assert_array_equal(shared, at(replace(task, name="new object"), variant="exact"))
     at(seed=1)
     assert len(built) == 6, "labels are drawn by the seed"
     doubled = replace(task, loss_fn=lambda p, b, r="mean": 2 * task.loss_fn(p, b, r))

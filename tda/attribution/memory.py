@@ -37,6 +37,13 @@ class _Entry:
 
 
 _computing: list[_Entry] = []  # the calls that are running, innermost last
+_memories: list[OrderedDict] = []
+
+
+def forget() -> None:
+    """Empty the memory of every function: needed where the code itself has changed (a test that breaks it)."""
+    for kept in _memories:
+        kept.clear()
 
 
 def remembered(size: int = 1) -> Callable:
@@ -72,6 +79,7 @@ def remembered(size: int = 1) -> Callable:
             return entry.result
 
         recall.forget = kept.clear
+        _memories.append(kept)
         return recall
 
     return decorate
