@@ -14,7 +14,7 @@ import torch
 from scipy.stats import spearmanr
 
 from tda import attribute, conformance
-from tda.attribution import products, segments, trak, unroll
+from tda.attribution import memory, products, segments, trak, unroll
 from tda.config import ROOT
 from tda.conformance import comparison, ekfac, faults
 from tda.conformance.settings import setting
