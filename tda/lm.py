@@ -307,7 +307,8 @@ def losses(loss_fn, params: Params, examples: Examples, reduction: str = "exampl
 
 def is_sequence(batch: Examples) -> bool:
     """Whether these are sequences with a label for every token; a classifier of texts has one label an example."""
-    return "input_ids" in batch and batch["labels"].shape == batch["input_ids"].shape
+    ids, labels = batch.get("input_ids"), batch.get("labels")
+    return isinstance(ids, Tensor) and isinstance(labels, Tensor) and labels.shape == ids.shape
 
 
 def trim(batch: Examples) -> Examples:

@@ -333,12 +333,21 @@ def test_one_broken_document_is_named():
     train, asked = points(20, 0), points(3, 1)
     train["x"][11, 0] = 7.0
     for name in ("gradient_cosine", "fisher_influence", *LOOKING):
-        with pytest.raises(ValueError, match=r"losses of train \[11\] are not finite"):
+        with pytest.raises(ValueError, match=r"losses of train \[11\] are not finite, or fail"):
             attribute(name, net_task(Breaks()), train, asked)
     train["x"][11, 0] = torch.nan
     for name in LOOKING:
         with pytest.raises(ValueError, match=r"train: column 'x' is not finite in rows \[11\]"):
             attribute(name, net_task(mlp()), train, asked)
+
+
+def test_one_document_that_the_loss_fails_on_is_named():
+    """A label beyond the classes, deep in the corpus, of a loss that nothing is known about."""
+    train, task = points(40, 0), replace(net_task(mlp()), outputs_fn=None)
+    train["labels"][37] = 3
+    for name in ("gradient_dot", "bgo"):
+        with pytest.raises(ValueError, match=r"out of bounds.* The losses of train \[37\] are not finite, or fail"):
+            attribute(name, task, train, points(2, 1))
 
 
 def test_encoders_that_miss_a_column_are_named(task, tiny, queries):
