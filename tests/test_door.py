@@ -11,7 +11,7 @@ from small_tasks import task_of
 from torch import nn
 from torch.func import functional_call
 
-from tda import classifiers, lm
+from tda import classifiers, config, lm
 from tda.attribution import METHODS, attribute, logra, memory, options
 from tda.attribution.content import digest
 from tda.attribution.memory import remembered
@@ -480,6 +480,26 @@ def test_every_option_of_every_method_states_its_rule():
 def test_options_of_the_wrong_type_or_range_are_refused(name, given, message, llama):
     with pytest.raises(ValueError, match=message):
         attribute(name, llama, texts(8, 0), texts(2, 1), **given)
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"method": "bgoo"}, r"rows\[0\].method: 'bgoo' is not allowed; registered methods: .*did you mean 'bgo'"),
+        ({"options": {"chunk": "8"}}, r"rows\[0\].options.chunk: '8' is not allowed; .* write 8, without quotes"),
+        ({"options": {"damping": "1e-1"}}, r"rows\[0\].options.damping: '1e-1' is not allowed; .* write 0.1, without"),
+        ({"options": {"dampng": 1}}, r"rows\[0\].options.dampng: 1 is not allowed; .*Did you mean 'damping'"),
+        ({"tune": {"step": [0.1, -1]}}, r"rows\[0\].tune.step: -1 is not allowed; bgo: step=-1; it must be positive"),
+        ({"tune": {"stepp": [0.1]}}, r"rows\[0\].tune.stepp: 0.1 is not allowed; .*Did you mean 'step'"),
+        ({"method": "trackstar", "options": {"moments": "no"}}, "it must be true or false"),
+        ({"method": "bm25", "options": {"k1": -3}}, "k1=-3; it must be a finite number of at least 0"),
+        ({"method": "rank_combined", "options": {"options": {"stride": {"degre": 1}}}}, "Did you mean 'degree'"),
+    ],
+)
+def test_rows_of_the_configuration_are_held_to_the_same_rules(row, message):
+    rows = [{"id": "mine", "method": "bgo", "notebook": "10_bgo"} | row]
+    with pytest.raises(config.ConfigError, match=message):
+        config.load("smoke", {"rows": rows, "claims": []})
 
 
 def test_scores_that_rank_nothing_are_refused():
