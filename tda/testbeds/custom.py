@@ -52,15 +52,14 @@ def build(
     documents, places = _check(rows, settings["text_column"], source, f"{key}corpus.text_column")
     rng = np.random.default_rng([seed, 72])
     documents = [documents[i] for i in rng.permutation(len(documents))]
-    held, able = max(2, len(documents) // 20), [d for d in documents if _two_words(d["text"])]
-    able = able if len(able) >= held else [d for d in documents if len(d["text"].strip()) > 1]
-    given, probes = tokenizer, []
+    able = sorted((d for d in documents if len(d["text"].strip()) > 1), key=lambda d: not _two_words(d["text"]))
+    held, given, probes = max(2, len(documents) // 20), tokenizer, []
     while len(probes) < held:  # a text that turns out to be a single token cannot be a query: the next one is taken
         asked = able[:held]
         if len(asked) < held:
             raise ValueError(
-                f"{source}: {held} documents of at least two words or characters are needed as queries; it has "
-                f"{len(asked)}. Add longer documents."
+                f"{source}: {held} documents that can be cut in two (words, characters, tokens) are needed as queries; "
+                f"it has {len(asked)}. Add longer documents."
             )
         names = {d["doc_id"] for d in asked}
         kept = [d for d in documents if d["doc_id"] not in names]
@@ -150,7 +149,7 @@ def _check(rows: list[tuple[str, object]], column: str, source, key: str) -> tup
         for name, value in document.items():
             if not isinstance(value, LABELS):
                 raise ValueError(
-                    f"{where}: its {name} is {_shown(value)}; it must be text or a number. Write one value."
+                    f"{where}: its {name} is {_shown(value)}; it must be text or a number. Give one value."
                 )
         document = {name: str(value) for name, value in document.items()} | {"text": text, "facts": []}
         document["doc_id"] = document["doc_id"] or f"d{int(place.split()[1]):06d}"
@@ -158,9 +157,7 @@ def _check(rows: list[tuple[str, object]], column: str, source, key: str) -> tup
             try:
                 document[name].encode("utf-8")
             except UnicodeEncodeError:
-                raise ValueError(
-                    f"{where}: its {name} holds a lone surrogate, which UTF-8 cannot. Repair it."
-                ) from None
+                raise ValueError(f"{where}: its {name} holds a lone surrogate, which UTF-8 lacks. Repair it.") from None
         if document["doc_id"] in places:
             first = places[document["doc_id"]]
             raise ValueError(
