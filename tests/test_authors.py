@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter, defaultdict
+from types import SimpleNamespace
 
 import pytest
 
@@ -218,3 +219,10 @@ def test_prompt_and_target_join_to_the_text_and_are_not_blank(text, prompt):
 def test_a_single_token_or_character_cannot_be_cut(text):
     with pytest.raises(ValueError, match="is a single token; a prompt and a target need at least two"):
         A.split_prompt(text, A.train_bpe(["ab ab"] * 3, 260))
+
+
+def test_a_token_that_joins_parts_of_two_characters_is_not_cut():
+    """Byte-level tokens may end inside a character: (0, 1), (0, 2) share the first one."""
+    spans = [(0, 1), (0, 2), (2, 3), (3, 4)]
+    made = SimpleNamespace(encode=lambda text, add_special_tokens: SimpleNamespace(offsets=spans))
+    assert A.split_prompt("\u5c71\u6c34\u4e91\u6708", made, 1) == ("\u5c71\u6c34", "\u4e91\u6708")

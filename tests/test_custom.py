@@ -303,7 +303,8 @@ def test_a_file_called_like_a_testbed_leaves_that_one_alone(tmp_path, settings_o
     assert testbed.config["testbeds"]["people"] == configuration.load("smoke")["testbeds"]["people"]
     assert len(testbed.documents) == 22
     digits = jsonl(tmp_path, rows(), "digits_mlp.jsonl")  # not in this profile, but it has a committed bank
-    assert testbeds.load(digits).name == "file_digits_mlp"
+    assert "digits_mlp" not in configuration.load("large")["testbeds"]
+    assert testbeds.load(digits, "large").name == "file_digits_mlp"
 
 
 def test_a_folder_is_not_a_file(tmp_path):
@@ -470,3 +471,24 @@ def test_overrides_are_not_changed(tmp_path):
     before = json.dumps(overrides)
     testbeds.load(str(path), overrides=overrides)
     assert json.dumps(overrides) == before
+
+
+def test_a_data_set_of_the_hub_comes_through_the_same_door(monkeypatch):
+    import datasets
+
+    settings = {"kind": "hub", "dataset": "some/set", "split": "train", "text_column": "text", "vocabulary": None}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list(rows()))
+    built = custom.build(settings, 0, context=96, name="hub")
+    assert len(built["documents"]) == 22 and 258 < built["tokenizer"].get_vocab_size() < 4096
+    with pytest.raises(ValueError, match=r"^some/set, row 1: its text has .* raise testbeds\.hub\.model\.context"):
+        custom.build(settings, 0, context=9, name="hub")
+
+    def offline(name, split):
+        raise ConnectionError("no\nnetwork")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    with pytest.raises(ValueError) as caught:
+        custom.build(settings, 0)
+    assert str(caught.value) == (
+        "corpus.dataset='some/set', split 'train': could not be loaded (no network). Check both names and the network."
+    )
