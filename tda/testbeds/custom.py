@@ -49,9 +49,9 @@ def build(
     key = f"testbeds.{name}." if name else ""
     source = source_path(settings) if settings["kind"] == "file" else settings["dataset"]
     rows = _read_file(source) if settings["kind"] == "file" else _read_hub(settings)
-    documents, places = _check(rows, settings["text_column"], source, f"{key}corpus.text_column")
+    as_given, places = _check(rows, settings["text_column"], source, f"{key}corpus.text_column")
     rng = np.random.default_rng([seed, 72])
-    documents = [documents[i] for i in rng.permutation(len(documents))]
+    documents = [as_given[i] for i in rng.permutation(len(as_given))]
     able = sorted((d for d in documents if len(d["text"].strip()) > 1), key=lambda d: not _two_words(d["text"]))
     held, given, probes = max(2, len(documents) // 20), tokenizer, []
     while len(probes) < held:  # a text that turns out to be a single token cannot be a query: the next one is taken
@@ -64,7 +64,7 @@ def build(
         names = {d["doc_id"] for d in asked}
         kept = [d for d in documents if d["doc_id"] not in names]
         tokenizer = given or _bpe(kept, settings, key, source)
-        _fit([*kept, *asked], tokenizer, context, f"{key}model.context", lambda d: f"{source}, {places[d['doc_id']]}")
+        _fit(as_given, tokenizer, context, f"{key}model.context", lambda d: f"{source}, {places[d['doc_id']]}")
         probes = [probe for probe in (_probe(d, tokenizer) for d in asked) if probe]
         single = names - {probe["query_id"].removeprefix("held_out-") for probe in probes}
         able = [d for d in able if d["doc_id"] not in single]
