@@ -25,8 +25,12 @@ def saved_model(source: str, vocabulary: int, context: int) -> torch.nn.Module:
         )
     _refuse_code(source)
     with _reading(source, "the model"):
-        model = AutoModelForCausalLM.from_pretrained(
-            source, trust_remote_code=False, attn_implementation="eager", dtype=torch.float32
+        options = {"attn_implementation": "eager", "dtype": torch.float32, "output_loading_info": True}
+        model, found = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options)
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"model.from={source!r} lacks weights that the model needs ({', '.join(missing[:3])}), which would be "
+            f"random. Give a folder written by save_pretrained of a causal language model."
         )
     if (longest := longest_context(model)) < context:
         raise ValueError(

@@ -168,6 +168,15 @@ ARCHITECTURES = {
 }
 
 
+def test_weights_that_would_be_random_are_refused(tmp_path):
+    config = ARCHITECTURES["llama"][0]()
+    hf.LlamaModel(config).save_pretrained(tmp_path)  # without the head
+    with pytest.raises(
+        ValueError, match=r"lacks weights that the model needs \(lm_head\.weight\), which would be random\."
+    ):
+        lm.new_model({"from": str(tmp_path), "context": 60}, 320, 0)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_context_is_found_in_any_architecture(tmp_path, name):
     config, longest = ARCHITECTURES[name]
