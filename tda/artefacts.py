@@ -9,7 +9,6 @@ and the record last, so a process that is killed in between leaves a pair that :
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:
+    raise ImportError("tda needs Linux, macOS, or Linux under Windows (WSL): this Python has no file locks.") from None
 
 __all__ = [
     "ArtefactError",

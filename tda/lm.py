@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from tda.saved import longest_context, saved_model, saved_tokenizer  # noqa: F401 (the last is part of this module)
 from tda.task import Examples, Params, chunks, n_examples, take, tensors
 
 PAD_ID, BOUNDARY_ID = 0, 1  # where the tokenizers made here put padding and the document boundary
@@ -32,7 +32,7 @@ def new_model(settings: dict, vocabulary: int, seed: int) -> torch.nn.Module:
     ``torch.manual_seed(seed)``. No dropout anywhere. Raises ``ValueError`` for a folder without weights.
     """
     if settings.get("from"):
-        return _saved_model(settings["from"], vocabulary, settings["context"])
+        return saved_model(settings["from"], vocabulary, settings["context"])
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     rotated = settings["width"] / settings["heads"] * 0.25
@@ -62,47 +62,12 @@ def new_model(settings: dict, vocabulary: int, seed: int) -> torch.nn.Module:
     return GPTNeoXForCausalLM(config).eval()
 
 
-def _saved_model(source: str, vocabulary: int, context: int) -> torch.nn.Module:
-    """Weights from a folder or the hub. All seeds of such a testbed share them and differ in their data order."""
-    from transformers import AutoModelForCausalLM
-
-    folder = Path(source)
-    looks_local = folder.is_absolute() or source.startswith(".") or folder.exists()
-    if looks_local and not any(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)):
-        raise ValueError(
-            f"model.from={source!r} holds no weights (*.safetensors or *.bin). Give a folder written by "
-            f"save_pretrained, or leave model.from empty to train from scratch."
-        )
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager", dtype=torch.float32)
-    except Exception as error:
-        raise ValueError(
-            f"model.from={source!r} could not be loaded ({error}). Give a folder written by save_pretrained or the hub "
-            f"name of a causal language model."
-        ) from error
-    if model.config.max_position_embeddings < context:
-        raise ValueError(
-            f"model.from={source!r} has a context of {model.config.max_position_embeddings}; model.context={context} "
-            f"is longer. Lower model.context, or choose another model."
-        )
-    if model.config.vocab_size < vocabulary:
-        raise ValueError(
-            f"model.from={source!r} has a vocabulary of {model.config.vocab_size}, the tokenizer {vocabulary}. "
-            f"Rebuild the corpus, so that it takes the model's own tokenizer."
-        )
-    model.config.use_cache = False
-    return model.eval()
-
-
-def saved_tokenizer(source: str) -> Tokenizer:
-    """The tokenizer that belongs to a saved model (``tokenizer.json`` in its folder, or on the hub)."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(source).backend_tokenizer
-
-
 def boundary_id(tokenizer: Tokenizer) -> int:
-    """The id of the token that opens every document. Raises ``ValueError`` for a tokenizer that has none."""
+    """The id of the token that opens every document: what the tokenizer's own template puts first, else ``<bos>``,
+    ``<eos>``, ``<|endoftext|>`` or ``</s>``, the first that it has. Raises ``ValueError`` for one that has none.
+    """
+    if tokenizer.num_special_tokens_to_add(False):
+        return tokenizer.encode("").ids[0]
     for name in ("<bos>", "<eos>", "<|endoftext|>", "</s>"):
         if tokenizer.token_to_id(name) is not None:
             return tokenizer.token_to_id(name)
@@ -224,7 +189,7 @@ def check_examples(model: torch.nn.Module, examples: Examples, what: str) -> Non
             f"both must be int64 [N, T]. Texts with one label each need a loss of their own."
         )
     mask = columns.get("attention_mask", torch.ones_like(ids)) != 0
-    longest = getattr(model.config, "max_position_embeddings", None) or ids.shape[1]
+    longest = int(min(longest_context(model), ids.shape[1]))
     problems = {
         f"hold ids that are no tokens of the model (0 to {vocabulary - 1})": (ids < 0) | (ids >= vocabulary),
         f"hold labels that are neither tokens (0 to {vocabulary - 1}) nor {IGNORE}, the mark of what is no target": (
@@ -256,42 +221,57 @@ def outputs_function(model: torch.nn.Module) -> Callable[[Params, Examples], tup
     return outputs
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], context: int, targets: Sequence[str] | None = None) -> Examples:
+def encode(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    context: int,
+    targets: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+) -> Examples:
     """Texts as tensors: ``input_ids`` and ``labels`` [N, T], right-padded, each text after a document boundary.
 
-    With ``targets`` (the last part of each text) only its tokens are labels. Raises ``ValueError`` for an empty text,
-    a text longer than the context, a word outside a closed vocabulary, and a query without target tokens.
+    With ``targets`` (the last part of each text) only its tokens are labels. A special token that is written out in a
+    text is text, so the tokenizer is set to encode it so. ``names`` are what errors call the texts (``text 0``, ...).
+    Raises ``ValueError`` for an empty text, a text longer than the context, a word outside a closed vocabulary, a query
+    without target tokens, and a tokenizer that pads or cuts.
     """
+    if tokenizer.padding is not None or tokenizer.truncation is not None:
+        raise ValueError(
+            f"the tokenizer pads or cuts texts (padding={tokenizer.padding}, truncation={tokenizer.truncation}), so "
+            f"documents would not be their own tokens. Call its no_padding() and no_truncation()."
+        )
+    tokenizer.encode_special_tokens = True
     encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
-    unknown = tokenizer.token_to_id("<unk>")
+    unknown = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "<unk>")
     length = 1 + max((len(e.ids) for e in encodings), default=0)
     ids = torch.full((len(encodings), length), PAD_ID)
     labels = torch.full((len(encodings), length), IGNORE)
     for row, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
-        n = len(encoding.ids)
+        n, name = len(encoding.ids), names[row] if names else f"text {row}"
         if n == 0:
-            raise ValueError(f"text {row} is empty: {text!r}. Every document and query needs at least one token.")
+            raise ValueError(f"{name} is empty: {text!r}. Every document and query needs at least one token.")
         if n + 1 > context:
             raise ValueError(
-                f"text {row} has {n} tokens and one boundary, more than the context of {context}: {text[:60]!r}... "
+                f"{name} has {n} tokens and one boundary, more than the context of {context}: {text[:60]!r}... "
                 f"Shorten it or raise model.context."
             )
         if unknown is not None and unknown in encoding.ids:
             word = text[slice(*encoding.offsets[encoding.ids.index(unknown)])]
-            raise ValueError(f"text {row} holds {word!r}, which the closed vocabulary lacks: {text[:60]!r}.")
-        ids[row, 0] = boundary_id(tokenizer)
+            raise ValueError(f"{name} holds {word!r}, which the closed vocabulary lacks: {text[:60]!r}.")
         ids[row, 1 : n + 1] = torch.tensor(encoding.ids)
         start = 0
         if targets is not None:
             begin = len(text) - len(targets[row])
-            if not targets[row].strip() or text[begin:] != targets[row]:
-                raise ValueError(
-                    f"query {row} has no target tokens: its target {targets[row]!r} must be the non-empty end of "
-                    f"{text!r}."
-                )
             # A token that starts before the target but ends inside it belongs to the target (a leading space).
-            start = next(i for i, (_, end) in enumerate(encoding.offsets) if end > begin)
+            start = next((i for i, (_, end) in enumerate(encoding.offsets) if end > begin), None)
+            if not targets[row].strip() or text[begin:] != targets[row] or start is None:
+                raise ValueError(
+                    f"{names[row] if names else f'query {row}'} has no target tokens: its target {targets[row]!r} must "
+                    f"be the non-empty end of {text!r}."
+                )
         labels[row, 1 + start : n + 1] = ids[row, 1 + start : n + 1]
+    if encodings:
+        ids[:, 0] = boundary_id(tokenizer)
     return {"input_ids": ids, "labels": labels, "text": list(texts)}
 
 
@@ -357,11 +337,12 @@ def generate(
     """Continue a prompt of token ids that opens with the document boundary: greedy without ``rng``, else sampled at
     temperature 0.8 from the top k.
 
-    Returns the new ids; stops after ``length`` tokens, at the end of the context, at a document boundary, or after
-    an id in ``stop``.
+    Returns the new ids; stops after ``length`` tokens, at the end of the context, at a document boundary, at the
+    model's own end of a text, or after an id in ``stop``.
     """
-    logits_of, ids, boundary = logits_function(model), list(prompt), prompt[0]
-    for _ in range(min(length, model.config.max_position_embeddings - len(ids))):
+    logits_of, ids, end = logits_function(model), list(prompt), model.config.eos_token_id
+    ends = {prompt[0], *(end if isinstance(end, list) else [end])}
+    for _ in range(int(min(length, longest_context(model) - len(ids)))):
         with torch.no_grad():
             logits = logits_of(params, torch.tensor([ids]))[0, -1].double()
         if rng is None:
@@ -370,7 +351,7 @@ def generate(
             best = logits.topk(min(top_k, len(logits)))
             weights = torch.softmax(best.values / 0.8, 0).numpy()
             new = int(best.indices[rng.choice(len(weights), p=weights / weights.sum())])
-        if new == boundary:
+        if new in ends:
             break
         ids.append(new)
         if new in stop:

@@ -11,6 +11,7 @@ import torch
 
 from tda import lm
 from tda.artefacts import ArtefactError, exclusive, key_of, write_json
+from tda.notebook import progress
 from tda.provenance import Stopwatch, record
 from tda.task import Examples, Params, Task
 from tda.testbeds import Testbed, check_key
@@ -85,10 +86,11 @@ def train_base(testbed: Testbed, progress: Callable[[str], None] | None = None) 
 
 
 def base_record(testbed: Testbed) -> dict:
-    """The record of the base models, which are trained first if they are missing."""
+    """The record of the base models, which are trained first if they are missing, with a line of progress an epoch."""
+    testbed.require_corpus()
     path = testbed.folder / "model" / "record.json"
     if not path.exists():
-        train_base(testbed)
+        train_base(testbed, progress())
     return check_key(path, model_key(testbed))
 
 

@@ -72,7 +72,7 @@ def dot_intervals(
     ax.axvline(0, color="0.6", lw=0.8, zorder=0)
     if ceiling and frame.ceiling.notna().any():
         ax.axvline(frame.ceiling.dropna().iloc[0], color="0.2", lw=1.2, ls="--", zorder=0)
-    ax.set_yticks(range(len(frame)), [name.replace("_", " ") for name in frame.index])
+    ax.set_yticks(range(len(frame)), [name.replace("_", " ") for name in frame.index], parse_math=False)
     ax.set_xlabel(label)
 
 
@@ -88,7 +88,11 @@ def family_legend(figure, families: Sequence[str], ceiling: bool = True) -> None
     )
 
 
-def shaded(words: Sequence[str], weights: np.ndarray, largest: float | None = None, separator: str = " ") -> str:
+class Markup(str):
+    """A string that is HTML already. Any other string is text, and is escaped where it is put into a table."""
+
+
+def shaded(words: Sequence[str], weights: np.ndarray, largest: float | None = None, separator: str = " ") -> Markup:
     """Words as HTML, shaded by weight: orange where positive (proponent), blue where negative (opponent)."""
     weights = np.asarray(weights, dtype=float)
     largest = largest or float(np.abs(weights).max()) or 1.0
@@ -97,17 +101,24 @@ def shaded(words: Sequence[str], weights: np.ndarray, largest: float | None = No
         red, green, blue = (int(255 * part) for part in to_rgb(SHADES[weight > 0]))
         alpha = min(1.0, abs(weight) / largest) * 0.9
         spans.append(f'<span style="background: rgba({red},{green},{blue},{alpha:.2f})">{html.escape(word)}</span>')
-    return separator.join(spans)
+    return Markup(html.escape(separator).join(spans))
 
 
-def ranking_html(lines: Sequence[tuple[str, str]]) -> str:
-    """A query above its documents as a table of (note, text already as HTML); the first line is the query."""
+def ranking_html(lines: Sequence[tuple[str, str]]) -> Markup:
+    """A query above its documents as a table of (note, text); the first line is the query. What is not
+    :class:`Markup` (:func:`shaded` is) is escaped.
+    """
     cell = "<td style='text-align:left;vertical-align:top'>"
-    return "<table>" + "".join(f"<tr>{cell}{note}</td>{cell}{text}</td></tr>" for note, text in lines) + "</table>"
+    escaped = [[part if isinstance(part, Markup) else html.escape(part) for part in line] for line in lines]
+    return Markup(
+        "<table>" + "".join(f"<tr>{cell}{note}</td>{cell}{text}</td></tr>" for note, text in escaped) + "</table>"
+    )
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """A self-contained HTML page (no scripts, no outside files) around pieces such as :func:`ranking_html`."""
+    """A self-contained HTML page (no scripts, no outside files) around ``parts``, which are HTML, such as
+    :func:`ranking_html`.
+    """
     look = "body{font:15px sans-serif;max-width:60em;margin:2em auto}td{padding:.3em .6em;vertical-align:top}"
     body = "\n<hr>\n".join(parts)
     return (
@@ -138,7 +149,8 @@ def shaded_text(title: str, lines: Sequence[tuple[str, Sequence[str], np.ndarray
         row += 1.7 if len(words) else 0.2
     figure, ax = plt.subplots(figsize=(inches, 0.6 + 0.185 * row))
     ax.set_axis_off()
-    ax.set(xlim=(0, width), ylim=(row, -1), title=title)
+    ax.set(xlim=(0, width), ylim=(row, -1))
+    ax.set_title(title, parse_math=False)  # dollars are dollars: texts are not formulas
     for column, row, word, weight in placed:
         if weight is not None:
             alpha = min(1.0, abs(weight)) * 0.9
@@ -146,5 +158,5 @@ def shaded_text(title: str, lines: Sequence[tuple[str, Sequence[str], np.ndarray
                 plt.Rectangle((column, row - 0.45), len(word), 0.9, color=SHADES[weight > 0], alpha=alpha, lw=0)
             )
         tone = "0.35" if weight is None else "0"
-        ax.text(column, row, word, fontsize=size, family="monospace", va="center", color=tone)
+        ax.text(column, row, word, fontsize=size, family="monospace", va="center", color=tone, parse_math=False)
     return figure

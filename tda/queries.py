@@ -32,9 +32,9 @@ def second_output(kind: str) -> str:
 
 def encode_queries(tokenizer, rows: list[dict], kind: str, context: int) -> Examples:
     """Query rows as tensors: ``labels`` are the main loss's targets, ``labels_second`` the second's."""
-    texts = [row["text"] for row in rows]
-    whole = lm.encode(tokenizer, texts, context)
-    target = lm.encode(tokenizer, texts, context, [row["target"] for row in rows])
+    texts, names = [row["text"] for row in rows], [f"query {row.get('query_id', i)!r}" for i, row in enumerate(rows)]
+    whole = lm.encode(tokenizer, texts, context, names=names)
+    target = lm.encode(tokenizer, texts, context, [row["target"] for row in rows], names)
     main, second = (whole, target) if kind == "people" else (target, whole)
     strings = {k: [row[k] for row in rows] for k in ("query_id", "query_set", "split", "entity") if k in rows[0]}
     return main | {"labels_second": second["labels"]} | strings
@@ -126,7 +126,7 @@ def _generated_facts(testbed, model, params, wanted: int, rng) -> tuple[list[dic
         if len(found) == wanted:
             break
         counts["drawn"] += 1
-        prompt = [lm.boundary_id(tokenizer), *tokenizer.encode(entity).ids]
+        prompt = [lm.boundary_id(tokenizer), *tokenizer.encode(entity, add_special_tokens=False).ids]
         new = lm.generate(model, params, prompt, 24, rng, stop=(stop,))
         text = f"{entity} {tokenizer.decode(new)}".removesuffix(" .").strip()
         facts = people.parse(text)
@@ -156,16 +156,18 @@ def _generated_passages(testbed, model, params, wanted: int, rng) -> tuple[list[
     for opening in turns:
         if len(found) == wanted:
             break
-        prompt = tokenizer.encode(opening["prompt"]).ids
+        prompt = tokenizer.encode(opening["prompt"], add_special_tokens=False).ids
         room = testbed.settings["model"]["context"] - 1 - len(prompt)
         new = lm.generate(model, params, [lm.boundary_id(tokenizer), *prompt], min(60, room), rng)
-        text = tokenizer.decode([*prompt, *new])
-        target = text.removeprefix(opening["prompt"])
+        before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *new])
+        target = whole.removeprefix(before)  # some tokenizers do not give the prompt back as it was
+        text = opening["prompt"] + target
         # What was sampled need not be how the tokenizer would cut the text; the text is what is attributed.
         if (
-            "\ufffd" in text
+            "\ufffd" in target
+            or not whole.startswith(before)
             or not target.strip()
-            or len(tokenizer.encode(text).ids) >= testbed.settings["model"]["context"]
+            or len(tokenizer.encode(text, add_special_tokens=False).ids) >= testbed.settings["model"]["context"]
         ):
             dropped += 1
             continue

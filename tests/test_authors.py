@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter, defaultdict
+from types import SimpleNamespace
 
 import pytest
 
@@ -194,3 +195,34 @@ def test_sentences_keep_titles_initials_and_headwords_together():
     text = 'Abatis, n. Rubbish in front of a fort. "Mr. J. Smith came!" said Mrs. Weston. He left.'
     assert [text[a:b] for a, b in A.sentences(text)] == [
         "Abatis, n. Rubbish in front of a fort.", '"Mr. J. Smith came!" said Mrs. Weston.', "He left."]
+
+
+def test_the_cut_is_at_the_start_of_the_nearest_word(corpus):
+    """By the tokens' own marks of a space, as the tokeniser writes them; the function goes by offsets."""
+    for probe in corpus.probes:
+        encoding = corpus.tokenizer.encode(probe["text"])
+        starts = [k for k, piece in enumerate(encoding.tokens) if k and piece.startswith("\u0120")]
+        cut = min(starts, key=lambda k: abs(k - 20))
+        assert probe["prompt"] == corpus.tokenizer.decode(encoding.ids[:cut])
+        assert A.split_prompt(probe["text"], corpus.tokenizer, 5)[0].count(" ") < probe["prompt"].count(" ")
+
+
+@pytest.mark.parametrize(
+    "text, prompt", [("ab cd", "ab"), (" ab cd ", " ab"), ("ab\ncd", "ab"), ("<eos> <pad>", "<eos>")]
+)
+def test_prompt_and_target_join_to_the_text_and_are_not_blank(text, prompt):
+    made = A.train_bpe(["ab cd ef"] * 3, 262)
+    assert A.split_prompt(text, made, 50) == (prompt, text[len(prompt) :])
+
+
+@pytest.mark.parametrize("text", ["ab", " ab ", "a\u0301", "\U0001f600"])
+def test_a_single_token_or_character_cannot_be_cut(text):
+    with pytest.raises(ValueError, match="is a single token; a prompt and a target need at least two"):
+        A.split_prompt(text, A.train_bpe(["ab ab"] * 3, 260))
+
+
+def test_a_token_that_joins_parts_of_two_characters_is_not_cut():
+    """Byte-level tokens may end inside a character: (0, 1), (0, 2) share the first one."""
+    spans = [(0, 1), (0, 2), (2, 3), (3, 4)]
+    made = SimpleNamespace(encode=lambda text, add_special_tokens: SimpleNamespace(offsets=spans))
+    assert A.split_prompt("\u5c71\u6c34\u4e91\u6708", made, 1) == ("\u5c71\u6c34", "\u4e91\u6708")

@@ -172,3 +172,12 @@ def test_code_is_ruff_clean():
     command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise", *folders]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_systems_without_file_locks_are_told_which_ones_have_them():
+    """As on Windows, where Python has no fcntl: one line that names the systems."""
+    code = "import sys; sys.modules['fcntl'] = None; import tda; tda.attribute"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode and done.stderr.strip().splitlines()[-1] == (
+        "ImportError: tda needs Linux, macOS, or Linux under Windows (WSL): this Python has no file locks."
+    )

@@ -29,7 +29,8 @@ def attribute(task: Task, train: Examples, queries: Examples, *, seed: Whole = 0
     from transformers import AutoModel, AutoTokenizer
 
     folder = Path(found.submodule_search_locations[0]) / "model"
-    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder, trust_remote_code=False).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
     def embed(texts: list[str]) -> np.ndarray:
         parts = []

@@ -7,6 +7,7 @@ differs between texts and images, in two (``language``, ``digits``), reached thr
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -51,7 +52,15 @@ class Testbed:
         from tokenizers import Tokenizer
 
         self.require_corpus()
-        return Tokenizer.from_file(str(self.folder / "corpus" / "tokenizer.json"))
+        path = self.folder / "corpus" / "tokenizer.json"
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise ArtefactError(
+                f"{path} is damaged or missing ({error}). Delete {path.parent} and run again."
+            ) from None
+        tokenizer.encode_special_tokens = True  # not kept in the file: "<eos>" written in a text is text
+        return tokenizer
 
     @property
     def modality(self) -> ModuleType:
@@ -70,41 +79,52 @@ class Testbed:
     @cached_property
     def corpus_key(self) -> str:
         """Changes with everything that the corpus depends on: its settings, the seed, the committed or given
-        sources.
+        sources, the saved model that lends its tokenizer.
         """
+        return self._corpus_key()
+
+    def _corpus_key(self) -> str:
         corpus = self.settings["corpus"]
+        from tda.testbeds import custom
+
         index = tda.config.ROOT / "data" / "sources" / "index.json"
-        given = tda.config.ROOT / (corpus.get("path") or index)
-        source = file_sha256(given) if corpus["kind"] in ("authors", "file") and given.exists() else ""
+        given = custom.source_path(corpus) if corpus["kind"] == "file" else index
+        source = file_sha256(given) if corpus["kind"] in ("authors", "file") and given.is_file() else ""
         tokenizer = self.settings["model"].get("from")  # a saved model brings its own
+        if tokenizer and (files := sorted(Path(tokenizer).glob("*.*"))):
+            tokenizer = {file.name: file_sha256(file) for file in files if file.is_file()}
         return key_of({"corpus": corpus, "seed": self.config["seed"], "source": source, "tokenizer": tokenizer})
 
     def require_corpus(self) -> None:
-        """Build the corpus if it is missing; refuse one that was built from other settings."""
-        if not (self.folder / "corpus" / "record.json").exists():
+        """Build the corpus if it is missing, or if it is of a file that has been edited since; refuse one that was
+        built from other settings.
+        """
+        path = self.folder / "corpus" / "record.json"
+        own = self.settings["corpus"]["kind"] == "file" and bool(self.config["overrides"])
+        edited = own and path.exists() and read_json(path).get("key") != self.corpus_key
+        if own and (edited or not path.exists()) and self._corpus_key() != self.corpus_key:
+            raise ArtefactError(f"{self.settings['corpus']['path']} was edited after it was loaded. Load it again.")
+        if edited:
+            _clear(self.folder)
+        if not path.exists():
             build_corpus(self)
-        check_key(self.folder / "corpus" / "record.json", self.corpus_key)
+        check_key(path, self.corpus_key)
 
 
-def load(name: str, profile: str = "smoke", overrides: dict | None = None) -> Testbed:
+def load(name: str | os.PathLike, profile: str = "smoke", overrides: dict | None = None) -> Testbed:
     """The testbed ``name`` of a profile, or a corpus of your own: ``load("my_texts.jsonl")`` is the testbed
-    ``my_texts`` (in lower case, with ``_`` for what is neither a letter nor a digit).
+    ``my_texts`` (in lower case, with ``_`` for what is neither a letter nor a digit). A file that is called like a
+    testbed of the profile, such as ``people.jsonl``, is the testbed ``file_people``.
 
     ``overrides`` changes settings, e.g. ``{"testbeds": {"people": {"corpus": {"people": 20}}}}``; everything built with
-    overrides goes under ``data/scratch/`` and never touches a profile's artefacts. Raises ``ValueError`` for an unknown
-    name, with the names there are.
+    overrides goes under ``data/scratch/`` and never touches a profile's artefacts. Settings for a corpus of your own
+    stand under the testbed's name or the file's. What was built from your file is built again after you edit the file.
+    Raises ``ValueError`` for an unknown name, with the names there are.
     """
     use_threads()
-    overrides = dict(overrides or {})
-    if name.endswith((".jsonl", ".parquet")):
-        path, name = str(Path(name).resolve()), re.sub(r"[^a-z0-9_]+", "_", Path(name).stem.lower())
-        name = name if name[0].isalpha() else f"texts_{name}"
-        entry = {"corpus": {"kind": "file", "path": path}}
-        mine = overrides.setdefault("testbeds", {}).get(name, {})
-        overrides["testbeds"] = {
-            **overrides["testbeds"],
-            name: {**mine, "corpus": {**entry["corpus"], **mine.get("corpus", {})}},
-        }
+    overrides, name = dict(overrides or {}), os.fspath(name)
+    if name.lower().endswith((".jsonl", ".parquet")):
+        name, overrides["testbeds"] = _own(Path(name).expanduser().resolve(), profile, overrides.get("testbeds") or {})
     config = tda.config.load(profile, overrides)
     if name not in config["testbeds"]:
         raise ValueError(
@@ -114,24 +134,38 @@ def load(name: str, profile: str = "smoke", overrides: dict | None = None) -> Te
     return Testbed(name, config, config["testbeds"][name], tda.config.data_dir(config) / name)
 
 
+def _own(path: Path, profile: str, testbeds: dict) -> tuple[str, dict]:
+    """Name of the testbed of a user's file, and ``testbeds`` of the overrides with its entry."""
+    stem = re.sub(r"[^a-z0-9_]+", "_", path.stem.lower())
+    stem = stem if stem[0].isalpha() else f"texts_{stem}"
+    shipped = (tda.config.ROOT / "data" / "banks" / f"{stem}_queries.json").exists()
+    name = f"file_{stem}" if shipped or stem in tda.config.load(profile)["testbeds"] else stem
+    mine = testbeds.get(name) or testbeds.get(stem) or {}
+    entry = {**mine, "corpus": {"kind": "file", "path": str(path), **(mine.get("corpus") or {})}}
+    return name, {**{other: testbeds[other] for other in testbeds if other != stem}, name: entry}
+
+
 def build_corpus(testbed: Testbed) -> dict:
     """Generate or cut the corpus and write it to ``<folder>/corpus``; returns its report. Replaces what was there."""
     from datasets import Dataset, disable_progress_bars
 
+    from tda.lm import saved_tokenizer
     from tda.testbeds import authors, custom, digits, people
 
     disable_progress_bars()
 
     kinds = {"people": people, "authors": authors, "file": custom, "hub": custom, "digits": digits}
-    target = testbed.folder / "corpus"
+    target, settings, model = testbed.folder / "corpus", testbed.settings["corpus"], testbed.settings["model"]
+    options = {"tokenizer": saved_tokenizer(model["from"])} if model.get("from") else {}
+    chosen = dict(options)
+    if settings["kind"] in ("file", "hub"):
+        options |= {"context": model["context"], "name": testbed.name}
+    elif settings["kind"] == "people":
+        options = {}  # its texts are made of words, whatever cuts them into tokens
     with exclusive(testbed.folder):
         with Stopwatch() as watch:
-            built = kinds[testbed.settings["corpus"]["kind"]].build(testbed.settings["corpus"], testbed.config["seed"])
-            built = built if isinstance(built, dict) else vars(built)
-        if testbed.settings["model"].get("from"):
-            from tda.lm import saved_tokenizer
-
-            built["tokenizer"] = saved_tokenizer(testbed.settings["model"]["from"])
+            built = kinds[settings["kind"]].build(settings, testbed.config["seed"], **options)
+            built = (built if isinstance(built, dict) else vars(built)) | chosen
         (target / "record.json").unlink(missing_ok=True)
         for part in ("documents", "probes"):
             shutil.rmtree(target / part, ignore_errors=True)
@@ -139,8 +173,18 @@ def build_corpus(testbed: Testbed) -> dict:
         if "tokenizer" in built:
             built["tokenizer"].save(str(target / "tokenizer.json"))
         details = {"key": testbed.corpus_key, "report": built["report"], "watch": watch}
-        write_json(target / "record.json", record(testbed.settings["corpus"], testbed.config["seed"], **details))
+        write_json(target / "record.json", record(settings, testbed.config["seed"], **details))
     return built["report"]
+
+
+def _clear(folder: Path) -> None:
+    """Remove what was made from a user's file as it was: corpus, models, queries, banks, scores."""
+    with exclusive(folder):
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != ".lock":
+                path.unlink()
 
 
 def check_key(path: Path, key: str) -> dict:

@@ -22,6 +22,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from tda.words import kind as kind_of
+from tda.words import mark
+
 SOURCES = Path(__file__).resolve().parents[2] / "data" / "sources"
 DEFAULTS = {
     "authors": 8,
@@ -99,12 +102,13 @@ class _Passage:
         return f"{self.work}_{self.start:06d}"
 
 
-def train_bpe(texts: list[str], vocabulary: int) -> Tokenizer:
+def train_bpe(texts: list[str], vocabulary: int, at_most: bool = False) -> Tokenizer:
     """Byte-level BPE with `vocabulary` entries, "<pad>" = 0 and "<eos>" = 1, trained on `texts`.
 
-    No prefix space and no unknown token: every string is encoded, and decoding gives the same string back.
-    The same texts give the same tokeniser. Raises ValueError when `vocabulary` is below 258 (256 bytes and
-    2 special tokens) or above what the texts support (every merge must occur at least twice).
+    No prefix space and no unknown token: every string is encoded, special tokens written in a text as the
+    characters they are, and decoding gives the same string back. The same texts give the same tokeniser. Raises
+    ValueError when `vocabulary` is below 258 (256 bytes and 2 special tokens) or, unless `at_most`, above
+    what the texts support (every merge must occur at least twice).
     """
     if vocabulary < SMALLEST_VOCABULARY:
         raise ValueError(
@@ -123,7 +127,8 @@ def train_bpe(texts: list[str], vocabulary: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    if tokenizer.get_vocab_size() < vocabulary:
+    tokenizer.encode_special_tokens = True
+    if tokenizer.get_vocab_size() < vocabulary and not at_most:
         raise ValueError(
             f"vocabulary is {vocabulary}, but {sum(map(len, texts)):,} characters of text "
             f"support only {tokenizer.get_vocab_size()} entries. Lower vocabulary or add text."
@@ -192,8 +197,10 @@ def _cut(entry: dict, tokenizer: Tokenizer, low: int, high: int, rng: np.random.
         at += len(paragraph) + 2
     flat = [span for paragraph in paragraphs for span in paragraph]
     # The pre-tokeniser always splits before a space, so lengths add up: a first sentence, then " sentence"s.
-    first = iter(len(e.ids) for e in tokenizer.encode_batch([text[a:b] for a, b in flat]))
-    later = iter(len(e.ids) for e in tokenizer.encode_batch([" " + text[a:b] for a, b in flat]))
+    first, later = (
+        iter(len(e.ids) for e in tokenizer.encode_batch([lead + text[a:b] for a, b in flat], add_special_tokens=False))
+        for lead in ("", " ")
+    )
     for spans in paragraphs:
         heads, tails, i = [next(first) for _ in spans], [next(later) for _ in spans], 0
         while i < len(spans):
@@ -217,15 +224,22 @@ def _evenly(works: list[list[_Passage]]) -> list[_Passage]:
 def split_prompt(text: str, tokenizer: Tokenizer, tokens: int = PROMPT_TOKENS) -> tuple[str, str]:
     """(prompt, target) with prompt + target == text, cut before the word nearest to `tokens` tokens.
 
-    A cut before a space changes no token on either side: encode(text) = encode(prompt) + encode(target).
+    In scripts without spaces every character counts as a word; a text of one word is cut inside it. A cut is
+    always between tokens and between characters, and before a space no token changes on either side:
+    encode(text) = encode(prompt) + encode(target). Raises ValueError where there is no such place.
     """
-    encoding = tokenizer.encode(text)
-    starts = [k for k, piece in enumerate(encoding.tokens) if k and piece.startswith("\u0120")]
-    if not starts:
-        raise ValueError(f"{text!r} has one word; a prompt and a target need at least two.")
-    cut = min(starts, key=lambda k: abs(k - tokens))
-    prompt = tokenizer.decode(encoding.ids[:cut])
-    return prompt, text[len(prompt) :]
+    offsets = tokenizer.encode(text, add_special_tokens=False).offsets
+    places, words, end = {}, [], 0
+    opens, closes = len(text) - len(text.lstrip()), len(text.rstrip())
+    for k, (start, stop) in enumerate(offsets):
+        if start >= end and opens < end < closes and not mark(text[end]):
+            places[k] = end  # where the token before ends: the space belongs to the target
+            words += [k] if text[end].isspace() or kind_of(text[end]) == "unspaced" else []
+        end = max(end, stop)
+    if not places:
+        raise ValueError(f"{text!r} is a single token; a prompt and a target need at least two.")
+    cut = places[min(words or places, key=lambda k: abs(k - tokens))]
+    return text[:cut], text[cut:]
 
 
 def _settings(settings: dict) -> dict:
@@ -242,13 +256,13 @@ def _settings(settings: dict) -> dict:
     return s
 
 
-def build(settings: dict, seed: int, sources: Path = SOURCES) -> AuthorsCorpus:
+def build(settings: dict, seed: int, sources: Path = SOURCES, tokenizer: Tokenizer | None = None) -> AuthorsCorpus:
     """Cut the first `authors` authors of the index into training passages and queries.
 
     `settings`: authors, passages (training, per author), held_out and unseen (queries, per author),
     tokens_min and tokens_max (length of a passage), vocabulary. The tokeniser is trained on the whole text
-    of the chosen authors' seen works. Training passages and queries are spread evenly over an author's
-    works. A candidate query whose `near_duplicates` overlap with a training passage is at least 0.1 is
+    of the chosen authors' seen works, unless one is given. Training passages and queries are spread evenly
+    over an author's works. A candidate query whose `near_duplicates` overlap with a training passage is at least 0.1 is
     dropped and the next one taken; near-duplicates within training stay, get a common `group`, and are
     listed in the report. The same settings and seed give the same corpus. Raises ValueError for settings
     out of range, for more than the sources hold (with the numbers available), and for a source file that is
@@ -263,7 +277,7 @@ def build(settings: dict, seed: int, sources: Path = SOURCES) -> AuthorsCorpus:
         )
     authors = authors[: s["authors"]]
     entries = [e for e in entries if e["author"] in authors]
-    tokenizer = train_bpe([e["text"] for e in entries if e["seen"]], s["vocabulary"])
+    tokenizer = tokenizer or train_bpe([e["text"] for e in entries if e["seen"]], s["vocabulary"])
     rng = np.random.default_rng(seed)
     works = {e["work"]: _cut(e, tokenizer, s["tokens_min"], s["tokens_max"], rng) for e in entries}
     seen, unseen = (

@@ -4,117 +4,221 @@ Both come through the same door as the built-in testbeds: ``tda.testbeds.load("m
 ``file`` or ``hub`` in a profile. Optional columns ``doc_id``, ``entity`` (whatever groups documents: author, person,
 source), ``group``, ``planted``, ``style`` and ``work`` are kept; missing ones are filled with empty strings.
 A twentieth of the documents (at least two) is held out as queries: their second half, given the first.
+Errors name a document by its line of a JSONL file or its row of a table, counted from 1.
 """
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import json
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from tda import config
+from tda.task import chunks
 from tda.testbeds.authors import split_prompt, train_bpe
+from tda.words import words
 
-COLUMNS = ("doc_id", "text", "entity", "template", "style", "group", "planted", "work")
+COLUMNS = ("doc_id", "entity", "template", "style", "group", "planted", "work")
+LARGEST = {"file": 1024, "hub": 4096}  # vocabulary, unless the settings give one
+NUMBERS = (int, float, decimal.Decimal)
+LABELS = (str, *NUMBERS, datetime.date, datetime.time)
+NAMES = {bool: "a truth value", **dict.fromkeys(NUMBERS, "a number"), list: "a list", dict: "an object", bytes: "bytes"}
 
 
-def build(settings: dict, seed: int) -> dict:
-    """Documents, probes and a byte-level BPE from ``settings`` (kind ``file``: path, text_column, vocabulary;
-    kind ``hub``: dataset, split, text_column, vocabulary).
+def source_path(settings: dict) -> Path:
+    """The file of a corpus of kind ``file``: absolute, in the home folder (``~``), or relative to the repository."""
+    return config.ROOT / Path(settings["path"]).expanduser()
 
-    Raises ``ValueError`` for an unreadable or non-UTF-8 file, a missing text column, empty texts, repeated ids and
-    fewer than eight documents; each message names the row and what to change.
+
+def build(
+    settings: dict, seed: int, tokenizer: Tokenizer | None = None, context: int | None = None, name: str = ""
+) -> dict:
+    """Documents, probes and tokenizer from ``settings`` (kind ``file``: path, text_column, vocabulary; kind ``hub``:
+    dataset, split, text_column, vocabulary).
+
+    Without a ``tokenizer`` a byte-level BPE is trained on the documents, with ``vocabulary`` entries; if that is
+    ``None``, with as many as the texts support, up to 1024 (hub: 4096). No document may have more tokens than
+    ``context`` holds. ``name`` is the testbed's, for errors. Raises ``ValueError`` for a file that cannot be read or is
+    not UTF-8, for a text that is missing, empty, no string or too long, for repeated ids, for fewer than eight
+    documents and for a vocabulary that the texts do not support; each message names the place and what to change.
     """
-    rows = _read_file(config.ROOT / settings["path"]) if settings["kind"] == "file" else _read_hub(settings)
-    source = settings["path"] if settings["kind"] == "file" else settings["dataset"]
-    documents = _check(rows, settings["text_column"], source)
+    key = f"testbeds.{name}." if name else ""
+    source = source_path(settings) if settings["kind"] == "file" else settings["dataset"]
+    rows = _read_file(source) if settings["kind"] == "file" else _read_hub(settings)
+    as_given, places = _check(rows, settings["text_column"], source, f"{key}corpus.text_column")
     rng = np.random.default_rng([seed, 72])
-    documents = [documents[i] for i in rng.permutation(len(documents))]
-    held = max(2, len(documents) // 20)
-    asked = [d for d in documents if " " in d["text"].strip()][:held]  # one word cannot be cut into prompt and target
-    if len(asked) < held:
-        raise ValueError(
-            f"{source}: {held} documents of at least two words are needed as queries; it has {len(asked)}."
-        )
-    documents = [d for d in documents if d not in asked]
-    tokenizer = train_bpe([d["text"] for d in documents], settings["vocabulary"])
-    probes = [_probe(d, tokenizer) for d in asked]
-    report = {"source": str(source), "documents": len(documents), "held_out": held}
-    return {"documents": documents, "probes": probes, "tokenizer": tokenizer, "report": report}
+    documents = [as_given[i] for i in rng.permutation(len(as_given))]
+    able = sorted((d for d in documents if len(d["text"].strip()) > 1), key=lambda d: not _two_words(d["text"]))
+    held, given, probes = max(2, len(documents) // 20), tokenizer, []
+    while len(probes) < held:  # a text that turns out to be a single token cannot be a query: the next one is taken
+        asked = able[:held]
+        if len(asked) < held:
+            raise ValueError(
+                f"{source}: {held} documents that can be cut in two (words, characters, tokens) are needed as queries; "
+                f"it has {len(asked)}. Add longer documents."
+            )
+        names = {d["doc_id"] for d in asked}
+        kept = [d for d in documents if d["doc_id"] not in names]
+        tokenizer = given or _bpe(kept, settings, key, source)
+        _fit(as_given, tokenizer, context, f"{key}model.context", lambda d: f"{source}, {places[d['doc_id']]}")
+        probes = [probe for probe in (_probe(d, tokenizer) for d in asked) if probe]
+        single = names - {probe["query_id"].removeprefix("held_out-") for probe in probes}
+        able = [d for d in able if d["doc_id"] not in single]
+    report = {"source": str(source), "documents": len(kept), "held_out": held}
+    return {"documents": kept, "probes": probes, "tokenizer": tokenizer, "report": report}
 
 
-def _read_file(path: Path) -> list[dict]:
-    if not path.exists():
-        raise ValueError(
-            f"corpus.path={str(path)!r} does not exist. Give a .jsonl or .parquet file with a text column."
-        )
-    if path.suffix == ".parquet":
-        import pandas as pd
-
-        return pd.read_parquet(path).to_dict("records")
-    if path.suffix != ".jsonl":
+def _read_file(path: Path) -> list[tuple[str, object]]:
+    """(place, row) of every row of the file."""
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        raise ValueError(f"corpus.path={str(path)!r} {what}. Give a .jsonl or .parquet file with a text column.")
+    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    if path.suffix.lower() not in readers:
         raise ValueError(f"corpus.path={str(path)!r}: the suffix must be .jsonl (one JSON object a line) or .parquet.")
+    try:
+        return readers[path.suffix.lower()](path)
+    except OSError as error:
+        raise ValueError(f"{path}: could not be read ({error.strerror or error}). Check its permissions.") from None
+
+
+def _read_jsonl(path: Path) -> list[tuple[str, object]]:
     rows = []
     with path.open("rb") as handle:
         for number, line in enumerate(handle, start=1):
-            if not line.strip():
-                continue
             try:
-                row = json.loads(line.decode("utf-8"))
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")  # Windows tools write a byte-order mark
+                if text.strip():
+                    rows.append((f"line {number}", json.loads(text)))
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not UTF-8 ({error}). Save the file as UTF-8.") from None
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: not JSON ({error}). One object a line is expected.") from None
-            rows.append(row)
     return rows
 
 
-def _read_hub(settings: dict) -> list[dict]:
+def _read_parquet(path: Path) -> list[tuple[str, object]]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        rows = ParquetFile(path).read().to_pylist()
+    except (ArrowException, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: not a Parquet file that can be read ({reason}). Write it again.") from None
+    return [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _read_hub(settings: dict) -> list[tuple[str, object]]:
     import datasets
 
-    return datasets.load_dataset(settings["dataset"], split=settings["split"]).to_list()
+    try:
+        rows = datasets.load_dataset(settings["dataset"], split=settings["split"]).to_list()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"corpus.dataset={settings['dataset']!r}, split {settings['split']!r}: could not be loaded "
+            f"({reason}). Check both names and the network."
+        ) from error
+    return [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
 
 
-def _check(rows: list[dict], column: str, source) -> list[dict]:
-    documents, ids = [], set()
-    for number, row in enumerate(rows, start=1):
+def _check(rows: list[tuple[str, object]], column: str, source, key: str) -> tuple[list[dict], dict[str, str]]:
+    """The documents, and the place of each id in the source."""
+    documents, places = [], {}
+    for place, row in rows:
+        where = f"{source}, {place}"
         if not isinstance(row, dict):
-            raise ValueError(
-                f'{source}, document {number}: {row!r} is not an object with columns. Write {{"{column}": ...}}.'
-            )
+            shown = f"{row!r:.40}"
+            raise ValueError(f'{where}: {shown} is not an object with columns. Write {{"{column}": ...}}.')
         if column not in row:
+            raise ValueError(f"{where}: no column {column!r}; it has {sorted(row)}. Set {key}.")
+        text = row[column]
+        if _missing(text) or (isinstance(text, str) and not text.strip()):
+            raise ValueError(f"{where}: its text is empty. Remove the document or fill it.")
+        if not isinstance(text, str):
             raise ValueError(
-                f"{source}, document {number}: no column {column!r}; it has {sorted(row)}. Set text_column."
+                f"{where}: its text is {_shown(text)}; a text must be a string. Write it as one, or name another "
+                f"column in {key}."
             )
-        if not isinstance(row[column], str) or not row[column].strip():
-            raise ValueError(f"{source}, document {number}: its text is empty. Remove the document or fill it.")
-        if not row[column].isascii() and row[column] != row[column].encode("utf-8", "replace").decode("utf-8"):
+        document = {name: "" if _missing(row.get(name)) else row[name] for name in COLUMNS}
+        for name, value in document.items():
+            if not isinstance(value, LABELS):
+                raise ValueError(
+                    f"{where}: its {name} is {_shown(value)}; it must be text or a number. Give one value."
+                )
+        document = {name: str(value) for name, value in document.items()} | {"text": text, "facts": []}
+        document["doc_id"] = document["doc_id"] or f"d{int(place.split()[1]):06d}"
+        for name in ("text", *COLUMNS):
+            try:
+                document[name].encode("utf-8")
+            except UnicodeEncodeError:
+                raise ValueError(f"{where}: its {name} holds a lone surrogate, which UTF-8 lacks. Repair it.") from None
+        if document["doc_id"] in places:
+            first = places[document["doc_id"]]
             raise ValueError(
-                f"{source}, document {number}: its text holds a lone surrogate, which UTF-8 cannot. Repair it."
+                f"{where}: doc_id {document['doc_id']!r} occurs twice (first in {first}). Make ids unique."
             )
-        document = {name: _label(row.get(name)) for name in COLUMNS}
-        document |= {"text": row[column], "doc_id": document["doc_id"] or f"d{number:06d}", "facts": []}
-        if document["doc_id"] in ids:
-            raise ValueError(
-                f"{source}, document {number}: doc_id {document['doc_id']!r} occurs twice. Make ids unique."
-            )
-        ids.add(document["doc_id"])
+        places[document["doc_id"]] = place
         documents.append(document)
     if len(documents) < 8:
         raise ValueError(
             f"{source}: {len(documents)} documents; at least 8 are needed to train, hold out and attribute."
         )
-    return documents
+    return documents, places
 
 
-def _label(value) -> str:
-    return "" if value is None or value != value else str(value)  # NaN, which Parquet's nulls become, is not itself
+def _missing(value) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
 
 
-def _probe(document: dict, tokenizer) -> dict:
-    half = max(1, len(tokenizer.encode(document["text"]).ids) // 2)
-    prompt, target = split_prompt(document["text"], tokenizer, half)
+def _shown(value) -> str:
+    what = NAMES.get(type(value), f"a {type(value).__name__}")
+    return f"{value!r:.40}, {what}"
+
+
+def _two_words(text: str) -> bool:
+    return len(text.split()) > 1 or len(words(text)) > 1
+
+
+def _bpe(documents: list[dict], settings: dict, key: str, source) -> Tokenizer:
+    wanted = settings.get("vocabulary")
+    texts = [d["text"] for d in documents]
+    tokenizer = train_bpe(texts, wanted or LARGEST[settings["kind"]], at_most=True)
+    if wanted and (size := tokenizer.get_vocab_size()) < wanted:
+        raise ValueError(
+            f"{source}: {key}corpus.vocabulary is {wanted}, but {sum(map(len, texts)):,} characters of text support "
+            f"only {size} entries. Lower vocabulary to {size}, or leave it out to take what the texts support."
+        )
+    return tokenizer
+
+
+def _fit(documents: list[dict], tokenizer: Tokenizer, context: int | None, key: str, where) -> None:
+    """Refuse documents without tokens or with more than the context holds after the token that opens them."""
+    lengths = []
+    for part in chunks(len(documents), 1000):
+        texts = [d["text"] for d in documents[part]]
+        lengths += [len(e.ids) for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    for document, length in zip(documents, lengths, strict=True):
+        if not length:
+            raise ValueError(f"{where(document)}: its text has no token of the model's tokenizer. Remove the document.")
+        if context and length + 1 > context:
+            raise ValueError(
+                f"{where(document)}: its text has {length} tokens and one boundary, more than the context of "
+                f"{context}: {document['text'][:40]!r}... Shorten it, or raise {key} (all fit {max(lengths) + 1})."
+            )
+
+
+def _probe(document: dict, tokenizer: Tokenizer) -> dict | None:
+    half = max(1, len(tokenizer.encode(document["text"], add_special_tokens=False).ids) // 2)
+    try:
+        prompt, target = split_prompt(document["text"], tokenizer, half)
+    except ValueError:
+        return None
     return {
         "query_id": f"held_out-{document['doc_id']}",
         "kind": "held_out",

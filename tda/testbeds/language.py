@@ -18,15 +18,17 @@ from tda.testbeds.people import fact_id
 from tda.training import Recipe, train
 
 # What a retrained model's losses depend on, beside the data: an edit makes cached models stale.
-CODE = ("task.py", "lm.py", "training.py", "retrain.py", "testbeds/language.py")
+CODE = ("task.py", "lm.py", "saved.py", "training.py", "retrain.py", "testbeds/language.py")
 AT_ONCE = 1  # models that are trained together
 loss_function, outputs_function = lm.loss_function, lm.outputs_function
 
 
 def examples(testbed: Testbed) -> Examples:
     """The documents as tensors plus the lists ``text``, ``entity``, ``doc_id``."""
-    encoded = lm.encode(testbed.tokenizer, testbed.documents["text"], testbed.settings["model"]["context"])
-    return encoded | {"entity": list(testbed.documents["entity"]), "doc_id": list(testbed.documents["doc_id"])}
+    documents, context = testbed.documents, testbed.settings["model"]["context"]
+    names = [f"document {name!r}" for name in documents["doc_id"]]
+    encoded = lm.encode(testbed.tokenizer, documents["text"], context, names=names)
+    return encoded | {"entity": list(documents["entity"]), "doc_id": list(documents["doc_id"])}
 
 
 def new_model(testbed: Testbed, seed: int) -> torch.nn.Module:
@@ -45,8 +47,9 @@ def encoders(model: torch.nn.Module, params: Params) -> dict:
 
 def held_out(testbed: Testbed) -> Examples:
     """What the loss is watched on during training: the candidates for held-out queries."""
-    texts = [row["text"] for row in testbed.probes if row["kind"] == "held_out"]
-    return lm.encode(testbed.tokenizer, texts, testbed.settings["model"]["context"])
+    rows = [row for row in testbed.probes if row["kind"] == "held_out"]
+    texts, names = [row["text"] for row in rows], [f"query {row['query_id']!r}" for row in rows]
+    return lm.encode(testbed.tokenizer, texts, testbed.settings["model"]["context"], names=names)
 
 
 def knowledge(testbed: Testbed, model: torch.nn.Module, params: Params) -> dict[str, float]:
@@ -129,4 +132,5 @@ def save_pretrained(testbed: Testbed, model, params: Params) -> None:
     folder = testbed.folder / "model" / "pretrained"
     model.load_state_dict(params, strict=False)
     model.save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=testbed.tokenizer).save_pretrained(folder)
+    opening = testbed.tokenizer.id_to_token(lm.boundary_id(testbed.tokenizer))
+    PreTrainedTokenizerFast(tokenizer_object=testbed.tokenizer, bos_token=opening).save_pretrained(folder)

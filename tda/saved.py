@@ -1,0 +1,112 @@
+"""Language models and tokenizers that were saved by other tools: read without running code, padding or cutting."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, processors
+
+CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "context_length")
+
+
+def saved_model(source: str, vocabulary: int, context: int) -> torch.nn.Module:
+    """Weights from a folder or the hub. All seeds of such a testbed share them and differ in their data order."""
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(source)
+    if _is_local(source) and not any(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)):
+        raise ValueError(
+            f"model.from={source!r} holds no weights (*.safetensors or *.bin). Give a folder written by "
+            f"save_pretrained, or leave model.from empty to train from scratch."
+        )
+    _refuse_code(source)
+    with _reading(source, "the model"):
+        options = {"attn_implementation": "eager", "dtype": torch.float32, "output_loading_info": True}
+        model, found = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options)
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"model.from={source!r} lacks weights that the model needs ({', '.join(missing[:3])}), which would be "
+            f"random. Give a folder written by save_pretrained of a causal language model."
+        )
+    if (longest := longest_context(model)) < context:
+        raise ValueError(
+            f"model.from={source!r} has a context of {longest}; model.context={context} "
+            f"is longer. Lower model.context, or choose another model."
+        )
+    if (rows := len(model.get_input_embeddings().weight)) < vocabulary:
+        raise ValueError(
+            f"model.from={source!r} has a vocabulary of {rows}, the tokenizer {vocabulary}. "
+            f"Rebuild the corpus, so that it takes the model's own tokenizer."
+        )
+    model.config.use_cache = False
+    return model.eval()
+
+
+def longest_context(model: torch.nn.Module) -> float:
+    """Most tokens that a model takes, by its config; ``inf`` where nothing limits them (recurrent nets, ALiBi)."""
+    config = model.config.get_text_config()
+    named = (getattr(config, name, None) for name in CONTEXTS)
+    return next((length for length in named if isinstance(length, int) and length > 0), math.inf)
+
+
+def saved_tokenizer(source: str) -> Tokenizer:
+    """The tokenizer that belongs to a saved model (``tokenizer.json`` in its folder, or on the hub).
+
+    What its last call left in it, padding and truncation, is dropped; its template puts nothing but the ``bos_token``
+    (else the ``eos_token``) before a text, which is how :func:`boundary_id` knows it, also after saving. Raises
+    ``ValueError`` for a folder without a fast tokenizer and for one that brings code.
+    """
+    from transformers import AutoTokenizer
+
+    cure = "Save one there: AutoTokenizer.from_pretrained(...).save_pretrained(folder)."
+    if _is_local(source) and not (Path(source) / "tokenizer.json").is_file():
+        raise ValueError(f"model.from={source!r} holds no fast tokenizer (tokenizer.json). {cure}")
+    _refuse_code(source)
+    with _reading(source, "its tokenizer"):
+        loaded = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    tokenizer = getattr(loaded, "backend_tokenizer", None)
+    if not isinstance(tokenizer, Tokenizer) or tokenizer.get_vocab_size(with_added_tokens=False) < 2:
+        raise ValueError(f"model.from={source!r} holds no fast tokenizer but a {type(loaded).__name__}. {cure}")
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True
+    if opening := loaded.bos_token or loaded.eos_token:
+        special = [(opening, tokenizer.token_to_id(opening))]
+        tokenizer.post_processor = processors.TemplateProcessing(single=[opening, "$A"], special_tokens=special)
+    return tokenizer
+
+
+def _is_local(source: str) -> bool:
+    return Path(source).is_absolute() or source.startswith(".") or Path(source).exists()
+
+
+@contextlib.contextmanager
+def _reading(source: str, what: str) -> Iterator[None]:
+    """Whatever the library raises in this block becomes one line."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"model.from={source!r}: {what} could not be loaded ({' '.join(str(error).split())}). Give a folder "
+            f"written by save_pretrained or the hub name of a causal language model."
+        ) from error
+
+
+def _refuse_code(source: str) -> None:
+    """Reading a model must not run programs that lie beside it."""
+    from transformers import PreTrainedConfig
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    with _reading(source, "its config"):
+        found = {"config.json": PreTrainedConfig.get_config_dict(source)[0]}
+        found["tokenizer_config.json"] = get_tokenizer_config(source)
+    for name, config in found.items():
+        if config.get("auto_map"):
+            raise ValueError(
+                f"model.from={source!r} asks to run code of its own (auto_map in {name}), which is never done. Take a "
+                f"model of an architecture that transformers has; if this is one, remove auto_map from a copy."
+            )
