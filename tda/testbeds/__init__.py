@@ -8,7 +8,6 @@ differs between texts and images, in two (``language``, ``digits``), reached thr
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import tda.config
-from tda.artefacts import ArtefactError, exclusive, file_sha256, key_of, read_json, write_json
+from tda.artefacts import (
+    exclusive,
+    file_sha256,
+    key_of,
+    load_rows,
+    read_record,
+    reading,
+    remove,
+    require,
+    save_rows,
+    write_record,
+)
 from tda.provenance import Stopwatch, record
 from tda.task import Examples, use_threads
 
@@ -50,8 +60,12 @@ class Testbed:
     def tokenizer(self) -> Tokenizer:
         from tokenizers import Tokenizer
 
-        self.require_corpus()
-        return Tokenizer.from_file(str(self.folder / "corpus" / "tokenizer.json"))
+        path, cure = self.folder / "corpus" / "tokenizer.json", f"delete {self.folder / 'corpus'} and run again"
+        wanted = self.require_corpus()["contents"].get("tokenizer")
+        with reading(path, cure):
+            found = file_sha256(path)
+            require(found == wanted, path, "truncated, edited or of another testbed (sha256 differs)", cure)
+            return Tokenizer.from_file(str(path))
 
     @property
     def modality(self) -> ModuleType:
@@ -79,11 +93,11 @@ class Testbed:
         tokenizer = self.settings["model"].get("from")  # a saved model brings its own
         return key_of({"corpus": corpus, "seed": self.config["seed"], "source": source, "tokenizer": tokenizer})
 
-    def require_corpus(self) -> None:
-        """Build the corpus if it is missing; refuse one that was built from other settings."""
+    def require_corpus(self) -> dict:
+        """The corpus's record; builds the corpus if it is missing, refuses one that was built from other settings."""
         if not (self.folder / "corpus" / "record.json").exists():
             build_corpus(self)
-        check_key(self.folder / "corpus" / "record.json", self.corpus_key)
+        return check_key(self.folder / "corpus" / "record.json", "corpus", self.name, self.corpus_key)
 
 
 def load(name: str, profile: str = "smoke", overrides: dict | None = None) -> Testbed:
@@ -116,7 +130,7 @@ def load(name: str, profile: str = "smoke", overrides: dict | None = None) -> Te
 
 def build_corpus(testbed: Testbed) -> dict:
     """Generate or cut the corpus and write it to ``<folder>/corpus``; returns its report. Replaces what was there."""
-    from datasets import Dataset, disable_progress_bars
+    from datasets import disable_progress_bars
 
     from tda.testbeds import authors, custom, digits, people
 
@@ -132,36 +146,25 @@ def build_corpus(testbed: Testbed) -> dict:
             from tda.lm import saved_tokenizer
 
             built["tokenizer"] = saved_tokenizer(testbed.settings["model"]["from"])
-        (target / "record.json").unlink(missing_ok=True)
-        for part in ("documents", "probes"):
-            shutil.rmtree(target / part, ignore_errors=True)
-            Dataset.from_list(built[part]).save_to_disk(target / part)
+        remove(target / "record.json")
+        contents = {part: save_rows(target / part, built[part]) for part in ("documents", "probes")}
         if "tokenizer" in built:
             built["tokenizer"].save(str(target / "tokenizer.json"))
-        details = {"key": testbed.corpus_key, "report": built["report"], "watch": watch}
-        write_json(target / "record.json", record(testbed.settings["corpus"], testbed.config["seed"], **details))
+            contents["tokenizer"] = file_sha256(target / "tokenizer.json")
+        details = {"kind": "corpus", "testbed": testbed.name, "key": testbed.corpus_key, "contents": contents}
+        made = record(testbed.settings["corpus"], testbed.config["seed"], report=built["report"], watch=watch)
+        write_record(target / "record.json", made | details)
     return built["report"]
 
 
-def check_key(path: Path, key: str) -> dict:
-    """The record at ``path``, refused if it was made from other settings than the present ones."""
-    found = read_json(path)
-    if found.get("key") != key:
-        raise ArtefactError(
-            f"{path.parent} was built from other settings than the present config asks for. Run the workflow again "
-            f"(it rebuilds what changed), or delete that folder."
-        )
-    return found
+def check_key(path: Path, kind: str, testbed: str, key: str) -> dict:
+    """The record at ``path``, refused if it is damaged, of another testbed or made from other settings than the present
+    ones.
+    """
+    cure = f"run the workflow again (it rebuilds what changed), or delete {path.parent}"
+    return read_record(path, kind, {"testbed": testbed, "key": key}, cure)
 
 
 def _dataset(testbed: Testbed, part: str) -> Dataset:
-    from datasets import load_from_disk
-
-    testbed.require_corpus()
-    folder = testbed.folder / "corpus" / part
-    try:
-        return load_from_disk(str(folder))
-    except Exception as error:
-        raise ArtefactError(
-            f"{folder} is damaged or not a data set ({error}). Delete {folder.parent} and run again."
-        ) from None
+    wanted, folder = testbed.require_corpus()["contents"][part], testbed.folder / "corpus" / part
+    return load_rows(folder, wanted, f"delete {folder.parent} and run again")
