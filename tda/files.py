@@ -73,6 +73,8 @@ def reading(path: str | os.PathLike, cure: str = "", folder: bool = False) -> It
         if path.exists() and path.is_dir() != folder:
             found, wanted = ("a file", "a folder") if folder else ("a folder", "a file")
             raise ArtefactError(f"{path}: {found} where {wanted} belongs; {cure}")
+        if path.exists() and not os.access(path, os.R_OK):  # libraries call it "not found", or damage
+            raise PermissionError("permission denied")
         yield
     except ArtefactError:
         raise
