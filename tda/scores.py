@@ -287,7 +287,10 @@ def measured(testbed: Testbed, notebook: str) -> pd.DataFrame:
 def all_measured(testbed: Testbed) -> list[pd.DataFrame]:
     """Metrics of every row of a testbed, made where they are missing, and those of its removals, if there are any."""
     found = _metrics(testbed, [row["id"] for row in config.rows(testbed.config, testbed.name)])
+    if not testbed.settings["removals"]:
+        return found
     if not (testbed.folder / "metrics" / "removal.csv").exists():
+        print(f"{testbed.name}: removals are not measured yet (05_removal does it); the table is without them")
         return found
     return [*found, removal.load_table(testbed, removals(testbed))]
 

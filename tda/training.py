@@ -309,9 +309,14 @@ def load_run(folder: Path, record: dict, retrain=None, about: Mapping[str, str] 
     initial = [checkpoint for checkpoint in found if checkpoint.step == 0]
     later = [checkpoint for checkpoint in found if checkpoint.step > 0]
     if len(initial) != 1 or len(later) != recipe.checkpoints:
+        lost = [
+            f"step_{int(step):06d}.safetensors"
+            for step in record["checkpoints"]
+            if int(step) not in {c.step for c in found}
+        ]
         raise ArtefactError(
             f"{folder} holds {len(later)} checkpoints and {len(initial)} initial models, its record says "
-            f"{recipe.checkpoints} and 1; delete {folder.parent} and train again"
+            f"{recipe.checkpoints} and 1 (lost: {', '.join(sorted(lost))}); delete {folder.parent} and train again"
         )
     rates, order = np.asarray(record["learning_rates"]), data_order(record["examples"], recipe.epochs, record["seed"])
     steps = tuple(steps_of(order, recipe.batch, np.ones(record["examples"], bool), "filter"))
