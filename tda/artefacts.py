@@ -259,8 +259,7 @@ def check_record(
         require(digest(rest) == record[SEAL], path, "its record was edited (its checksum differs)", cure)
     other = [name for name, value in (expect or {}).items() if record.get(name) != plain(value)]
     if other:
-        found = ", ".join(f"{name} {record.get(name)!r}" for name in other)
-        wanted = ", ".join(f"{name} {plain(expect[name])!r}" for name in other)
+        found, wanted = (", ".join(f"{n} {_short(v.get(n))}" for n in other) for v in (record, plain(expect)))
         why = " (built from other settings, documents or queries than the present ones)" if other == ["key"] else ""
         raise ArtefactError(f"{path}: holds {found} where {wanted} was expected{why}; {cure}")
 
@@ -268,6 +267,8 @@ def check_record(
 def check_pinned(path: str | os.PathLike, cure: str) -> None:
     """Refuse a committed file whose SHA-256 is not the one that ``index.json`` of its folder gives for its name."""
     path = Path(path)
+    for file in (path, path.parent / "index.json"):
+        require(file.exists(), file, "not found", cure)
     index = read_json(path.parent / "index.json", cure)
     wanted = index.get(path.name) if isinstance(index, dict) else None
     require(wanted is not None, path, "the index.json of its folder does not list it", cure)
@@ -298,17 +299,21 @@ def seal(record: Mapping) -> dict:
     return rest | {SEAL: digest(rest)}
 
 
+def _short(value: Any) -> str:
+    return f"{value[:12]!r}..." if isinstance(value, str) and len(value) == 64 else repr(value)
+
+
 def _pair(
     path: Path, kind: str, expect: Mapping[str, Any] | None, cure: str, pinned: bool = False
 ) -> tuple[bytes, dict]:
     """Content of a file and its record, after all checks that need no look inside."""
-    with reading(path, cure):
-        content = path.read_bytes()
     beside = _record_path(path)
-    if not beside.exists():
-        raise ArtefactError(f"{path}: its record {beside.name} is missing, so the file cannot be trusted; {cure}")
     for file in (path, beside) if pinned else ():
         check_pinned(file, cure)
+    with reading(path, cure):
+        content = path.read_bytes()
+    if not beside.exists():
+        raise ArtefactError(f"{path}: its record {beside.name} is missing, so the file cannot be trusted; {cure}")
     record = read_json(beside, cure)
     check_record(beside, record, kind, {}, cure, sealed=not pinned)
     same = hashlib.sha256(content).hexdigest() == record.get("sha256")

@@ -66,7 +66,7 @@ def measure(home: Testbed | dict, claim: dict) -> Measurement:
     """
     config, where = (home.config, f" on {home.name}") if isinstance(home, Testbed) else (home, "")
     chapter, path = claim["notebook"], path_of(home, claim["notebook"])
-    cure, about = f"run {chapter}{where} again", _about(home, chapter)
+    cure, about = f"delete {path.name} and run {chapter}{where} again", _about(home, chapter)
     known = read_table(path, "findings", COLUMNS, about, cure).set_index("finding") if path.exists() else pd.DataFrame()
     if claim["metric"] not in known.index:
         raise ArtefactError(f"claim {claim['id']!r}: {path} has no {claim['metric']!r}. Run {chapter}{where} again.")

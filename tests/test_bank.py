@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import TINY, bytes_of, make_testbed, same
 
-from tda import bank, config, lm, models, queries, retrain
+from tda import bank, config, lm, models, queries, retrain, scores
 from tda.artefacts import ArtefactError, check_pinned, exclusive, save_arrays, save_sealed
 from tda.testbeds import language
 from tda.training import Recipe, train
@@ -398,6 +398,65 @@ def test_two_runs_in_one_folder_end_in_one_error(own):
         with pytest.raises(ArtefactError, match="another run"):
             build_corpus(own)
     assert same(models.load_task(own).params, models.load_task(own).params), "nothing was lost"
+
+
+# --- tables of metrics and tuned choices
+
+ROWS = [
+    {"id": "gradient_dot", "method": "gradient_dot", "notebook": "04_first_methods"},
+    {"id": "random", "method": "random", "notebook": "04_first_methods"},
+    {"id": "fisher", "method": "fisher_influence", "notebook": "20_influence", "tune": {"damping": [3.0, 1e6]}},
+]
+
+
+@pytest.fixture
+def scored(copied):
+    bed = make_testbed(copied.folder, rows=ROWS, claims=[], bank="rebuild")
+    scores.evaluate(bed, ["gradient_dot", "random"])
+    return bed
+
+
+def test_metrics_that_were_cut_edited_or_swapped_are_refused(scored):
+    path = scored.folder / "metrics" / "gradient_dot.csv"
+    content, whole = path.read_text(), scores._metrics(scored, ["gradient_dot"])[0]
+    lines = content.splitlines(keepends=True)
+    cure = r"delete gradient_dot\.csv and gradient_dot\.csv\.json and run 04_first_methods again"
+    for damaged in ("".join(lines[:-1]), content.replace("0.", "1.", 1), lines[0], ""):
+        path.write_text(damaged)
+        with pytest.raises(ArtefactError, match=rf"gradient_dot\.csv: truncated, changed or newer .*{cure}"):
+            scores.measured(scored, "04_first_methods")
+    for suffix in ("", ".json"):
+        shutil.copy(scored.folder / f"metrics/random.csv{suffix}", f"{path}{suffix}")
+    with pytest.raises(ArtefactError, match=r"gradient_dot\.csv: holds row 'random'.*row 'gradient_dot'"):
+        scores.measured(scored, "04_first_methods")
+    path.unlink()  # the cure
+    assert scores._metrics(scored, ["gradient_dot"])[0].equals(whole)
+
+
+def test_scores_of_another_row_are_refused(scored):
+    path = scored.folder / "scores" / "gradient_dot.npz"
+    for suffix in ("", ".json"):
+        shutil.copy(scored.folder / f"scores/random.npz{suffix}", f"{path}{suffix}")
+    with pytest.raises(ArtefactError, match=r"gradient_dot\.npz: holds row 'random'.*delete gradient_dot\.npz"):
+        scores.load(scored, "gradient_dot")
+
+
+def test_a_tuned_choice_is_sealed_and_keyed_by_the_code_that_made_it(scored, monkeypatch):
+    row, path = scores.row_of(scored, "fisher"), scored.folder / "tuned" / "fisher.json"
+    chosen = scores.tune(scored, row)
+    monkeypatch.setattr(scores, "_trial", lambda *arguments: pytest.fail("tuned again"))
+    assert scores.tune(scored, row) == chosen
+    path.write_text(path.read_text().replace('"damping": ', '"damping": 1'))
+    with pytest.raises(ArtefactError, match=r"fisher\.json: its record was edited.*delete fisher\.json"):
+        scores.tune(scored, row)
+    monkeypatch.undo()
+    monkeypatch.setattr(scores, "_code", lambda method: "another version")
+    assert scores.tune(scored, row)["options"] == chosen["options"], "other code chooses anew"
+
+
+def test_the_code_of_a_tuned_choice_is_its_method_and_what_that_imports(tmp_path):
+    scores._code.cache_clear()
+    assert scores._code("fisher_influence") == scores._code("fisher_influence") != scores._code("bm25")
 
 
 # --- the shipped bank
