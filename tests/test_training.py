@@ -339,16 +339,23 @@ def other(tmp_path_factory):
     return testbed
 
 
-@pytest.mark.parametrize("part", ["corpus/documents", "corpus/probes", "corpus/tokenizer.json", "queries"])
+@pytest.mark.parametrize("part", ["corpus/documents", "corpus/probes", "queries"])
 def test_what_belongs_to_another_testbed_is_refused(own, other, part):
-    shutil.rmtree(own.folder / part) if (own.folder / part).is_dir() else (own.folder / part).unlink()
-    copy = shutil.copytree if (other.folder / part).is_dir() else shutil.copy
-    copy(other.folder / part, own.folder / part)
+    shutil.rmtree(own.folder / part)
+    shutil.copytree(other.folder / part, own.folder / part)
     models.load_queries.cache_clear()
-    read = {"corpus/documents": lambda: own.documents, "corpus/probes": lambda: own.probes, "queries": None}
+    read = {"corpus/documents": lambda: own.documents, "corpus/probes": lambda: own.probes}
     cured = "model" if part == "queries" else "corpus"
-    with pytest.raises(ArtefactError, match=f"{part}: .*delete {own.folder / cured} and run again"):
-        (read.get(part, lambda: own.tokenizer) or (lambda: models.query_rows(own)))()
+    with pytest.raises(ArtefactError, match=f"{part}: another data set .*delete {own.folder / cured} and run again"):
+        read.get(part, lambda: models.query_rows(own))()
+
+
+@pytest.mark.parametrize("change", [lambda text: text[: len(text) // 2], lambda text: text.replace("a", "b", 1), None])
+def test_a_damaged_or_edited_tokenizer_is_refused(own, change):
+    path = own.folder / "corpus" / "tokenizer.json"
+    path.unlink() if change is None else path.write_text(change(path.read_text()))
+    with pytest.raises(ArtefactError, match=r"tokenizer\.json: (not found; run|truncated, edited.*delete .*corpus)"):
+        _ = own.tokenizer
 
 
 def test_foreign_safetensors_file_is_refused(own):
