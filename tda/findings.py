@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tda.artefacts import ArtefactError, write_table
+from tda import models
+from tda.artefacts import ArtefactError, read_table, write_table
 from tda.config import figures_dir
 from tda.evaluation.claims import Measurement
 from tda.evaluation.intervals import Interval
@@ -45,8 +46,17 @@ def save(home: Testbed | dict, notebook: str, found: Mapping[str, Interval]) -> 
         if not interval.low <= interval.value <= interval.high or not np.isfinite([interval.low, interval.high]).all():
             raise ValueError(f"{name} is {tuple(interval)}; value and interval must be finite, low <= value <= high.")
     frame = pd.DataFrame([(name, *i, i.df) for name, i in found.items()], columns=list(COLUMNS))
-    write_table(path_of(home, notebook), frame)
+    write_table(path_of(home, notebook), frame, _about(home, notebook))
     return frame
+
+
+def _about(home: Testbed | dict, notebook: str) -> dict:
+    """What a table of findings says of itself; its record lies beside it, the committed ones' too."""
+    config, name, key = home, None, None
+    if isinstance(home, Testbed):
+        config, name, key = home.config, home.name, models.model_key(home)
+    made = {"notebook": notebook, "profile": config["profile"], "seed": config["seed"]}
+    return {"kind": "findings", "testbed": name, "key": key, **made}
 
 
 def measure(home: Testbed | dict, claim: dict) -> Measurement:
@@ -56,7 +66,8 @@ def measure(home: Testbed | dict, claim: dict) -> Measurement:
     """
     config, where = (home.config, f" on {home.name}") if isinstance(home, Testbed) else (home, "")
     chapter, path = claim["notebook"], path_of(home, claim["notebook"])
-    known = pd.read_csv(path).set_index("finding") if path.exists() else pd.DataFrame()
+    cure, about = f"delete {path.name} and run {chapter}{where} again", _about(home, chapter)
+    known = read_table(path, "findings", COLUMNS, about, cure).set_index("finding") if path.exists() else pd.DataFrame()
     if claim["metric"] not in known.index:
         raise ArtefactError(f"claim {claim['id']!r}: {path} has no {claim['metric']!r}. Run {chapter}{where} again.")
     line = known.loc[claim["metric"]]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from tda import lm
-from tda.artefacts import ArtefactError, exclusive, key_of, write_json
+from tda.artefacts import exclusive, key_of, load_rows, remove, save_rows, write_record
 from tda.notebook import progress
 from tda.provenance import Stopwatch, record
 from tda.task import Examples, Params, Task
 from tda.testbeds import Testbed, check_key
-from tda.training import Recipe, load_run, train
+from tda.training import Recipe, checkpoint_checksums, load_run, train
 
 
 def model_key(testbed: Testbed) -> str:
@@ -41,29 +41,29 @@ def train_base(testbed: Testbed, progress: Callable[[str], None] | None = None) 
     Returns the record: curves, knowledge (recall of probes, or accuracy), held-out losses, seconds. Replaces what was
     there.
     """
-    from datasets import Dataset, disable_progress_bars
+    from datasets import disable_progress_bars
 
     disable_progress_bars()
     testbed.require_corpus()
     recipe, modality = Recipe.of(testbed.settings["training"]), testbed.modality
     watch_set = modality.held_out(testbed)
-    folder, runs = testbed.folder / "model", []
+    folder, runs, about = testbed.folder / "model", [], _about(testbed)
     with exclusive(testbed.folder):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         for seed in seeds_of(testbed):
             model, init = initial(testbed, seed)
             loss_fn = modality.loss_function(model)
             with Stopwatch() as watch:
                 say = (lambda line, seed=seed: progress(f"seed {seed}, {line}")) if progress else None
-                done = train(
-                    loss_fn, init, testbed.train, recipe, seed, None, "filter", folder / f"seed_{seed}", watch_set, say
-                )
+                place = folder / f"seed_{seed}"
+                done = train(loss_fn, init, testbed.train, recipe, seed, None, "filter", place, watch_set, say, about)
             run = {
                 "seed": seed,
                 "recipe": vars(recipe),
                 "examples": len(testbed.documents),
                 "learning_rates": done.learning_rates,
                 "curves": done.curves,
+                "checkpoints": checkpoint_checksums(folder / f"seed_{seed}"),
                 "seconds": done.seconds,
                 "peak_mb": watch.peak_mb,
                 "flops": modality.flops(model, done.tokens),
@@ -74,12 +74,11 @@ def train_base(testbed: Testbed, progress: Callable[[str], None] | None = None) 
             runs.append(run)
             if seed == seeds_of(testbed)[0]:
                 rows, report = modality.choose_queries(testbed, model, done.params)
-                shutil.rmtree(testbed.folder / "queries", ignore_errors=True)
-                Dataset.from_list(rows).save_to_disk(testbed.folder / "queries")
+                digest = save_rows(testbed.folder / "queries", rows)
                 modality.save_pretrained(testbed, model, done.params)
-        details = {"key": model_key(testbed), "runs": runs, "queries": report}
+        details = {"kind": "base models", **about, "runs": runs, "queries": report, "queries_sha256": digest}
         made = record(testbed.settings["training"], seeds_of(testbed), **details)
-        write_json(folder / "record.json", made)
+        write_record(folder / "record.json", made)
     load_queries.cache_clear()
     _task.cache_clear()
     return made
@@ -91,26 +90,26 @@ def base_record(testbed: Testbed) -> dict:
     path = testbed.folder / "model" / "record.json"
     if not path.exists():
         train_base(testbed, progress())
-    return check_key(path, model_key(testbed))
+    return check_key(path, "base models", testbed.name, model_key(testbed))
+
+
+def _about(testbed: Testbed) -> dict[str, str]:
+    """What every checkpoint says of itself, apart from its seed and step."""
+    return {"testbed": testbed.name, "key": model_key(testbed)}
 
 
 def query_rows(testbed: Testbed) -> list[dict]:
     """The chosen queries as dicts (query_id, query_set, split, prompt, target, text, entity, attribute, value,
     work).
     """
-    return load_queries(testbed.folder, base_record(testbed)["key"])
+    return load_queries(testbed.folder, base_record(testbed)["queries_sha256"])
 
 
 @lru_cache(maxsize=8)
-def load_queries(folder, key: str) -> list[dict]:
-    from datasets import load_from_disk
-
-    try:
-        return load_from_disk(str(folder / "queries")).to_list()
-    except Exception as error:
-        raise ArtefactError(
-            f"{folder / 'queries'} is damaged ({error}). Delete {folder / 'model'} and run again."
-        ) from None
+def load_queries(folder: Path, sha256: str) -> list[dict]:
+    """The queries in ``folder``, whose content must have this checksum (the base models' record has it)."""
+    cure = f"delete {folder / 'model'} and run again, which trains the models and chooses the queries anew"
+    return load_rows(folder / "queries", sha256, cure).to_list()
 
 
 def query_examples(testbed: Testbed, query_set: str | None = None, split: str | None = None) -> Examples:
@@ -159,7 +158,7 @@ def _task(testbed: Testbed, seed: int, key: str) -> Task:
         return train(loss_fn, initial(testbed, seed)[1], testbed.train, recipe, seed, mask, "mask").params
 
     folder = testbed.folder / "model" / f"seed_{seed}"
-    run = load_run(folder, runs[seed], retrain)
+    run = load_run(folder, runs[seed], retrain, _about(testbed))
     params = run.checkpoints[-1].params
     model.load_state_dict(params, strict=False)
     encode, outputs_fn = modality.encoders(model, params), modality.outputs_function(model)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from tda import config, lm
-from tda.artefacts import read_json
+from tda.artefacts import check_pinned, read_json
 from tda.task import Examples, Params, chunks
 from tda.testbeds import people
 
@@ -74,6 +74,7 @@ def choose(testbed, model, params: Params) -> tuple[list[dict], dict]:
     """
     if testbed.config["bank"] == "shipped":
         path = config.ROOT / "data" / "banks" / f"{testbed.name}_queries.json"
+        check_pinned(path, "restore it (git checkout data/banks) or choose anew (--config bank=rebuild)")
         return read_json(path), {"shipped with the bank": str(path.relative_to(config.ROOT))}
     wanted, rng = testbed.settings["queries"], np.random.default_rng([testbed.config["seed"], 17])
     kind, context = testbed.settings["corpus"]["kind"], testbed.settings["model"]["context"]

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tda import config, models
-from tda.artefacts import ArtefactError, atomic, file_sha256, key_of
+from tda.artefacts import file_sha256, key_of, load_sealed, reading, require, save_sealed
 from tda.provenance import versions
 from tda.task import chunks, tensors
 from tda.testbeds import Testbed
@@ -58,6 +58,13 @@ def cached_path(testbed: Testbed, mask: np.ndarray, seed: int, how: str) -> Path
     return _folder(testbed) / f"{name}.npz"
 
 
+def _about(testbed: Testbed, mask: np.ndarray, seed: int, how: str) -> dict:
+    """What the file of one retrained model says of itself."""
+    shown = hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()[:20]
+    made = {"mask": shown, "documents": len(mask), "trained_on": int(mask.sum()), "seed": int(seed), "how": how}
+    return {"kind": "retrained", "testbed": testbed.name, "key": _folder(testbed).name, **made}
+
+
 @functools.lru_cache(maxsize=8)
 def _folder(testbed: Testbed) -> Path:
     installed = [versions()[name] for name in ("torch", "transformers")]
@@ -70,20 +77,15 @@ def retrained(testbed: Testbed, mask: np.ndarray, seed: int, how: str) -> Retrai
     path = cached_path(testbed, mask, seed, how)
     if not path.exists():
         _train(testbed, [(mask, seed)], how)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            knowledge = dict(zip(file["knows"].tolist(), file["share"].tolist(), strict=True))
-            found = Retrained(file["outputs"], float(file["seconds"]), float(file["flops"]), knowledge)
-    except Exception as error:
-        raise ArtefactError(
-            f"{path} is damaged ({error}). Delete this file and run again; only it is retrained."
-        ) from None
-    outputs = 1 if testbed.modality.second_output(testbed) is None else 2
-    if found.outputs.shape != (outputs, len(models.query_rows(testbed))) or not np.isfinite(found.outputs).all():
-        raise ArtefactError(
-            f"{path} does not belong to these queries. Delete this file and run again; only it is retrained."
-        )
-    return found
+    cure = "delete this file and run again; only it is retrained"
+    file, _ = load_sealed(path, "retrained", _about(testbed, mask, seed, how), cure)
+    losses, outputs = file.get("outputs"), 1 if testbed.modality.second_output(testbed) is None else 2
+    shape = (outputs, len(models.query_rows(testbed)))
+    fits = losses is not None and losses.shape == shape and losses.dtype == np.float32 and np.isfinite(losses).all()
+    require(fits, path, f"does not hold finite float32 losses {list(shape)} of these queries", cure)
+    with reading(path, cure):
+        knowledge = dict(zip(file["knows"].tolist(), file["share"].tolist(), strict=True))
+        return Retrained(losses, float(file["seconds"]), float(file["flops"]), knowledge)
 
 
 def retrain_all(
@@ -126,5 +128,4 @@ def _train(testbed: Testbed, wanted: Sequence[tuple[np.ndarray, int]], how: str)
             "knows": np.array(list(knowledge), dtype=np.str_),
             "share": np.array(list(knowledge.values())),
         }
-        with atomic(cached_path(testbed, mask, seed, how)) as temporary, temporary.open("wb") as handle:
-            np.savez(handle, **arrays)
+        save_sealed(cached_path(testbed, mask, seed, how), arrays, _about(testbed, mask, seed, how))

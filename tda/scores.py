@@ -12,8 +12,20 @@ import psutil
 from sklearn.feature_extraction.text import CountVectorizer
 
 from tda import attribution, bank, config, findings, models
-from tda.artefacts import ArtefactError, key_of, load_arrays, read_json, save_arrays, write_json, write_table
+from tda.artefacts import (
+    file_sha256,
+    key_of,
+    load_arrays,
+    read_json,
+    read_record,
+    read_table,
+    require,
+    save_arrays,
+    write_record,
+    write_table,
+)
 from tda.attribution.fisher import unit_scale
+from tda.evaluation import lds as lds_module
 from tda.evaluation import removal, retrieval
 from tda.evaluation.ceiling import Ceiling, ceiling
 from tda.evaluation.claims import Criterion, Measurement
@@ -21,7 +33,7 @@ from tda.evaluation.intervals import lds_intervals, mean_interval, mean_interval
 from tda.evaluation.lds import lds
 from tda.evaluation.tables import LEADERBOARD_COLUMNS, leaderboard_row
 from tda.evaluation.tailpatch import tail_patch
-from tda.provenance import Stopwatch, record
+from tda.provenance import Stopwatch, modules_used, record
 from tda.task import take
 from tda.testbeds import Testbed
 
@@ -60,15 +72,19 @@ def tune(testbed: Testbed, row: dict, taken: dict | None = None) -> dict:
 
     ``row["tune"]`` maps options to candidate values. One option at a time, in the order given, each at the best
     value of those before it; ``taken`` are options that another row has chosen. Returns ``{"options", "trials",
-    "seconds", "retrainings", "key"}``: what was chosen, every trial, and what choosing cost, which counts as the row's
+    "seconds", "retrainings", ...}``: what was chosen, every trial, and what choosing cost, which counts as the row's
     set-up.
     """
     path = testbed.folder / "tuned" / f"{row['id']}.json"
     given = (taken or {}) | row["options"]
     every = row["tune_every"]
-    key = key_of([models.model_key(testbed), bank.bank_key(testbed, "half"), row["method"], given, row["tune"], every])
-    if path.exists() and read_json(path).get("key") == key:
-        return read_json(path)
+    parts = [models.model_key(testbed), bank.bank_key(testbed, "half"), row["method"], given, row["tune"], every]
+    about = {"kind": "tuned", "testbed": testbed.name, "row": row["id"], "key": key_of([*parts, _code(row["method"])])}
+    if path.exists():  # a choice of other settings, or made by other code, is made again
+        found, cure = read_json(path), f"delete {path.name} and run again; it is chosen anew"
+        require(isinstance(found, dict), path, "not a record of this project", cure)
+        if found.get("key") == about["key"]:
+            return read_record(path, "tuned", about, cure)
     chosen = tune_queries(testbed, every)
     if not len(chosen):
         raise ValueError(
@@ -92,8 +108,15 @@ def tune(testbed: Testbed, row: dict, taken: dict | None = None) -> dict:
                 raise ValueError(f"row {row['id']!r}: every value of {option} breaks the model; tune smaller ones.")
             best[option] = max(usable, key=lambda trial: trial["lds_tune"])[option]
     cost = {"seconds": watch.seconds, "retrainings": truth.record["retrainings"]}
-    write_json(path, {"options": best, "trials": trials, "key": key, **cost})
+    write_record(path, about | {"options": best, "trials": trials, **cost})
     return read_json(path)
+
+
+@lru_cache(maxsize=128)
+def _code(method: str) -> str:
+    """Hash of the code that a tuned choice depends on: the method's module, what it imports, and the measure."""
+    own = [inspect.getsourcefile(inspect.unwrap(attribution.METHODS[method].function)), lds_module.__file__]
+    return key_of([file_sha256(path) for path in (*own, *modules_used(*own))])
 
 
 def _trial(row: dict, task, train, asked, seed: int, options: dict, truth, chosen: np.ndarray) -> float | None:
@@ -181,10 +204,17 @@ def run(testbed: Testbed, row_id: str) -> np.ndarray:
     before = psutil.Process().memory_info().rss / 1e6
     with Stopwatch() as watch:
         scores = ensemble(testbed, row, used)
-    made = record(used, testbed.config["seed"], key=scores_key(testbed, row), method=row["method"], watch=watch)
+    made = record(used, testbed.config["seed"], method=row["method"], watch=watch)
     made["added_mb"] = max(0.0, watch.peak_mb - before)
-    save_arrays(testbed.folder / "scores" / f"{row_id}.npz", {"scores": scores}, made | {"kind": "scores"})
+    save_arrays(testbed.folder / "scores" / f"{row_id}.npz", {"scores": scores}, made | _about_scores(testbed, row))
     return scores
+
+
+def _about_scores(testbed: Testbed, row: dict) -> dict:
+    """What a score file says of itself. The code is no part of its key: Snakemake knows the modules behind every
+    chapter and reruns it, and an edit of a comment must not cost an interactive reader an hour of scoring.
+    """
+    return {"kind": "scores", "testbed": testbed.name, "row": row["id"], "key": scores_key(testbed, row)}
 
 
 def load(testbed: Testbed, row_id: str) -> tuple[np.ndarray, dict]:
@@ -194,12 +224,13 @@ def load(testbed: Testbed, row_id: str) -> tuple[np.ndarray, dict]:
     path = testbed.folder / "scores" / f"{row_id}.npz"
     if not path.exists():
         run(testbed, row_id)
-    arrays, made = load_arrays(path, "scores", ("scores",))
-    if made.get("key") != scores_key(testbed, row_of(testbed, row_id)):
-        raise ArtefactError(
-            f"{path} was made with another model or other options. Run its notebook again, or delete the file."
-        )
-    return arrays["scores"], made
+    row = row_of(testbed, row_id)
+    cure = f"delete {path.name} and {path.name}.json and run {row['notebook']} again"
+    arrays, made = load_arrays(path, "scores", ("scores",), _about_scores(testbed, row), cure)
+    scores, shape = arrays["scores"], (len(models.query_rows(testbed)), len(testbed.documents))
+    fits = scores.shape == shape and scores.dtype == np.float32 and np.isfinite(scores[_test_queries(testbed)]).all()
+    require(fits, path, f"does not hold finite float32 scores {list(shape)} of the test queries", cure)
+    return scores, made
 
 
 def models_used(testbed: Testbed, row: dict, options: dict) -> int:
@@ -230,8 +261,19 @@ def evaluate(testbed: Testbed, row_ids: list[str]) -> pd.DataFrame:
                 lines.append(leaderboard_row(**names, **described[row_id], result=rows[row_id], **counts))
     frame = pd.DataFrame(lines, columns=list(LEADERBOARD_COLUMNS))
     for row_id in row_ids:
-        write_table(testbed.folder / "metrics" / f"{row_id}.csv", frame[frame.row_id == row_id])
+        path = testbed.folder / "metrics" / f"{row_id}.csv"
+        write_table(path, frame[frame.row_id == row_id], _about_metrics(testbed, row_id))
     return frame
+
+
+def _about_metrics(testbed: Testbed, row_id: str) -> dict:
+    """What a table of metrics says of itself: its scores, those it is compared with, the banks, how it is measured."""
+    here = [row["id"] for row in config.rows(testbed.config, testbed.name)]
+    used = dict.fromkeys([row_id, *(name for name in config.REFERENCE_ROWS if name in here)])
+    parts = [scores_key(testbed, row_of(testbed, name)) for name in used]
+    parts += [bank.bank_key(testbed, design) for design in testbed.settings["designs"]]
+    parts += [testbed.settings["evaluation"], testbed.config["statistics"]]
+    return {"kind": "metrics", "testbed": testbed.name, "row": row_id, "key": key_of(parts)}
 
 
 def measured(testbed: Testbed, notebook: str) -> pd.DataFrame:
@@ -239,12 +281,30 @@ def measured(testbed: Testbed, notebook: str) -> pd.DataFrame:
 
     Those of other chapters are read from ``metrics/``, where their own notebook put them, and made where they are not.
     """
-    row_ids = config.compared_rows(testbed.config, testbed.name, notebook)
+    return pd.concat(_metrics(testbed, config.compared_rows(testbed.config, testbed.name, notebook)), ignore_index=True)
+
+
+def all_measured(testbed: Testbed) -> list[pd.DataFrame]:
+    """Metrics of every row of a testbed, made where they are missing, and those of its removals, if there are any."""
+    found = _metrics(testbed, [row["id"] for row in config.rows(testbed.config, testbed.name)])
+    if not testbed.settings["removals"]:
+        return found
+    if not (testbed.folder / "metrics" / "removal.csv").exists():
+        print(f"{testbed.name}: removals are not measured yet (05_removal does it); the table is without them")
+        return found
+    return [*found, removal.load_table(testbed, removals(testbed))]
+
+
+def _metrics(testbed: Testbed, row_ids: Sequence[str]) -> list[pd.DataFrame]:
     paths = {row_id: testbed.folder / "metrics" / f"{row_id}.csv" for row_id in row_ids}
     missing = [row_id for row_id, path in paths.items() if not path.exists()]
     if missing:
         evaluate(testbed, missing)
-    return pd.concat([pd.read_csv(path) for path in paths.values()], ignore_index=True)
+    frames = []
+    for row_id, path in paths.items():
+        cure = f"delete {path.name} and {path.name}.json and run {row_of(testbed, row_id)['notebook']} again"
+        frames.append(read_table(path, "metrics", LEADERBOARD_COLUMNS, _about_metrics(testbed, row_id), cure))
+    return frames
 
 
 def describe(testbed: Testbed, row_id: str) -> dict:
@@ -319,10 +379,15 @@ def claims_so_far(testbed: Testbed | dict, notebook: str) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def removals(testbed: Testbed) -> removal.Removals:
+    """The plan of a testbed's removals, by the scores of the rows that are removed by."""
+    wanted = [row["id"] for row in config.removal_rows(testbed.config, testbed.name)]
+    return removal.plan(testbed, {row_id: load(testbed, row_id)[0] for row_id in wanted})
+
+
 def _measure_removal(testbed: Testbed, claim: dict) -> Measurement:
     """A claim on removals: above random documents, or above another row's."""
-    wanted = [row["id"] for row in config.removal_rows(testbed.config, testbed.name)]
-    planned = removal.plan(testbed, {row_id: load(testbed, row_id)[0] for row_id in wanted})
+    planned = removals(testbed)
     outputs = removal.load(testbed, planned)
     values = removal.claimed(planned, outputs, claim["row"], claim["metric"])
     if claim["against"]:

@@ -17,18 +17,19 @@ Leaving examples out comes in two forms:
 from __future__ import annotations
 
 import functools
+import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from tda.artefacts import ArtefactError, atomic
+from tda.artefacts import ArtefactError, atomic, check_record, digest, reading, require, seal
 from tda.lm import losses, real_tokens, trim
 from tda.task import Checkpoint, Examples, Params, TrainingRun, n_examples, take, tensors
 
@@ -130,15 +131,17 @@ def train(
     folder: Path | None = None,
     watch: Examples | None = None,
     progress: Callable[[str], None] | None = None,
+    about: Mapping[str, str] | None = None,
     keep: Callable[[int, float, float, Params, dict[str, Params]], None] | None = None,
 ) -> Trained:
     """Minimise the mean example loss from ``init`` (left untouched).
 
     Parameters: ``mask`` [N] bool, the examples to train on (all by default); ``how`` as in the module's text;
     ``folder``, where the initial parameters (step 0) and ``recipe.checkpoints`` checkpoints go, evenly spaced in steps
-    and including the last; ``watch``, examples whose mean loss is recorded once an epoch; ``progress``, called with one
-    line an epoch; ``keep(step, lr, lr_sum, params, optimiser state)``, called where a checkpoint is due
-    (:func:`train_recorded`). Raises ``ValueError`` for an empty subset and for a loss that is no longer finite.
+    and including the last, each with its seed, its step, a checksum and what it belongs to (``about``); ``watch``,
+    examples whose mean loss is recorded once an epoch; ``progress``, called with one line an epoch; ``keep(step, lr,
+    lr_sum, params, optimiser state)``, called where a checkpoint is due (:func:`train_recorded`). Raises ``ValueError``
+    for an empty subset and for a loss that is no longer finite.
     """
     n = n_examples(data)
     mask = np.ones(n, bool) if mask is None else np.asarray(mask)
@@ -152,7 +155,7 @@ def train(
     params = {k: v.detach().clone().requires_grad_() for k, v in init.items()}
     optimizer = recipe.make(params.values())
     if folder:
-        keep = functools.partial(_save, folder)
+        keep = functools.partial(_save, folder, {**(about or {}), "seed": seed})
     if keep and recipe.checkpoints > len(steps):
         raise ValueError(
             f"training.checkpoints={recipe.checkpoints}, but the run has {len(steps)} steps. Lower it, or train longer."
@@ -241,51 +244,79 @@ def train_recorded(
     return done.params, run
 
 
-def _save(folder: Path, step: int, lr: float, lr_sum: float, params: Params, state: dict[str, Params]) -> None:
+def _save(
+    folder: Path, about: Mapping, step: int, lr: float, lr_sum: float, params: Params, state: dict[str, Params]
+) -> None:
     parts = {"params": params, **state}
     flat = {f"{name}/{k}": v.detach() for name, part in parts.items() for k, v in part.items()}
+    record = {**about, "kind": "checkpoint", "step": step, "lr": lr, "lr_sum": lr_sum, "sha256": _checksum(flat)}
     with atomic(folder / f"step_{step:06d}.safetensors") as path:
         try:
-            save_file(flat, path, metadata={"step": str(step), "lr": repr(lr), "lr_sum": repr(lr_sum)})
+            save_file(flat, path, metadata={"record": json.dumps(seal(record))})
         except SafetensorError as error:  # a full disk, which the library does not report as an OSError
             raise OSError(str(error)) from error
 
 
-def read_checkpoint(path: Path) -> tuple[Params, dict[str, Params]]:
-    """``(params, optimiser state)`` of a checkpoint file; refuses a damaged one."""
-    try:
-        parts: dict[str, Params] = {}
-        for name, value in load_file(path).items():
-            kind, key = name.split("/", 1)
-            parts.setdefault(kind, {})[key] = value
-        return parts.pop("params"), parts
-    except Exception as error:
-        raise _damaged(path, error) from None
+def _checksum(flat: Mapping[str, Tensor]) -> str:
+    values = {f"{name} {v.dtype} {tuple(v.shape)}": v.cpu().contiguous().reshape(-1) for name, v in flat.items()}
+    return digest({name: v.view(torch.uint8).numpy() for name, v in values.items()})
 
 
-def _damaged(path: Path, error: Exception) -> ArtefactError:
-    return ArtefactError(f"{path} is not a readable checkpoint ({error!r}). Delete {path.parents[1]} and train again.")
+def _open(path: Path, expect: Mapping, tensors: bool) -> tuple[dict, dict[str, Tensor]]:
+    """``(record, tensors)`` of a checkpoint, checked; without ``tensors`` their checksum waits until they are read."""
+    cure, flat = f"delete {path.parents[1]} and train again", {}
+    with reading(path, cure):
+        expect = {**expect, "step": int(path.stem.removeprefix("step_"))}
+        with safe_open(path, "pt") as handle:
+            record = json.loads(handle.metadata()["record"])
+            if tensors:
+                flat = {name: handle.get_tensor(name) for name in handle.keys()}
+    check_record(path, record, "checkpoint", expect, cure)
+    if tensors:
+        require(_checksum(flat) == record["sha256"], path, "its tensors differ from their checksum", cure)
+    return record, flat
 
 
-def load_run(folder: Path, record: dict, retrain=None) -> TrainingRun:
-    """The :class:`TrainingRun` of a folder written by :func:`train`; ``record`` is its JSON record."""
+def read_checkpoint(path: Path, expect: Mapping | None = None) -> tuple[Params, dict[str, Params]]:
+    """``(params, optimiser state)`` of a checkpoint file. Refuses a damaged one, one whose step is not that of its
+    name, and one whose record does not say ``expect`` (``seed``, ``sha256`` and what was given to :func:`train`).
+    """
+    parts: dict[str, Params] = {"params": {}}
+    for name, value in _open(path, expect or {}, tensors=True)[1].items():
+        kind, key = name.split("/", 1)
+        parts.setdefault(kind, {})[key] = value
+    return parts.pop("params"), parts
+
+
+def checkpoint_checksums(folder: Path) -> dict[str, str]:
+    """``step -> sha256`` of the tensors of every checkpoint of a run, to be kept in its record."""
+    records = [_open(path, {}, tensors=False)[0] for path in sorted(folder.glob("step_*.safetensors"))]
+    return {str(record["step"]): record["sha256"] for record in records}
+
+
+def load_run(folder: Path, record: dict, retrain=None, about: Mapping[str, str] | None = None) -> TrainingRun:
+    """The :class:`TrainingRun` of a folder written by :func:`train`; ``record`` is its JSON record, with the checksums
+    of its checkpoints, ``about`` what was given to :func:`train`. Refuses checkpoints of another run, seed or step.
+    """
     found = []
     for path in sorted(folder.glob("step_*.safetensors")):
-        try:
-            with safe_open(path, "pt") as handle:
-                meta = handle.metadata()
-            numbers = int(meta["step"]), float(meta["lr"]), float(meta["lr_sum"])
-        except Exception as error:
-            raise _damaged(path, error) from None
-        load = lambda path=path: read_checkpoint(path)  # noqa: E731
-        found.append(Checkpoint(*numbers, load))
+        known = record["checkpoints"].get(path.stem.removeprefix("step_").lstrip("0") or "0")
+        expect = {**(about or {}), "seed": record["seed"], "sha256": known}
+        meta = _open(path, expect, tensors=False)[0]
+        load = lambda path=path, expect=expect: read_checkpoint(path, expect)  # noqa: E731
+        found.append(Checkpoint(meta["step"], meta["lr"], meta["lr_sum"], load))
     recipe = Recipe.of(record["recipe"])
     initial = [checkpoint for checkpoint in found if checkpoint.step == 0]
     later = [checkpoint for checkpoint in found if checkpoint.step > 0]
     if len(initial) != 1 or len(later) != recipe.checkpoints:
+        lost = [
+            f"step_{int(step):06d}.safetensors"
+            for step in record["checkpoints"]
+            if int(step) not in {c.step for c in found}
+        ]
         raise ArtefactError(
             f"{folder} holds {len(later)} checkpoints and {len(initial)} initial models, its record says "
-            f"{recipe.checkpoints} and 1. Delete {folder.parent} and train again."
+            f"{recipe.checkpoints} and 1 (lost: {', '.join(sorted(lost))}); delete {folder.parent} and train again"
         )
     rates, order = np.asarray(record["learning_rates"]), data_order(record["examples"], recipe.epochs, record["seed"])
     steps = tuple(steps_of(order, recipe.batch, np.ones(record["examples"], bool), "filter"))

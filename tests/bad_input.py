@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import transformers as hf
 import yaml
-from test_custom import REFUSED as FILES
+from test_custom import TABLE, written
 from test_door import BAD_TEXTS, LLAMA, language_task, mlp, net_task, points, texts
 
 import tda.testbeds
@@ -75,7 +75,8 @@ def examples() -> Iterator[Case]:
         "no columns": {}, "nothing": None, "a string": "x", "a tensor": torch.ones(3), "no labels": {"x": train["x"]},
         "no inputs": {"labels": train["labels"]}, "short labels": train | {"labels": train["labels"][:3]},
         "labels as text": train | {"labels": ["a"] * 8}, "labels as reals": train | {"labels": torch.rand(8)},
-        "labels beyond": train | {"labels": train["labels"] + 9}, "labels below": train | {"labels": train["labels"] - 9},
+        "labels beyond": train | {"labels": train["labels"] + 9},
+        "labels below": train | {"labels": train["labels"] - 9},
         "nan": train | {"x": train["x"] * torch.nan}, "inf": train | {"x": train["x"] / 0},
         "too wide": train | {"x": torch.ones(8, 7)}, "whole numbers": train | {"x": torch.ones(8, 6, dtype=torch.long)},
         "double": train | {"x": train["x"].double()}, "half": train | {"x": train["x"].half()},
@@ -143,12 +144,14 @@ def configurations() -> Iterator[Case]:
     for change in (
         {"method": "bgoo"}, {"method": ""}, {"method": 3}, {"id": "A b"}, {"id": None}, {"notebook": "bgo"},
         {"options": 3}, {"options": {"dampng": 1}}, {"options": {"damping": "1e-1"}}, {"options": {"chunk": "8"}},
-        {"options": {"steps": 2.0}}, {"options": {"direction": "up"}}, {"options": {"damping": 0}}, {"tune": {"step": []}},
+        {"options": {"steps": 2.0}}, {"options": {"direction": "up"}}, {"options": {"damping": 0}},
+        {"tune": {"step": []}},
         {"tune": {"step": 0.1}}, {"tune": {"step": [0.1, "0.2"]}}, {"tune": {"steps": [0]}}, {"tune": {"stepp": [0.1]}},
         {"tune_like": "mine"}, {"tune_like": "nobody"}, {"tune_every": 2}, {"tune_every": 0}, {"seeds": 0},
         {"testbeds": ["nowhere"]}, {"testbeds": entry}, {"ablation": "yes"}, {"extra": 1},
         {"method": "trackstar", "options": {"moments": "no"}}, {"method": "bm25", "options": {"k1": -3}},
-        {"method": "influence", "options": {"iterations": 0}}, {"method": "rank_combined", "options": {"methods": ["bgo"]}},
+        {"method": "influence", "options": {"iterations": 0}},
+        {"method": "rank_combined", "options": {"methods": ["bgo"]}},
         {"method": "rank_combined", "options": {"options": {"stride": {"degre": 1}}}},
     ):  # fmt: skip
         yield f"row {change}", lambda c=change: _configured(whole, ("rows",), [*whole["rows"], row | c])
@@ -161,8 +164,10 @@ def _wrong(rule: dict, schema: dict) -> list:
         return ["zzz", 3, None, []]
     kinds = rule.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
-    values = {"integer": ["8", "1e-1", 1.5, True, [], -(10**9)], "number": ["1e-1", "x", True, {}, float("nan"), -1e9],
-              "string": [3, [], True], "boolean": ["no", 1, []], "array": ["x", 3, {"a": 1}], "object": [3, "x", [1]]}  # fmt: skip
+    values = {
+        "integer": ["8", "1e-1", 1.5, True, [], -(10**9)], "number": ["1e-1", "x", True, {}, float("nan"), -1e9],
+        "string": [3, [], True], "boolean": ["no", 1, []], "array": ["x", 3, {"a": 1}], "object": [3, "x", [1]],
+    }  # fmt: skip
     wrong = [value for kind in kinds[:1] for value in values.get(kind, [])]
     return wrong + ([] if "null" in kinds or not kinds else [None])
 
@@ -181,8 +186,8 @@ def _configured(whole: dict, path: tuple, value: object) -> dict:
 
 def files() -> Iterator[Case]:
     """The user's own texts, and names that no testbed has."""
-    for kind, (name, content, *_) in FILES.items():
-        yield f"file: {kind}", lambda n=name, c=content: _opened(n, c)
+    for content, line in TABLE:
+        yield f"file: {line:.60}", lambda c=content: _opened(c)
     for name in ("nothing.jsonl", "people.csv", "", ".", "/", "peopel", "people/", 3, None, ["people"]):
         yield f"load({name!r})", lambda n=name: tda.testbeds.load(n)
     for overrides in (3, "x", [], {"profile": "paper"}, {"testbeds": 3}, {"testbeds": {"people": 3}}, {"seed": "0"}):
@@ -191,14 +196,11 @@ def files() -> Iterator[Case]:
         yield f"profile={profile!r}", lambda p=profile: tda.testbeds.load("people", profile=p)
 
 
-def _opened(name: str, content: bytes | Callable[[Path], None]) -> object:
+def _opened(content: object) -> object:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
-        if callable(content):
-            content(path)
-        else:
-            path.write_bytes(content)
-        return tda.testbeds.load(path).documents
+        path = written(Path(folder), content)
+        given = {path.stem: {"corpus": {"vocabulary": 280}, "model": {"context": 96}}}
+        return tda.testbeds.load(path, overrides={"testbeds": given}).documents
 
 
 def notebooks() -> Iterator[Case]:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from conftest import TINY, bytes_of, make_testbed, same
 
-from tda import bank, config, lm, models, queries, retrain
-from tda.artefacts import ArtefactError, exclusive, save_arrays
+from tda import bank, config, lm, models, queries, retrain, scores
+from tda.artefacts import ArtefactError, check_pinned, exclusive, save_arrays, save_sealed
 from tda.testbeds import language
 from tda.training import Recipe, train
 
@@ -284,7 +284,7 @@ def test_damaged_part_is_refused_and_the_cure_works(copied):
     content = part.read_bytes()
     for damage in (content[: len(content) // 2], b"", b"not a zip archive"):
         part.write_bytes(damage)
-        with pytest.raises(ArtefactError, match=rf"{part.name} is damaged .*Delete this file and run again; only it"):
+        with pytest.raises(ArtefactError, match=rf"{part.name}: damaged .*delete this file and run again; only it"):
             for name in ("half", "leave_group"):
                 bank.merge(copied, name)
     part.unlink()
@@ -297,7 +297,7 @@ def test_damaged_part_is_refused_and_the_cure_works(copied):
 def test_part_with_flipped_bits_is_refused(copied):
     part = sorted((copied.folder / "retrained").rglob("*.npz"))[0]
     content = bytearray(part.read_bytes())
-    content[content.index(b"\x93NUMPY") + 140] ^= 0xFF
+    content[content.index(b"outputs.npy") + 200] ^= 0x01  # among the losses: their zip entry begins there
     part.write_bytes(bytes(content))
     with pytest.raises(ArtefactError, match=part.name):
         for name in ("half", "leave_group"):
@@ -306,9 +306,12 @@ def test_part_with_flipped_bits_is_refused(copied):
 
 def test_part_of_other_queries_is_refused(copied):
     part = sorted((copied.folder / "retrained").rglob("*.npz"))[0]
+    with np.load(part) as file:
+        about = json.loads(str(file["record"]))
     for outputs in (np.zeros((2, 3), np.float32), np.full((2, len(models.query_rows(copied))), np.nan, np.float32)):
-        np.savez(part, outputs=outputs, seconds=1.0, flops=1.0, knows=["trained"], share=np.ones(1))
-        with pytest.raises(ArtefactError, match=f"{part.name} does not belong to these queries"):
+        arrays = {"outputs": outputs, "seconds": 1.0, "flops": 1.0, "knows": ["trained"], "share": np.ones(1)}
+        save_sealed(part, arrays, about)
+        with pytest.raises(ArtefactError, match=f"{part.name}: does not hold finite float32 losses .* of these"):
             for name in ("half", "leave_group"):
                 bank.merge(copied, name)
 
@@ -326,7 +329,9 @@ def test_foreign_bank_is_refused(copied):
     path = copied.folder / "bank_half.npz"
     for suffix in ("", ".json"):
         shutil.copy(f"{copied.folder / 'bank_leave_group.npz'}{suffix}", f"{path}{suffix}")
-    with pytest.raises(ArtefactError, match=r"bank_half\.npz was retrained for other documents"):
+    with pytest.raises(
+        ArtefactError, match=r"bank_half\.npz: holds key .*design 'leave_group' where .*design 'half' was expected"
+    ):
         bank.load(copied, "half")
     save_arrays(path, {"scores": np.zeros((2, 2))}, {"kind": "scores"})
     with pytest.raises(ArtefactError, match="holds 'scores' where 'bank' was expected"):
@@ -336,16 +341,15 @@ def test_foreign_bank_is_refused(copied):
 @pytest.mark.parametrize("change", [{"subsets": 4}, {"fraction": 0.4}, {"seeds": 3}])
 def test_bank_of_another_design_is_refused(banked, change):
     other = make_testbed(banked.folder, {"designs": {"half": {**TINY["designs"]["half"], **change}}})
-    with pytest.raises(ArtefactError, match="other documents, queries or settings"):
+    with pytest.raises(ArtefactError, match="other settings, documents or queries"):
         bank.load(other, "half")
 
 
 def test_parts_of_another_recipe_are_not_reused(banked):
     other = make_testbed(banked.folder, {"training": {"lr": 0.011}})
     mask = np.ones(len(banked.documents), bool)
-    monkey = pytest.MonkeyPatch()
+    monkey, banked_rows = pytest.MonkeyPatch(), models.query_rows(banked)
     monkey.setattr(models, "query_rows", lambda testbed: banked_rows)
-    banked_rows = models.load_queries(banked.folder, models.model_key(banked))
     try:
         here, there = (retrain.cached_path(t, mask, 1, "mask") for t in (banked, other))
     finally:
@@ -378,7 +382,7 @@ def test_full_disk_leaves_no_half_part(own, monkeypatch):
         handle.write(b"PK half an archive")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("tda.retrain.np.savez", full)
+    monkeypatch.setattr("tda.artefacts.np.savez", full)
     with pytest.raises(ArtefactError, match="could not be written .*No space left"):
         bank.run_shard(own, "half", 0)
     assert not [p for p in (own.folder / "retrained").rglob("*") if p.is_file()]
@@ -396,6 +400,65 @@ def test_two_runs_in_one_folder_end_in_one_error(own):
     assert same(models.load_task(own).params, models.load_task(own).params), "nothing was lost"
 
 
+# --- tables of metrics and tuned choices
+
+ROWS = [
+    {"id": "gradient_dot", "method": "gradient_dot", "notebook": "04_first_methods"},
+    {"id": "random", "method": "random", "notebook": "04_first_methods"},
+    {"id": "fisher", "method": "fisher_influence", "notebook": "20_influence", "tune": {"damping": [3.0, 1e6]}},
+]
+
+
+@pytest.fixture
+def scored(copied):
+    bed = make_testbed(copied.folder, rows=ROWS, claims=[], bank="rebuild")
+    scores.evaluate(bed, ["gradient_dot", "random"])
+    return bed
+
+
+def test_metrics_that_were_cut_edited_or_swapped_are_refused(scored):
+    path = scored.folder / "metrics" / "gradient_dot.csv"
+    content, whole = path.read_text(), scores._metrics(scored, ["gradient_dot"])[0]
+    lines = content.splitlines(keepends=True)
+    cure = r"delete gradient_dot\.csv and gradient_dot\.csv\.json and run 04_first_methods again"
+    for damaged in ("".join(lines[:-1]), content.replace("0.", "1.", 1), lines[0], ""):
+        path.write_text(damaged)
+        with pytest.raises(ArtefactError, match=rf"gradient_dot\.csv: truncated, changed or newer .*{cure}"):
+            scores.measured(scored, "04_first_methods")
+    for suffix in ("", ".json"):
+        shutil.copy(scored.folder / f"metrics/random.csv{suffix}", f"{path}{suffix}")
+    with pytest.raises(ArtefactError, match=r"gradient_dot\.csv: holds row 'random'.*row 'gradient_dot'"):
+        scores.measured(scored, "04_first_methods")
+    path.unlink()  # the cure
+    assert scores._metrics(scored, ["gradient_dot"])[0].equals(whole)
+
+
+def test_scores_of_another_row_are_refused(scored):
+    path = scored.folder / "scores" / "gradient_dot.npz"
+    for suffix in ("", ".json"):
+        shutil.copy(scored.folder / f"scores/random.npz{suffix}", f"{path}{suffix}")
+    with pytest.raises(ArtefactError, match=r"gradient_dot\.npz: holds row 'random'.*delete gradient_dot\.npz"):
+        scores.load(scored, "gradient_dot")
+
+
+def test_a_tuned_choice_is_sealed_and_keyed_by_the_code_that_made_it(scored, monkeypatch):
+    row, path = scores.row_of(scored, "fisher"), scored.folder / "tuned" / "fisher.json"
+    chosen = scores.tune(scored, row)
+    monkeypatch.setattr(scores, "_trial", lambda *arguments: pytest.fail("tuned again"))
+    assert scores.tune(scored, row) == chosen
+    path.write_text(path.read_text().replace('"damping": ', '"damping": 1'))
+    with pytest.raises(ArtefactError, match=r"fisher\.json: its record was edited.*delete fisher\.json"):
+        scores.tune(scored, row)
+    monkeypatch.undo()
+    monkeypatch.setattr(scores, "_code", lambda method: "another version")
+    assert scores.tune(scored, row)["options"] == chosen["options"], "other code chooses anew"
+
+
+def test_the_code_of_a_tuned_choice_is_its_method_and_what_that_imports(tmp_path):
+    scores._code.cache_clear()
+    assert scores._code("fisher_influence") == scores._code("fisher_influence") != scores._code("bm25")
+
+
 # --- the shipped bank
 
 
@@ -406,6 +469,7 @@ def shipped(copied, tmp_path, monkeypatch):
     (tmp_path / "banks").mkdir()
     for suffix in ("", ".json"):
         shutil.move(f"{copied.folder / 'bank_half.npz'}{suffix}", f"{tmp_path / 'banks' / 'people_half.npz'}{suffix}")
+    bank.pin(sorted((tmp_path / "banks").iterdir()))
     shutil.rmtree(copied.folder / "retrained")
     return make_testbed(copied.folder, bank="shipped")
 
@@ -422,26 +486,104 @@ def test_shipped_bank_is_checked_by_retraining_two_models(shipped, banked):
     np.testing.assert_array_equal(bank.load(shipped, "half").outputs, held.outputs)
 
 
-def test_shipped_bank_that_disagrees_is_refused(shipped, tmp_path):
-    path = tmp_path / "banks" / "people_half.npz"
+def edited(path, change, pinned=True):
+    """A shipped bank with ``change(arrays)``, its record made to agree; ``pinned``: and the index of its folder."""
     record = json.loads(path.with_name(path.name + ".json").read_text())
     with np.load(path) as file:
         arrays = dict(file)
-    arrays["outputs"] = arrays["outputs"][:, :, ::-1]
+    change(arrays)
     save_arrays(path, arrays, record)
-    with pytest.raises(ArtefactError, match="correlates .*Use bank: rebuild"):
+    if pinned:
+        bank.pin([path, path.with_name(path.name + ".json")])
+
+
+CHANGES = {
+    "reversed": lambda losses: losses[:, :, ::-1],
+    "doubled": lambda losses: 2 * losses,
+    "shifted": lambda losses: losses + 1,
+    "squeezed": lambda losses: losses.mean(2, keepdims=True) + 0.5 * (losses - losses.mean(2, keepdims=True)),
+}
+
+
+@pytest.mark.parametrize("which", ["outputs", "outputs_second"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_shipped_bank_that_disagrees_is_refused(shipped, tmp_path, change, which):
+    """All checksums recomputed, so that only the retrained models can tell."""
+    path = tmp_path / "banks" / "people_half.npz"
+    edited(path, lambda arrays: arrays.update({which: CHANGES[change](arrays[which])}))
+    cure = r"git checkout data/banks.*--config bank=rebuild"
+    with pytest.raises(ArtefactError, match=rf"people_half.npz: model \d retrained here is not the shipped.*{cure}"):
         bank.take_shipped(shipped, "half")
+
+
+def test_an_edited_shipped_bank_is_refused_by_the_index(shipped, tmp_path):
+    path = tmp_path / "banks" / "people_half.npz"
+    edited(path, lambda arrays: arrays.update(outputs=arrays["outputs"] + np.float32(1e-4)), pinned=False)
+    with pytest.raises(ArtefactError, match=r"people_half.npz: sha256 is .*index.json says .*git checkout data/banks"):
+        bank.take_shipped(shipped, "half")
+    (tmp_path / "banks" / "index.json").unlink()
+    with pytest.raises(ArtefactError, match=r"index.json: not found"):
+        bank.take_shipped(shipped, "half")
+
+
+def test_the_same_model_on_another_processor_is_accepted():
+    """Half of what lies between two seeds, in every loss and in their mean, is still the same model."""
+    rng = np.random.default_rng(0)
+    subset = rng.gamma(4, 0.5, (6, 1, 100))
+    outputs = subset + 0.2 * rng.standard_normal((6, 3, 100)) + 0.05 * rng.standard_normal((6, 3, 1))
+    for m in range(6):
+        elsewhere = outputs[m, 0] + 0.1 * rng.standard_normal(100) + 0.02
+        assert bank.disagreement(elsewhere, outputs[m, 0], outputs) == ""
+    noisy = outputs[0, 0] + 0.4 * rng.standard_normal(100)
+    assert "root mean square" in bank.disagreement(noisy, outputs[0, 0], outputs)
+    assert "mean loss" in bank.disagreement(outputs[0, 0] + 0.2, outputs[0, 0], outputs)
+    assert "spread" in bank.disagreement(outputs[0, 0] * 1.2 - 0.4, outputs[0, 0], outputs)
+    assert "correlate" in bank.disagreement(outputs[1, 0], outputs[0, 0], outputs)
+
+
+def test_committed_banks_are_those_of_the_index():
+    folder = config.ROOT / "data" / "banks"
+    files = {path.name for path in folder.iterdir()} - {"index.json"}
+    assert files == set(json.loads((folder / "index.json").read_text()))
+    for name in files:
+        check_pinned(folder / name, "")
 
 
 def test_shipped_bank_of_other_subsets_is_refused(shipped, tmp_path):
     path = tmp_path / "banks" / "people_half.npz"
-    record = json.loads(path.with_name(path.name + ".json").read_text())
-    with np.load(path) as file:
-        arrays = dict(file)
-    arrays["subsets"] = arrays["subsets"][::-1]
-    save_arrays(path, arrays, record)
-    with pytest.raises(ArtefactError, match="holds other subsets .*Use bank: rebuild"):
+    edited(path, lambda arrays: arrays.update(subsets=arrays["subsets"][::-1]))
+    with pytest.raises(ArtefactError, match="holds other subsets .*bank=rebuild"):
         bank.take_shipped(shipped, "half")
+
+
+FAULTS = {
+    "subsets": (lambda a: a["subsets"].astype(np.int64), "other subsets"),
+    "seeds": (lambda a: a["seeds"] + 1, "other seeds"),
+    "labels": (lambda a: a["labels"][::-1], "other labels"),
+    "split": (lambda a: a["split"][::-1], "other split"),
+    "outputs": (lambda a: np.where(a["outputs"] > a["outputs"].min(), a["outputs"], np.nan), "outputs are not finite"),
+    "outputs_second": (lambda a: a["outputs_second"][:, :1], "outputs_second are not finite float32"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_bank_whose_content_does_not_fit_is_refused(copied, name):
+    """Its checksums agree: it was written so."""
+    path, (change, problem) = copied.folder / "bank_half.npz", FAULTS[name]
+    edited(path, lambda arrays: arrays.update({name: change(arrays)}), pinned=False)
+    with pytest.raises(ArtefactError, match=rf"bank_half\.npz: .*{problem}.*delete bank_half\.npz and bank_half"):
+        bank.load(copied, "half")
+
+
+def test_one_retrained_model_in_anothers_place_is_refused(copied):
+    plan = bank.design(copied, "half")
+    here, other_mask, other_seed = (
+        retrain.cached_path(copied, plan.subsets[m], plan.seeds[r], plan.how) for m, r in ((0, 0), (1, 0), (0, 1))
+    )
+    for other, field in ((other_mask, "mask"), (other_seed, "seed")):
+        shutil.copy(other, here)
+        with pytest.raises(ArtefactError, match=rf"{here.name}: holds {field} .* was expected; delete this file"):
+            bank.merge(copied, "half")
 
 
 def test_shipped_bank_that_is_missing_says_so(shipped, tmp_path):

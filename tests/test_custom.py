@@ -189,15 +189,21 @@ TABLE = [  # what the file holds, and the one line that the user sees (PATH is t
 ]
 
 
-@pytest.mark.parametrize("content, line", TABLE, ids=[line[:70] for _, line in TABLE])
-def test_each_bad_file_ends_in_one_line(tmp_path, content, line):
-    path = tmp_path / ("mine.parquet" if isinstance(content, pd.DataFrame) else "mine.jsonl")
+def written(folder, content):
+    """The file that holds a content of the table."""
+    path = folder / ("mine.parquet" if isinstance(content, pd.DataFrame) else "mine.jsonl")
     if isinstance(content, pd.DataFrame):
         content.to_parquet(path)
     elif isinstance(content, bytes):
         path.write_bytes(content)
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("content, line", TABLE, ids=[line[:70] for _, line in TABLE])
+def test_each_bad_file_ends_in_one_line(tmp_path, content, line):
+    path = written(tmp_path, content)
     with pytest.raises(ValueError) as caught:
         _ = load(path).documents
     said = str(caught.value)

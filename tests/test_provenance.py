@@ -70,12 +70,12 @@ def test_record_is_json_without_absolute_paths(tmp_path):
 def test_modules_behind_a_notebook(tmp_path, source):
     path = tmp_path / "n.ipynb"
     path.write_text(notebook("%matplotlib inline\nimport numpy", source))
-    assert [found.name for found in provenance.modules_used(path)] == ["artefacts.py"]
+    assert [found.name for found in provenance.modules_used(path)] == ["artefacts.py", "files.py"]
 
 
 def test_modules_follow_imports_of_modules(tmp_path):
     path = tmp_path / "n.ipynb"
     path.write_text(notebook("from tda import config"))
-    assert [found.name for found in provenance.modules_used(path)] == ["artefacts.py"], (
-        "config imports it, and is plumbing itself"
+    assert [found.name for found in provenance.modules_used(path)] == ["artefacts.py", "files.py"], (
+        "config imports them, and is plumbing itself"
     )

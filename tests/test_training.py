@@ -277,10 +277,85 @@ def test_truncated_checkpoint_is_refused(own):
         path.write_bytes(cut)
         with pytest.raises(ArtefactError, match=rf"{path.name}.*train again"):
             read_checkpoint(path)
-        with pytest.raises(ArtefactError, match=f"Delete {own.folder / 'model'} and train again"):
+        with pytest.raises(ArtefactError, match=f"delete {own.folder / 'model'} and train again"):
             models.load_task(own)
     shutil.rmtree(own.folder / "model")  # what the message says
     models.load_task(own)
+
+
+SWAPS = {
+    "seed": ("seed_1/step_000040", "seed_0/step_000040", "seed 1, .*seed 0"),
+    "step": ("seed_0/step_000080", "seed_0/step_000040", "step 80 .*step 40"),
+    "initial": ("seed_0/step_000120", "seed_0/step_000000", "step 120 .*step 0"),
+}
+
+
+@pytest.fixture(scope="module")
+def two_seeds(tmp_path_factory):
+    testbed = make_testbed(tmp_path_factory.mktemp("two") / "people", {"training": {"seeds": 2}})
+    models.train_base(testbed)
+    return testbed
+
+
+@pytest.mark.parametrize("case", SWAPS)
+def test_a_checkpoint_in_anothers_place_is_refused(two_seeds, tmp_path, case):
+    shutil.copytree(two_seeds.folder, tmp_path / "people")
+    bed = make_testbed(tmp_path / "people", {"training": {"seeds": 2}})
+    source, target, message = SWAPS[case]
+    folder = bed.folder / "model"
+    shutil.copy(folder / f"{source}.safetensors", folder / f"{target}.safetensors")
+    with pytest.raises(
+        ArtefactError, match=f"{target}.safetensors: holds .*{message}.*delete {folder} and train again"
+    ):
+        models.load_task(bed)
+
+
+def test_a_checkpoint_with_one_flipped_bit_is_refused_when_it_is_read(own):
+    path = sorted((own.folder / "model" / "seed_0").glob("*.safetensors"))[1]
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    task = models.load_task(own)  # which reads the last one only
+    with pytest.raises(
+        ArtefactError, match=f"{path.name}: its tensors differ from their checksum; delete .*train again"
+    ):
+        _ = task.run.checkpoints[0].params
+
+
+def test_a_checkpoint_with_other_tensors_and_a_checksum_of_its_own_is_refused(own):
+    """The record of the base models knows the checksums, too."""
+    path = sorted((own.folder / "model" / "seed_0").glob("*.safetensors"))[-1]
+    (params, state), about = read_checkpoint(path), {"testbed": own.name, "key": models.model_key(own), "seed": 0}
+    doubled = {k: 2 * v for k, v in params.items()}
+    training._save(path.parent, about, int(path.stem[5:]), 0.0, 0.0, doubled, state)
+    with pytest.raises(ArtefactError, match=f"{path.name}: holds sha256 .* was expected"):
+        models.load_task(own)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    testbed = make_testbed(tmp_path_factory.mktemp("other") / "people", {"corpus": {"values": 7}})
+    models.train_base(testbed)
+    return testbed
+
+
+@pytest.mark.parametrize("part", ["corpus/documents", "corpus/probes", "queries"])
+def test_what_belongs_to_another_testbed_is_refused(own, other, part):
+    shutil.rmtree(own.folder / part)
+    shutil.copytree(other.folder / part, own.folder / part)
+    models.load_queries.cache_clear()
+    read = {"corpus/documents": lambda: own.documents, "corpus/probes": lambda: own.probes}
+    cured = "model" if part == "queries" else "corpus"
+    with pytest.raises(ArtefactError, match=f"{part}: another data set .*delete {own.folder / cured} and run again"):
+        read.get(part, lambda: models.query_rows(own))()
+
+
+@pytest.mark.parametrize("change", [lambda text: text[: len(text) // 2], lambda text: text.replace("a", "b", 1), None])
+def test_a_damaged_or_edited_tokenizer_is_refused(own, change):
+    path = own.folder / "corpus" / "tokenizer.json"
+    path.unlink() if change is None else path.write_text(change(path.read_text()))
+    with pytest.raises(ArtefactError, match=r"tokenizer\.json: (not found; run|truncated, edited.*delete .*corpus)"):
+        _ = own.tokenizer
 
 
 def test_foreign_safetensors_file_is_refused(own):
@@ -388,7 +463,7 @@ def test_models_of_other_settings_are_refused(own):
     with pytest.raises(ArtefactError, match="built from other settings"):
         models.load_task(changed)
     changed = make_testbed(own.folder, {"corpus": {"zipf": 1.0}})
-    with pytest.raises(ArtefactError, match="corpus was built from other settings"):
+    with pytest.raises(ArtefactError, match=r"corpus/record\.json: .*built from other settings.*delete .*corpus"):
         _ = changed.documents
 
 

@@ -74,5 +74,7 @@ def test_texts_without_words_are_refused_and_a_query_without_known_words_scores_
     )
     documents = ["a red bridge", "!?", "an old house"]  # one document without words is no reason to stop
     for query in ("zebra", "!?"):
-        assert (score(name, documents, [query]) == 0).all()
+        assert (score(name, documents, [query, "red"])[0] == 0).all()
+        with pytest.raises(ValueError, match="every document the score 0 for every query.*no word in common"):
+            score(name, documents, [query])
     assert score(name, documents, ["red"])[0].argmax() == 0

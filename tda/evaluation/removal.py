@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from tda import models
-from tda.artefacts import key_of, load_arrays, save_arrays, write_json
+from tda.artefacts import key_of, load_arrays, read_table, require, save_arrays, write_json, write_table
+from tda.evaluation.tables import LEADERBOARD_COLUMNS
 from tda.provenance import Stopwatch, record
 from tda.retrain import bank_seeds, retrain_all, truth_key
 from tda.testbeds import Testbed
@@ -100,23 +102,42 @@ def merge(testbed: Testbed, planned: Removals, progress: Callable[[str], None] |
         "k": planned.k,
         "seeds": np.array(planned.seeds),
     }
-    made = record(testbed.settings["removals"], planned.seeds, key=_key(testbed, planned))
-    save_arrays(testbed.folder / "removals.npz", arrays, made | {"kind": "removals"})
+    made = record(testbed.settings["removals"], planned.seeds)
+    save_arrays(testbed.folder / "removals.npz", arrays, made | _about(testbed, planned, "removals"))
     return outputs
 
 
 def load(testbed: Testbed, planned: Removals) -> np.ndarray:
-    """Losses [K, R, Q] of a plan: read if it was merged, merged otherwise."""
+    """Losses [K, R, Q] of a plan: read if it was merged, merged otherwise (also where another plan was)."""
     path = testbed.folder / "removals.npz"
-    if path.exists():
-        arrays, made = load_arrays(path, "removals", ("outputs",))
-        if made.get("key") == _key(testbed, planned):
-            return arrays["outputs"]
-    return merge(testbed, planned)
+    if not path.exists():
+        return merge(testbed, planned)
+    arrays, made = load_arrays(path, "removals", ("outputs", "removed"), {"testbed": testbed.name})
+    if made["key"] != _about(testbed, planned, "removals")["key"]:
+        return merge(testbed, planned)
+    outputs, shape = arrays["outputs"], (len(planned.removed), len(planned.seeds), len(models.query_rows(testbed)))
+    fits = outputs.shape == shape and outputs.dtype == np.float32 and np.isfinite(outputs).all()
+    cure = f"delete {path.name} and {path.name}.json and run 05_removal again"
+    require(fits, path, f"does not hold finite float32 losses {list(shape)}", cure)
+    require(np.array_equal(arrays["removed"], planned.removed), path, "other documents were removed", cure)
+    return outputs
 
 
-def _key(testbed: Testbed, planned: Removals) -> str:
-    return key_of([truth_key(testbed), planned.removed, planned.seeds])
+def save_table(testbed: Testbed, planned: Removals, frame: pd.DataFrame) -> None:
+    """Write the lines of the leaderboard that removals give to ``metrics/removal.csv``."""
+    write_table(testbed.folder / "metrics" / "removal.csv", frame, _about(testbed, planned, "removal metrics"))
+
+
+def load_table(testbed: Testbed, planned: Removals) -> pd.DataFrame:
+    """What :func:`save_table` wrote, of these removals and no others."""
+    path, about = testbed.folder / "metrics" / "removal.csv", _about(testbed, planned, "removal metrics")
+    cure = f"delete {path.name} and {path.name}.json and run 05_removal again"
+    return read_table(path, about["kind"], LEADERBOARD_COLUMNS, about, cure)
+
+
+def _about(testbed: Testbed, planned: Removals, kind: str) -> dict:
+    key = key_of([truth_key(testbed), planned.removed, planned.seeds])
+    return {"kind": kind, "testbed": testbed.name, "key": key}
 
 
 def loss_changes(planned: Removals, outputs: np.ndarray, k: int) -> dict[str, np.ndarray]:

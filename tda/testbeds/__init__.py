@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,19 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import tda.config
-from tda.artefacts import ArtefactError, exclusive, file_sha256, key_of, read_json, write_json
+from tda.artefacts import (
+    ArtefactError,
+    exclusive,
+    file_sha256,
+    key_of,
+    load_rows,
+    read_record,
+    reading,
+    remove,
+    require,
+    save_rows,
+    write_record,
+)
 from tda.provenance import Stopwatch, record
 from tda.task import Examples, use_threads
 
@@ -51,14 +62,12 @@ class Testbed:
     def tokenizer(self) -> Tokenizer:
         from tokenizers import Tokenizer
 
-        self.require_corpus()
-        path = self.folder / "corpus" / "tokenizer.json"
-        try:
+        path, cure = self.folder / "corpus" / "tokenizer.json", f"delete {self.folder / 'corpus'} and run again"
+        wanted = self.require_corpus()["contents"].get("tokenizer")
+        with reading(path, cure):
+            found = file_sha256(path)
+            require(found == wanted, path, "truncated, edited or of another testbed (sha256 differs)", cure)
             tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:
-            raise ArtefactError(
-                f"{path} is damaged or missing ({error}). Delete {path.parent} and run again."
-            ) from None
         tokenizer.encode_special_tokens = True  # not kept in the file: "<eos>" written in a text is text
         return tokenizer
 
@@ -95,20 +104,20 @@ class Testbed:
             tokenizer = {file.name: file_sha256(file) for file in files if file.is_file()}
         return key_of({"corpus": corpus, "seed": self.config["seed"], "source": source, "tokenizer": tokenizer})
 
-    def require_corpus(self) -> None:
-        """Build the corpus if it is missing, or if it is of a file that has been edited since; refuse one that was
-        built from other settings.
+    def require_corpus(self) -> dict:
+        """The corpus's record; builds the corpus if it is missing, or if it is of a file that has been edited since;
+        refuses one that was built from other settings.
         """
         path = self.folder / "corpus" / "record.json"
         own = self.settings["corpus"]["kind"] == "file" and bool(self.config["overrides"])
-        edited = own and path.exists() and read_json(path).get("key") != self.corpus_key
+        edited = own and path.exists() and read_record(path, "corpus").get("key") != self.corpus_key
         if own and (edited or not path.exists()) and self._corpus_key() != self.corpus_key:
             raise ArtefactError(f"{self.settings['corpus']['path']} was edited after it was loaded. Load it again.")
         if edited:
             _clear(self.folder)
         if not path.exists():
             build_corpus(self)
-        check_key(path, self.corpus_key)
+        return check_key(path, "corpus", self.name, self.corpus_key)
 
 
 def load(name: str | os.PathLike, profile: str = "smoke", overrides: dict | None = None) -> Testbed:
@@ -147,7 +156,7 @@ def _own(path: Path, profile: str, testbeds: dict) -> tuple[str, dict]:
 
 def build_corpus(testbed: Testbed) -> dict:
     """Generate or cut the corpus and write it to ``<folder>/corpus``; returns its report. Replaces what was there."""
-    from datasets import Dataset, disable_progress_bars
+    from datasets import disable_progress_bars
 
     from tda.lm import saved_tokenizer
     from tda.testbeds import authors, custom, digits, people
@@ -166,14 +175,14 @@ def build_corpus(testbed: Testbed) -> dict:
         with Stopwatch() as watch:
             built = kinds[settings["kind"]].build(settings, testbed.config["seed"], **options)
             built = (built if isinstance(built, dict) else vars(built)) | chosen
-        (target / "record.json").unlink(missing_ok=True)
-        for part in ("documents", "probes"):
-            shutil.rmtree(target / part, ignore_errors=True)
-            Dataset.from_list(built[part]).save_to_disk(target / part)
+        remove(target / "record.json")
+        contents = {part: save_rows(target / part, built[part]) for part in ("documents", "probes")}
         if "tokenizer" in built:
             built["tokenizer"].save(str(target / "tokenizer.json"))
-        details = {"key": testbed.corpus_key, "report": built["report"], "watch": watch}
-        write_json(target / "record.json", record(settings, testbed.config["seed"], **details))
+            contents["tokenizer"] = file_sha256(target / "tokenizer.json")
+        details = {"kind": "corpus", "testbed": testbed.name, "key": testbed.corpus_key, "contents": contents}
+        made = record(settings, testbed.config["seed"], report=built["report"], watch=watch)
+        write_record(target / "record.json", made | details)
     return built["report"]
 
 
@@ -181,31 +190,18 @@ def _clear(folder: Path) -> None:
     """Remove what was made from a user's file as it was: corpus, models, queries, banks, scores."""
     with exclusive(folder):
         for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != ".lock":
-                path.unlink()
+            if path.name != ".lock":
+                remove(path)
 
 
-def check_key(path: Path, key: str) -> dict:
-    """The record at ``path``, refused if it was made from other settings than the present ones."""
-    found = read_json(path)
-    if found.get("key") != key:
-        raise ArtefactError(
-            f"{path.parent} was built from other settings than the present config asks for. Run the workflow again "
-            f"(it rebuilds what changed), or delete that folder."
-        )
-    return found
+def check_key(path: Path, kind: str, testbed: str, key: str) -> dict:
+    """The record at ``path``, refused if it is damaged, of another testbed or made from other settings than the present
+    ones.
+    """
+    cure = f"run the workflow again (it rebuilds what changed), or delete {path.parent}"
+    return read_record(path, kind, {"testbed": testbed, "key": key}, cure)
 
 
 def _dataset(testbed: Testbed, part: str) -> Dataset:
-    from datasets import load_from_disk
-
-    testbed.require_corpus()
-    folder = testbed.folder / "corpus" / part
-    try:
-        return load_from_disk(str(folder))
-    except Exception as error:
-        raise ArtefactError(
-            f"{folder} is damaged or not a data set ({error}). Delete {folder.parent} and run again."
-        ) from None
+    wanted, folder = testbed.require_corpus()["contents"][part], testbed.folder / "corpus" / part
+    return load_rows(folder, wanted, f"delete {folder.parent} and run again")
