@@ -21,9 +21,10 @@ if not isinstance(OVERRIDES, dict):
     sys.exit(f"Error in the configuration: overrides: must be a map of config keys, got {OVERRIDES!r}")
 OVERRIDES |= {key: value for key, value in config.items() if key not in ("profile", "overrides")}
 try:
-    CONFIG = configuration.load(PROFILE, OVERRIDES)
+    CONFIG = configuration.load(PROFILE, OVERRIDES, as_text=True)
 except configuration.ConfigError as error:
     sys.exit(f"Error in the configuration: {error}")
+OVERRIDES = CONFIG["overrides"]  # with numbers as numbers
 
 ROOT = str(configuration.ROOT)
 DATA = os.path.relpath(configuration.data_dir(CONFIG), ROOT)
@@ -51,8 +52,8 @@ RESULTS = [f"{FIGURES}/{file}" for file in ("claims.csv", "manifest.json")] + [
 
 # Every notebook runs through this one line.
 RUN = (
-    "python -m tda.run_notebook {input.notebook} --out {log.notebook} --parameters {params.parameters:q}"
-    " --timeout $(( {resources.runtime} * 60 )) > {log.text} 2>&1"
+    "python -m tda.run_notebook {input.notebook:q} --out {log.notebook:q} --parameters {params.parameters:q}"
+    " --timeout $(( {resources.runtime} * 60 )) > {log.text:q} 2>&1"
 )
 
 for reason in configuration.skipped_rows(CONFIG).values():
