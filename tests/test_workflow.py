@@ -150,6 +150,17 @@ def test_wrong_calls_stop_in_one_line(options, message):
     assert len(errors) == 1 and errors[0].startswith("Error in the configuration: ") and message in errors[0]
 
 
+def test_a_checkout_below_braces_stops_in_one_line(tmp_path):
+    folder = tmp_path / "a {x}"
+    folder.mkdir()
+    for name in ("Snakefile", "workflow", "profiles"):
+        (folder / name).symlink_to(ROOT / name)
+    done = snakemake("-n", "--nolock", folder=folder)
+    errors = [line for line in done.stderr.splitlines() if "rror" in line]
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert errors == [f"Error: Snakemake reads braces as wildcards: move this repository out of '{folder}'"]
+
+
 def test_overrides_reach_the_notebooks_and_move_the_data():
     """Numbers as numbers, also inside a map, which Snakemake hands on as text; words in braces as they are."""
     overrides = {"seed": 5, "testbeds": {"people": {"corpus": {"people": 20}, "model": {"from": "a {word}"}}}}

@@ -15,6 +15,9 @@ from tda.provenance import modules_used
 # Jobs call `python`; it must be the one that runs Snakemake, also when no environment is activated.
 os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()]))
 
+if set(os.getcwd()) & set("{}"):
+    sys.exit(f"Error: Snakemake reads braces as wildcards: move this repository out of {os.getcwd()!r}")
+
 PROFILE = str(config.get("profile", "paper"))
 OVERRIDES = config.get("overrides") or {}
 if not isinstance(OVERRIDES, dict):
