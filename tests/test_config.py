@@ -220,7 +220,7 @@ def test_text_becomes_what_the_schema_wants():
         "testbeds": {
             "people": {
                 "corpus": {"people": 20},  # the kind stands in the profile
-                "training": {"lr": 1e-5, "epochs": 2},
+                "training": {"lr": 1e-5, "epochs": 2, "clip": 1.0},
                 "evaluation": {"recall_k": [1, 5]},
                 "model": {"parallel_residual": True, "from": None},
                 "removals": None,
