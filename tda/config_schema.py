@@ -142,7 +142,7 @@ def _scalar(value: Any, kinds: set[str]) -> Any:
         found = spelled if spelled is not None else WORDS.get(value.lower(), value)
     if found is None:
         return None if kinds and ("string" not in kinds or "null" in kinds) else value
-    if isinstance(found, str):
+    if not isinstance(found, int | float):
         return value
     if isinstance(found, bool):
         return found if "boolean" in kinds else value

@@ -2,6 +2,7 @@
 and what is allowed.
 """
 
+import datetime
 import json
 
 import pytest
@@ -256,6 +257,12 @@ def test_a_whole_number_is_read_where_an_integer_is_wanted(given, wanted):
     else:
         with pytest.raises(ConfigError, match=rf"seed: {wanted!r} is not allowed; it must be of type integer$"):
             config.load("smoke", {"seed": given}, as_text=True)
+
+
+def test_what_is_neither_text_nor_number_is_left_for_the_validator():
+    for value in (datetime.date(2024, 1, 1), [3], {"a": "3"}, True):
+        with pytest.raises(ConfigError, match="seed: .* is not allowed; it must be of type integer$"):
+            config.load("smoke", {"seed": value}, as_text=True)
 
 
 def test_without_a_command_line_text_stays_text():
