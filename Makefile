@@ -56,10 +56,10 @@ clean:  ## remove generated data; keeps figures/, data/sources, data/banks and .
 	@find tda tests workflow -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): requirements.lock pyproject.toml $(ORACLES)
-	@command -v $(PYTHON) > /dev/null || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed, this is " + sys.version)'
-	@echo "setup: making $(VENV) with $$($(PYTHON) --version)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@command -v "$(PYTHON)" > /dev/null || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed, this is " + sys.version)'
+	@echo "setup: making $(VENV) with $$("$(PYTHON)" --version)"
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	@echo "setup: installing torch"
 	@$(PIP) install --quiet "$$(grep '^torch==' requirements.lock)"
 	@echo "setup: installing the other packages of requirements.lock (about two minutes)"

@@ -31,7 +31,7 @@ include: "workflow/rules/leaderboard.smk"
 include: "workflow/rules/leaves.smk"
 
 
-report: "workflow/report/workflow.rst"
+report: "workflow/report/about.rst"
 
 
 rule all:

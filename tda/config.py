@@ -8,16 +8,15 @@ in which every key is present, so no code elsewhere repeats a default.
 from __future__ import annotations
 
 import copy
-import functools
 import importlib.metadata
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import yaml
 
+from tda import config_schema
 from tda.artefacts import key_of
-from tda.config_checks import ConfigError, close, cross_checks, dotted, explain, finite, row_testbeds
+from tda.config_checks import ConfigError, close, cross_checks, dotted, finite, numbers_as_text, row_testbeds
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ROOT / "workflow" / "config"
@@ -25,13 +24,14 @@ REFERENCE_ROWS = ("gradient_dot", "bm25")  # every chapter reports paired differ
 BASELINE_ROWS = ("random", "same_entity", "bm25", "tfidf", "minilm", "hidden_cosine", "gradient_dot", "tracincp")
 
 
-def load(profile: str = "smoke", overrides: dict | None = None) -> dict[str, Any]:
+def load(profile: str = "smoke", overrides: dict | None = None, *, as_text: bool = False) -> dict[str, Any]:
     """The validated configuration of ``profile``, with every default filled in.
 
     ``profile`` is a name in ``workflow/config`` or a path to a YAML file (whose ``profile`` key, if any,
     equals the file's name). A profile with a ``base`` states only what differs from that one.
     ``overrides`` is merged into it: maps merge key by key, lists and values replace, ``None`` removes a
-    design or ``removals``. The result holds ``overrides`` as given (``{}`` when there are none). Raises
+    design or ``removals``. With ``as_text`` they come from a command line that hands on numbers as text, and
+    :func:`tda.config_schema.typed` reads them. The result holds ``overrides`` (``{}`` when there are none). Raises
     :class:`ConfigError`.
     """
     path = _profile_path(profile)
@@ -46,19 +46,22 @@ def load(profile: str = "smoke", overrides: dict | None = None) -> dict[str, Any
     overrides = copy.deepcopy(overrides) if overrides else {}
     if not isinstance(overrides, dict) or {"profile", "base", "overrides"} & set(overrides):
         raise ConfigError(f"overrides: must be a map of config keys other than 'profile' and 'base', got {overrides!r}")
+    if as_text:
+        overrides = config_schema.typed(overrides, _merge(raw, overrides))
     config = _merge(raw, overrides)
     for testbed in _maps(config.get("testbeds")):
         if isinstance(testbed.get("designs"), dict):
             testbed["designs"] = {name: design for name, design in testbed["designs"].items() if design is not None}
     where = f"{where} with overrides" if overrides else where
     finite(config, where)
-    config = _fill(config, _schema())
+    config = config_schema.filled(config)
     errors = sorted(
-        _validator().iter_errors(config),
+        config_schema.errors(config),
         key=lambda error: (-len(error.absolute_path), dotted(error.absolute_path)),
     )
     if errors:
-        raise ConfigError(f"{where}: {explain(errors[0])}")
+        raise ConfigError(f"{where}: {config_schema.explain(errors[0])}")
+    numbers_as_text(config, where)
     cross_checks(config, where)
     config["overrides"] = overrides
     return config
@@ -193,20 +196,6 @@ def _by_id(base: list, own: list) -> list:
     return joined + [entry for key, entries in named.items() if key not in placed for entry in entries]
 
 
-@functools.cache
-def _schema() -> dict:
-    return yaml.safe_load((PROFILES / "schema.yaml").read_text(encoding="utf-8"))
-
-
-def _validator() -> jsonschema.protocols.Validator:
-    """Draft 2020-12, except that 64.0 is not an integer: the number is used as a length."""
-    standard = jsonschema.Draft202012Validator
-    checker = standard.TYPE_CHECKER.redefine(
-        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
-    )
-    return jsonschema.validators.extend(standard, type_checker=checker)(_schema())
-
-
 def _merge(base: Any, over: Any) -> Any:
     if isinstance(base, dict) and isinstance(over, dict):
         return {
@@ -216,34 +205,6 @@ def _merge(base: Any, over: Any) -> Any:
             for key in [*base, *(key for key in over if key not in base)]
         }
     return copy.deepcopy(over)
-
-
-def _fill(value: Any, schema: dict) -> Any:
-    """``value`` with the schema's defaults; objects of the schema are descended into, wrong types are left
-    for the validator.
-    """
-    if "$ref" in schema:
-        schema = {
-            **_schema()["$defs"][schema["$ref"].rsplit("/", 1)[1]],
-            **{key: schema[key] for key in schema if key != "$ref"},
-        }
-    if isinstance(value, dict):
-        value = dict(value)
-        for key, child in schema.get("properties", {}).items():
-            if key not in value and "default" in child:
-                value[key] = copy.deepcopy(child["default"])
-            if key in value:
-                value[key] = _fill(value[key], child)
-        for branch in schema.get("allOf", ()):
-            key, condition = next(iter(branch["if"]["properties"].items()))
-            if value.get(key) == condition["const"]:
-                value = _fill(value, branch["then"])
-        other = schema.get("additionalProperties")
-        if isinstance(other, dict):
-            value |= {key: _fill(item, other) for key, item in value.items() if key not in schema.get("properties", {})}
-    elif isinstance(value, list) and "items" in schema:
-        value = [_fill(item, schema["items"]) for item in value]
-    return value
 
 
 def _maps(value: Any) -> list[dict]:

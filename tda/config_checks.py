@@ -1,14 +1,12 @@
-"""What is wrong with a configuration, in one line: schema errors, and checks a schema cannot say."""
+"""What is wrong with a configuration, in one line: checks that a schema cannot say."""
 
 from __future__ import annotations
 
 import difflib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
-
-import jsonschema
 
 
 class ConfigError(ValueError):
@@ -35,49 +33,6 @@ def _choice_of_others(config: dict, index: int, testbed: str, refuse) -> None:
 def row_testbeds(testbeds: Any, row: dict) -> list[str]:
     """Names of the testbeds a row runs on, in config order."""
     return [name for name in testbeds if not row["testbeds"] or name in row["testbeds"]]
-
-
-def explain(error: jsonschema.ValidationError) -> str:
-    """A schema violation as one line."""
-    key, given = dotted(error.absolute_path), error.instance
-    rule, wanted = error.validator, error.validator_value
-    if rule == "additionalProperties":
-        allowed = sorted(error.schema.get("properties", {}))
-        wrong = min(set(given) - set(allowed), key=str)
-        key = dotted([*error.absolute_path, wrong])
-        return f"{key}: unknown key; allowed: {', '.join(allowed)}{close(wrong, allowed)}"
-    if rule == "required":
-        missing = next(name for name in wanted if name not in given)
-        return f"{dotted([*error.absolute_path, missing])}: missing; {_describe(error.schema, missing)}"
-    if rule == "type":
-        kinds = wanted if isinstance(wanted, str) else " or ".join(wanted)
-        is_text = isinstance(given, str) and _is_number(given)
-        hint = f" (YAML reads {given} as text: write {float(given)!r})" if is_text else ""
-        return f"{key}: {given!r} is not allowed; it must be of type {kinds}{hint}"
-    if rule in ("enum", "const"):
-        allowed = [str(item) for item in wanted] if rule == "enum" else [str(wanted)]
-        return f"{key}: {given!r} is not allowed; allowed: {', '.join(allowed)}{close(str(given), allowed)}"
-    whole = {
-        "uniqueItems": "a list without repeats",
-        "minItems": "a list that is not empty",
-        "minProperties": "a map that is not empty",
-        "minLength": "text that is not empty",
-    }
-    if rule in whole:
-        return f"{key}: {given!r} is not allowed; it must be {whole[rule]}"
-    words = {
-        "minimum": "at least",
-        "maximum": "at most",
-        "exclusiveMinimum": "greater than",
-        "exclusiveMaximum": "less than",
-        "pattern": "text that matches",
-    }
-    bounds = [
-        f"{words[name]} {error.schema[name]}"
-        for name in words
-        if name in error.schema and (name == rule or "imum" in name)
-    ]
-    return f"{key}: {given!r} is not allowed; it must be {' and '.join(bounds) or error.message}"
 
 
 METRICS = (
@@ -226,17 +181,47 @@ def _kinds_fit(testbed: dict, key: str, refuse: Callable[[str, Any, str], None])
         refuse(f"{key}.removals", "a plan", "removals are for language models: write null")
 
 
-def finite(value: Any, where: str, path: tuple = ()) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{where}: {dotted(path)}: {value!r} is not allowed; it must be a finite number")
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        finite(item, where, (*path, key))
+def finite(config: Any, where: str) -> None:
+    for path, value in _leaves(config):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where}: {dotted(path)}: {value!r} is not allowed; it must be a finite number")
 
 
-def _describe(schema: dict, key: str) -> str:
-    child = schema.get("properties", {}).get(key, {})
-    return child.get("description", "this key is required")
+def numbers_as_text(config: dict, where: str) -> None:
+    """The options of a row, of which the schema says nothing, hold numbers as numbers."""
+    for index, row in enumerate(config["rows"]):
+        for path, value in _leaves({part: row[part] for part in ("options", "tune")}, ("rows", index)):
+            if number(value) is not None:
+                raise ConfigError(f"{where}: {dotted(path)}: {value!r} is not allowed{as_number(value, 'number')}")
+
+
+def number(text: Any) -> int | float | None:
+    """The number that a text spells, 1e-1 included, which YAML 1.1 leaves as text; ``None`` for everything else."""
+    if not isinstance(text, str) or not re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", text):
+        return None
+    found = float(text) if re.search(r"[.eE]", text) else int(text)
+    return found if math.isfinite(found) else None
+
+
+def as_number(given: Any, kinds: str) -> str:
+    """Hint for a number that is written as text: how YAML reads it as a number."""
+    found = number(given)
+    if found is None or not {"integer", "number"} & set(kinds.split(" or ")):
+        return ""
+    if kinds == "integer":
+        if not float(found).is_integer():
+            return ""
+        found = int(found)
+    plain = re.sub(r"^(-?[0-9]+)e", r"\1.0e", repr(found))  # 1e-05 is text again
+    return f" (that is text: write {plain})"
+
+
+def _leaves(value: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        yield path, value
+    for key, item in items or ():
+        yield from _leaves(item, (*path, key))
 
 
 def dotted(path: Any) -> str:
@@ -251,10 +236,3 @@ def close(given: str, allowed: Any) -> str:
 
 def _list(names: Any, given: str) -> str:
     return ", ".join(names) + close(given, names)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False

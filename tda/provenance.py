@@ -37,7 +37,8 @@ PACKAGES = (
     "snakemake",
     "papermill",
 )
-PLUMBING = ("__init__", "config", "config_checks", "provenance", "run_notebook")  # cannot change a number
+# modules that cannot change a number
+PLUMBING = ("__init__", "config", "config_checks", "config_schema", "provenance", "run_notebook")
 _IGNORED = {"__pycache__", ".ipynb_checkpoints"}
 
 

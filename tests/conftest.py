@@ -51,6 +51,15 @@ def join(testbed, examples, texts, entity="", targets=None):
     return encoded | {"entity": list(examples["entity"]) + [entity] * len(texts)}
 
 
+def rounding(values, times=16):
+    """How far two float32 evaluations of ``values``, or of differences or means of them, may lie apart.
+
+    ``values`` are logits, or losses of single tokens, which have the size of logits. The processor and the shape of the
+    batch decide in which order they are summed: a few roundings a layer, ``times`` in all, each 2^-24 of the largest.
+    """
+    return times * 2.0**-24 * float(np.abs(np.asarray(values)).max())
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Bit-equal results need a fixed thread count; the same call as in every entry point of the package."""

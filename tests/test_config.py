@@ -2,6 +2,9 @@
 and what is allowed.
 """
 
+import datetime
+import json
+
 import pytest
 import yaml
 
@@ -129,7 +132,12 @@ MISTAKES = {
         ["designs.halves: unknown key", "did you mean 'half'"],
     ),
     "batch": (people(training={"batch": 0}), ["training.batch: 0 is not allowed; it must be at least 1"]),
-    "text number": (people(training={"lr": "1e-3"}), ["training.lr: '1e-3'", "write 0.001"]),
+    "text number": (people(training={"lr": "1e-3"}), ["lr: '1e-3'", "type number (that is text: write 0.001)"]),
+    "small text number": (people(training={"lr": "1e-5"}), ["training.lr: '1e-5'", "write 1.0e-05)"]),
+    "text integer": ({"seed": "3"}, ["seed: '3'", "type integer (that is text: write 3)"]),
+    "text integer with a point": (people(corpus={"people": "20.0"}), ["people: '20.0'", "(that is text: write 20)"]),
+    "no integer": ({"seed": "3.5"}, ["seed: '3.5' is not allowed; it must be of type integer"]),
+    "text in a list": (people(evaluation={"recall_k": [1, "5"]}), ["recall_k[1]: '5'", "(that is text: write 5)"]),
     "nan": (people(training={"lr": float("nan")}), ["training.lr: nan", "finite"]),
     "float count": (people(training={"epochs": 3.0}), ["training.epochs: 3.0", "integer"]),
     "heads": (people(model={"width": 33}), ["model.width: 33", "multiple of heads (2)"]),
@@ -198,6 +206,69 @@ def test_mistakes_are_one_clear_line(name):
     assert all(part in message for part in parts), message
 
 
+# --- values from a command line, where Snakemake hands on what stands in a map as text
+
+
+def from_text(overrides):
+    """The overrides as Snakemake reads them from a command line, then as they are used."""
+    return config.load("smoke", yaml.load(json.dumps(overrides), yaml.BaseLoader), as_text=True)["overrides"]
+
+
+def test_text_becomes_what_the_schema_wants():
+    overrides = {
+        "seed": 3,
+        "statistics": {"level": 0.9},
+        "testbeds": {
+            "people": {
+                "corpus": {"people": 20},  # the kind stands in the profile
+                "training": {"lr": 1e-5, "epochs": 2, "clip": 1.0},
+                "evaluation": {"recall_k": [1, 5]},
+                "model": {"parallel_residual": True, "from": None},
+                "removals": None,
+                "designs": {"leave_group": None},
+            },
+            "digits_mlp": {"training": {"momentum": 0.5}},
+            "mine": {"corpus": {"kind": "file", "path": "12", "text_column": "1e3"}},  # texts that look like numbers
+        },
+    }
+    found = from_text(overrides)
+    assert found == overrides and json.dumps(found) == json.dumps(overrides), "3 and not 3.0 or True"
+    assert from_text(found) == found
+    removed = config.load("smoke", found)
+    assert config.data_dir(config.load("smoke", found, as_text=True)) == config.data_dir(removed)
+    assert "leave_group" not in removed["testbeds"]["people"]["designs"]
+
+
+def test_text_of_an_option_is_read_as_in_a_file():
+    options = {"a": 3, "b": 0.1, "c": True, "d": None, "e": "none", "f": [1, "x"], "g": {"h": 2.5}, "i": ""}
+    row = ROW | {"options": options, "tune": {"damping": [0.1, 3, "off the scale"]}, "tune_every": 2}
+    found = from_text({"rows": [row], "claims": [], **people(removals=None)})["rows"]
+    assert found == [row] and type(found[0]["options"]["a"]) is int
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [("3", 3), ("3.0", 3), (3.0, 3), ("3e0", 3), ("+3", 3), ("3.5", 3.5), ("x", "x"), ("nan", "nan")],
+)
+def test_a_whole_number_is_read_where_an_integer_is_wanted(given, wanted):
+    if isinstance(wanted, int):
+        found = config.load("smoke", {"seed": given}, as_text=True)["seed"]
+        assert found == wanted and type(found) is int
+    else:
+        with pytest.raises(ConfigError, match=rf"seed: {wanted!r} is not allowed; it must be of type integer$"):
+            config.load("smoke", {"seed": given}, as_text=True)
+
+
+def test_what_is_neither_text_nor_number_is_left_for_the_validator():
+    for value in (datetime.date(2024, 1, 1), [3], {"a": "3"}, True):
+        with pytest.raises(ConfigError, match="seed: .* is not allowed; it must be of type integer$"):
+            config.load("smoke", {"seed": value}, as_text=True)
+
+
+def test_without_a_command_line_text_stays_text():
+    assert "that is text: write 3" in error_of({"seed": "3"})
+
+
 ROW = {"id": "random", "method": "random", "notebook": "04_first_methods"}
 TUNED = {"id": "bgo", "method": "bgo", "notebook": "10_bgo", "tune": {"step": [0.1]}}
 CLAIM = {
@@ -257,6 +328,9 @@ CLAIM = {
             },
             ["rows[2].tune_like: 'bgo'", "not of the row's own options"],
         ),
+        ({"rows": [{**ROW, "options": {"damping": "1e-1"}}]}, ["rows[0].options.damping: '1e-1'", "write 0.1)"]),
+        ({"rows": [{**TUNED, "tune": {"step": [1, "2"]}}]}, ["rows[0].tune.step[1]: '2'", "write 2)"]),
+        ({"rows": [{**ROW, "options": {"a": {"b": ["1e3"]}}}]}, ["rows[0].options.a.b[0]: '1e3'", "write 1000.0)"]),
         ({"claims": [{**CLAIM, "row": "bm52"}]}, ["claims[0].row: 'bm52'", "did you mean 'bm25'"]),
         ({"claims": [{**CLAIM, "paper": "BOG"}]}, ["claims[0].paper: 'BOG'", "did you mean 'BGO'"]),
         (

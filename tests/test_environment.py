@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -165,6 +166,27 @@ def test_notebooks_are_stripped_on_commit():
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(r"^\*\.ipynb .*filter=nbstripout", attributes, flags=re.MULTILINE)
     assert "filter.nbstripout.clean" in makefile and "cell.metadata.papermill" in makefile
+
+
+@pytest.mark.parametrize(
+    ("day", "given", "printed", "passed"),
+    [
+        (363, None, "default", "default"),
+        (364, None, "avx2", "avx2"),
+        (365, None, "native", "unset"),
+        (363, "avx2", "avx2", "avx2"),
+        (363, "native", "native", "unset"),
+    ],
+)
+def test_ci_draws_an_instruction_set_by_date_unless_one_is_given(tmp_path, day, given, printed, passed):
+    for name, says in (("date", str(day)), ("make", '"make $* with ${ATEN_CPU_CAPABILITY-unset}"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {says}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if k != "ATEN_CPU_CAPABILITY"}
+    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | ({"ATEN_CPU_CAPABILITY": given} if given else {})
+    done = subprocess.run([ROOT / ".ci" / "run"], capture_output=True, text=True, env=environment, check=True)
+    wanted = [f"ci: day {day} of the year, ATEN_CPU_CAPABILITY={printed}", f"make test with {passed}"]
+    assert done.stdout.splitlines() == wanted
 
 
 def test_code_is_ruff_clean():

@@ -1,6 +1,8 @@
 """The whole workflow at toy size, in a copy of the repository: it ends, does nothing twice, and repeats its bytes."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -120,6 +122,15 @@ def test_dry_run_and_lint(copy):
     assert snakemake(copy, "-n").returncode == 0
     lint = snakemake(copy, "--lint")
     assert lint.returncode == 0, lint.stdout + lint.stderr
+
+
+def test_report_has_a_row_for_every_picture_and_table(copy):
+    done = snakemake(copy, "--report", "report.html")
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = (copy / "report.html").read_text(encoding="utf-8")
+    shown = [json.loads(labels)["file"] for labels in re.findall(r'"labels": (\{[^}]*\})', text)]
+    files = [path for path in (data(copy) / "figures").rglob("*.*") if path.suffix in (".png", ".svg", ".html", ".csv")]
+    assert sorted(shown) == sorted(path.relative_to(data(copy) / "figures").as_posix() for path in files)
 
 
 def test_deleted_results_come_back_to_the_byte(copy):

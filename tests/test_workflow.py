@@ -4,6 +4,7 @@ one line.
 
 import fcntl
 import functools
+import json
 import os
 import re
 import shlex
@@ -132,6 +133,14 @@ def test_lint_is_clean():
         (["profile=smok"], "profile: 'smok' is unknown; allowed: extended, large, paper, smoke"),
         (["profle=smoke"], "profle: unknown key; allowed:"),
         (["profile=smoke", "overrides=3"], "overrides: must be a map"),
+        (
+            ["profile=smoke", "testbeds={mine: {corpus: {kind: file, path: '/tmp/{x}/mine.jsonl'}}}"],
+            "testbeds.mine.corpus.path: '/tmp/{x}/mine.jsonl' is not allowed; Snakemake reads braces as wildcards",
+        ),
+        (
+            ["profile=smoke", "testbeds={mine: {corpus: {kind: file, path: no file.jsonl}}}"],
+            "testbeds.mine.corpus.path: 'no file.jsonl' does not exist; give the path of a .jsonl or .parquet file",
+        ),
     ],
 )
 def test_wrong_calls_stop_in_one_line(options, message):
@@ -141,12 +150,71 @@ def test_wrong_calls_stop_in_one_line(options, message):
     assert len(errors) == 1 and errors[0].startswith("Error in the configuration: ") and message in errors[0]
 
 
+def test_a_checkout_below_braces_stops_in_one_line(tmp_path):
+    folder = tmp_path / "a {x}"
+    folder.mkdir()
+    for name in ("Snakefile", "workflow", "profiles"):
+        (folder / name).symlink_to(ROOT / name)
+    done = snakemake("-n", "--nolock", folder=folder)
+    errors = [line for line in done.stderr.splitlines() if "rror" in line]
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert errors == [f"Error: Snakemake reads braces as wildcards: move this repository out of '{folder}'"]
+
+
 def test_overrides_reach_the_notebooks_and_move_the_data():
-    done = snakemake("-n", "-p", "--nolock", "--config", "profile=smoke", "seed=5")
-    folder = config.data_dir(config.load("smoke", {"seed": 5})).relative_to(ROOT)
+    """Numbers as numbers, also inside a map, which Snakemake hands on as text; words in braces as they are."""
+    overrides = {"seed": 5, "testbeds": {"people": {"corpus": {"people": 20}, "model": {"from": "a {word}"}}}}
+    given = [f"testbeds={json.dumps(overrides['testbeds'])}", "seed=5"]
+    done = snakemake("-n", "-p", "--nolock", "--config", "profile=smoke", *given)
+    folder = config.data_dir(config.load("smoke", overrides)).relative_to(ROOT)
     assert done.returncode == 0, done.stderr
-    assert f"{folder}/people/model/record.json" in done.stdout + done.stderr
-    assert '"overrides": {"seed": 5}' in done.stdout + done.stderr
+    text = done.stdout + done.stderr
+    assert f"{folder}/people/model/record.json" in text
+    assert f'"overrides": {json.dumps(overrides, sort_keys=True)}' in text, "to the notebooks"
+    figure = re.search(r"draw_dag\.py .* (?:'overrides=|overrides=')(.*?)' >", text)
+    assert json.loads(figure[1]) == overrides, "to the picture of the rules"
+
+
+# --- the report
+
+LABELS = """
+import json
+from pathlib import Path
+from snakemake.api import SnakemakeApi
+from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
+
+with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+    settings = {"config_settings": ConfigSettings(config={"profile": "paper"})}
+    rules = api.workflow(ResourceSettings(cores=1), snakefile=Path("Snakefile"), **settings)._workflow.rules
+    shown = [(str(path), path.flags.get("report")) for rule in rules for path in rule.output]
+    found = [(path, r.category, r.labels, r.caption.get_path_or_uri(secret_free=True)) for path, r in shown if r]
+print(json.dumps(found))
+"""
+
+
+def test_every_result_has_a_row_and_a_caption_of_its_own_in_the_report():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", LABELS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    rows = [json.dumps([category, labels], sort_keys=True) for _, category, labels, _ in found]
+    assert len(found) > 100 and len(set(rows)) == len(rows)
+    for path, _, labels, caption in found:
+        assert path.split("{")[0].endswith(labels["file"].split("{")[0]) and os.path.exists(caption), path
+        assert ("testbed" in labels) == ("{testbed" in path or f"_{labels.get('testbed')}." in path)
+    shown = {path for path, *_ in found}
+    assert {f"figures/{name}.csv" for name in ("claims", "tables/leaderboard", "tables/cost")} <= shown
+    assert "figures/workflow.svg" in shown
+
+
+def test_every_figure_of_every_profile_has_a_caption():
+    figures = yaml.safe_load((ROOT / "workflow" / "figures.yaml").read_text())
+    files = [file for files in figures.values() for file in files]
+    names = {re.sub(r"_\{testbed\}|^tables/|\.\w+$", "", file) for file in files}
+    captions = {path.stem: path.read_text() for path in (ROOT / "workflow" / "report").glob("*.rst")}
+    assert set(captions) == names | {"about", "workflow", "claims", "leaderboard", "cost"}
+    assert len(set(captions.values())) == len(captions) and all(len(text.split()) > 5 for text in captions.values())
 
 
 def test_rule_graph_picture(tmp_path):

@@ -1,5 +1,6 @@
 # One rule per chapter and testbed: scores and metrics of every row that names the chapter (it may have none, and claims on
-# findings of its own). A new chapter needs a notebook, its rows or claims in the config and its figures in workflow/figures.yaml; nothing here.
+# findings of its own). A new chapter needs a notebook, its rows or claims in the config, its figures in
+# workflow/figures.yaml and their captions in workflow/report; nothing here.
 for CHAPTER, NAMES in CHAPTERS.items():
     for NAME in NAMES:
 

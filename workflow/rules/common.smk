@@ -15,15 +15,19 @@ from tda.provenance import modules_used
 # Jobs call `python`; it must be the one that runs Snakemake, also when no environment is activated.
 os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()]))
 
+if set(os.getcwd()) & set("{}"):
+    sys.exit(f"Error: Snakemake reads braces as wildcards: move this repository out of {os.getcwd()!r}")
+
 PROFILE = str(config.get("profile", "paper"))
 OVERRIDES = config.get("overrides") or {}
 if not isinstance(OVERRIDES, dict):
     sys.exit(f"Error in the configuration: overrides: must be a map of config keys, got {OVERRIDES!r}")
 OVERRIDES |= {key: value for key, value in config.items() if key not in ("profile", "overrides")}
 try:
-    CONFIG = configuration.load(PROFILE, OVERRIDES)
+    CONFIG = configuration.load(PROFILE, OVERRIDES, as_text=True)
 except configuration.ConfigError as error:
     sys.exit(f"Error in the configuration: {error}")
+OVERRIDES = CONFIG["overrides"]  # with numbers as numbers
 
 ROOT = str(configuration.ROOT)
 DATA = os.path.relpath(configuration.data_dir(CONFIG), ROOT)
@@ -51,8 +55,8 @@ RESULTS = [f"{FIGURES}/{file}" for file in ("claims.csv", "manifest.json")] + [
 
 # Every notebook runs through this one line.
 RUN = (
-    "python -m tda.run_notebook {input.notebook} --out {log.notebook} --parameters {params.parameters:q}"
-    " --timeout $(( {resources.runtime} * 60 )) > {log.text} 2>&1"
+    "python -m tda.run_notebook {input.notebook:q} --out {log.notebook:q} --parameters {params.parameters:q}"
+    " --timeout $(( {resources.runtime} * 60 )) > {log.text:q} 2>&1"
 )
 
 for reason in configuration.skipped_rows(CONFIG).values():

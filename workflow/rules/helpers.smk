@@ -1,9 +1,18 @@
 # Functions that rules call for their parameters, inputs and outputs.
 
 
-def parameters(**more):
+def as_given(text):
+    """A parameter for a rule; Snakemake would take {word} in a plain text for a wildcard."""
+    return lambda wildcards: text
+
+
+def received(**more):
     """The JSON that a notebook receives: profile, overrides and what the stage adds."""
     return json.dumps({"profile": PROFILE, "overrides": OVERRIDES, **more}, sort_keys=True)
+
+
+def parameters(**more):
+    return as_given(received(**more))
 
 
 def section(*keys, testbed=None):
@@ -49,11 +58,6 @@ def logs(name):
     return {"text": f"{LOGS}/{name}.txt", "notebook": f"{LOGS}/{name}.ipynb"}
 
 
-def caption(name):
-    own = f"workflow/report/{name}.rst"
-    return os.path.abspath(own if os.path.exists(own) else "workflow/report/figure.rst")
-
-
 def figure_paths(name, testbed=None):
     """Paths of a notebook's figures; without a testbed the {testbed} in them stays, as Snakemake's wildcard."""
     names = [f"{FIGURES}/{file}" for file in FIGURE_NAMES.get(name, [])]
@@ -61,9 +65,28 @@ def figure_paths(name, testbed=None):
 
 
 def figures(name, testbed=None):
-    """A notebook's figures as outputs, with their captions and categories in the report."""
-    labels = {"notebook": name} | ({"testbed": testbed} if testbed else {})
-    return [report(path, caption=caption(name), category=name, labels=labels) for path in figure_paths(name, testbed)]
+    """A notebook's figures as outputs, in the report."""
+    return shown(figure_paths(name, testbed), name, testbed or "{testbed}")
+
+
+def shown(paths, category, testbed=""):
+    """Outputs that the report shows, each in a row of its own and above a caption, a file of workflow/report."""
+
+    def one(path):
+        text = f"../report/{caption(path, testbed)}.rst"
+        return report(path, caption=text, category=category, labels=labels(path, testbed))
+
+    return [one(path) for path in paths]
+
+
+def caption(path, testbed):
+    """A result's name without its testbed and suffix: 10_bgo for 10_bgo_people.png, so that testbeds share a caption."""
+    return Path(path).stem.removesuffix(f"_{testbed}")
+
+
+def labels(path, testbed):
+    """What tells a result from every other: its file, and the testbed if the file names it."""
+    return {"file": os.path.relpath(path, FIGURES)} | ({"testbed": testbed} if f"_{testbed}." in path else {})
 
 
 def all_figures():
@@ -115,12 +138,24 @@ def references(testbed, name):
 def source_files():
     """Committed text, and the user's own files, that the corpora are made from."""
     kinds = [testbed["corpus"] for testbed in CONFIG["testbeds"].values()]
-    paths = [part["path"] for part in kinds if part["kind"] == "file"]
+    paths = [user_file(name) for name in TESTBEDS if CONFIG["testbeds"][name]["corpus"]["kind"] == "file"]
     return paths + (["data/sources/index.json"] if any(part["kind"] == "authors" for part in kinds) else [])
 
 
+def user_file(testbed):
+    """The path of a user's corpus, which must be there and hold no braces: Snakemake takes {word} for a wildcard."""
+    path = os.path.normpath(os.path.expanduser(CONFIG["testbeds"][testbed]["corpus"]["path"]))
+    if set(path) & set("{}"):
+        problem = "is not allowed; Snakemake reads braces as wildcards: rename the file or folder"
+    elif not os.path.exists(path):
+        problem = f"does not exist; give the path of a .jsonl or .parquet file, absolute or relative to {ROOT}"
+    else:
+        return path
+    sys.exit(f"Error in the configuration: testbeds.{testbed}.corpus.path: {path!r} {problem}")
+
+
 def training_parameters(wildcards):
-    return parameters(testbed=wildcards.testbed)
+    return received(testbed=wildcards.testbed)
 
 
 def training_config(wildcards):
@@ -128,7 +163,7 @@ def training_config(wildcards):
 
 
 def bank_parameters(wildcards):
-    return parameters(testbed=wildcards.testbed, design=wildcards.design, shard=wildcards.shard)
+    return received(testbed=wildcards.testbed, design=wildcards.design, shard=wildcards.shard)
 
 
 def bank_config(wildcards):
@@ -152,7 +187,7 @@ def bank_parts(testbed):
 
 
 def removal_parameters(wildcards):
-    return parameters(testbed=wildcards.testbed, shard=wildcards.shard)
+    return received(testbed=wildcards.testbed, shard=wildcards.shard)
 
 
 def removal_scores(wildcards):

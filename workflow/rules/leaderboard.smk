@@ -11,7 +11,8 @@ rule leaderboard:
         banks=[path for name in TESTBEDS for path in banks(name)],
         figures=other_figures(),
     output:
-        RESULTS,
+        shown([path for path in RESULTS if path.endswith(".csv")], "60_leaderboard"),
+        [path for path in RESULTS if not path.endswith(".csv")],
         figures("60_leaderboard"),
     params:
         parameters=parameters(),

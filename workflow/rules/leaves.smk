@@ -85,10 +85,10 @@ rule workflow_figure:
         script="workflow/scripts/draw_dag.py",
         rules=["Snakefile"] + sorted(f"workflow/rules/{file}" for file in os.listdir("workflow/rules")),
     output:
-        report(f"{FIGURES}/workflow.svg", caption="../report/workflow_figure.rst", category="rule graph"),
+        shown([f"{FIGURES}/workflow.svg"], "rule graph"),
     params:
-        profile=f"profile={PROFILE}",
-        overrides=f"overrides={json.dumps(OVERRIDES)}",
+        profile=as_given(f"profile={PROFILE}"),
+        overrides=as_given(f"overrides={json.dumps(OVERRIDES)}"),
         shape=key_of([TESTBEDS, CHAPTERS, REMOVAL_TESTBEDS, [list(CONFIG["testbeds"][name]["designs"]) for name in TESTBEDS], COST_TESTBEDS]),
     log:
         f"{LOGS}/workflow.txt",
@@ -101,7 +101,7 @@ rule workflow_figure:
     conda:
         "../../environment.yml"
     shell:
-        "python {input.script} {output} -- --config {params.profile:q} {params.overrides:q} > {log} 2>&1"
+        "python {input.script:q} {output:q} -- --config {params.profile:q} {params.overrides:q} > {log:q} 2>&1"
 
 
 # Optional: rebuild data/sources from public packages in data/downloads (the script says how to get them).
@@ -119,4 +119,4 @@ rule extract_sources:
     conda:
         "../../environment.yml"
     shell:
-        "python {input.script} data/downloads data/sources > {log} 2>&1"
+        "python {input.script:q} data/downloads data/sources > {log:q} 2>&1"
