@@ -201,5 +201,5 @@ def test_systems_without_file_locks_are_told_which_ones_have_them():
     code = "import sys; sys.modules['fcntl'] = None; import tda; tda.attribute"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode and done.stderr.strip().splitlines()[-1] == (
-        "ImportError: tda needs Linux, macOS, or Linux under Windows (WSL): this Python has no file locks."
+        "ImportError: tda runs on Linux and macOS (on Windows: inside WSL): it locks folders with fcntl."
     )

@@ -131,9 +131,14 @@ def load(name: str | os.PathLike, profile: str = "smoke", overrides: dict | None
     Raises ``ValueError`` for an unknown name, with the names there are.
     """
     use_threads()
+    if not isinstance(name, (str, os.PathLike)) or not isinstance(overrides, (dict, type(None))):
+        raise ValueError(f"load({name!r}, overrides={overrides!r}): give a testbed's name or a file, and a map.")
     overrides, name = dict(overrides or {}), os.fspath(name)
     if name.lower().endswith((".jsonl", ".parquet")):
-        name, overrides["testbeds"] = _own(Path(name).expanduser().resolve(), profile, overrides.get("testbeds") or {})
+        path = Path(name).expanduser().resolve()
+        if not path.is_file():
+            raise ValueError(f"{path} is not a file. Give a .jsonl or .parquet file with a text column.")
+        name, overrides["testbeds"] = _own(path, profile, overrides.get("testbeds") or {})
     config = tda.config.load(profile, overrides)
     if name not in config["testbeds"]:
         raise ValueError(
