@@ -6,6 +6,7 @@ rerun("def source_of(segments")
 rerun("unrolled_by_hand -= ", ("T, rate, mu, decay = 24, 0.4, 0.5, 0.01", "T, rate, mu, decay = 24, 0.05, 0.5, 0.01"))
 rerun("def source_of(segments")  # small steps, but momentum is more than a larger rate
 
+
 # %% 2 solution
 def middle_of(segments, variant):
     parts_ = np.array_split(np.arange(T), segments)
@@ -20,6 +21,7 @@ def middle_of(segments, variant):
 
 goal = np.corrcoef(source_of(24, "exponential"), package)[0, 1]
 enough = next(n for n in range(1, 25) if np.corrcoef(middle_of(n, "exponential"), package)[0, 1] >= goal)
+
 
 # %% 2 wrong
 def middle_of(segments, variant):

@@ -33,6 +33,7 @@ next_, refit_ = convex.next_order(of_iris, out) @ iris.asked.T, convex.refit(of_
 predicted = np.linalg.norm(newton_ - next_) / np.linalg.norm(next_)
 observed = np.linalg.norm(newton_ - refit_) / np.linalg.norm(refit_)
 
+
 # %% 4 solution
 def with_ridge(times, r, size=20 if small else 40):
     X_, y_ = laws.gaussian(max(times, 10) * size, size, 1.0, rng_ := np.random.default_rng([seed, 31, r, times]))
@@ -45,6 +46,7 @@ def with_ridge(times, r, size=20 if small else 40):
 
 
 proportional = np.array([[with_ridge(times, r) for r in range(replicates)] for times in LADDER])
+
 
 # %% 4 wrong
 def with_ridge(times, r, size=20 if small else 40):

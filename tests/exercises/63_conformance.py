@@ -12,6 +12,7 @@ for lam in (wrong_G.square().mean(0), G.square().mean(0)):
     off = torch.einsum("qjm,njm->qn", wrong_q / (lam + damping), wrong_G).numpy() - package
     apart.append(np.abs(off).max() / np.abs(package).max())
 
+
 # %% 2 solution
 def both_kinds(A_):
     (lam_a, U_a), (lam_s, U_s) = torch.linalg.eigh(A_), torch.linalg.eigh(g.T @ g / n)
