@@ -91,6 +91,17 @@ def test_second_cell_prints_what_was_received(path):
     names = [node.targets[0].id for node in ast.parse(code[0].source).body]
     assert "tda.notebook.received(" in code[1].source or "print" in code[1].source
     assert any(re.search(rf"\b{name}\b", code[1].source) for name in names)
+    assert "profile" not in names or "profile=profile" in code[1].source, "it says what the profile smoke is worth"
+
+
+def test_what_smoke_is_worth_is_said_in_one_line(capsys):
+    from tda import notebook
+
+    notebook.received(profile="smoke", overrides={})
+    notebook.received(profile="paper", overrides={"bank": "shipped"})
+    smoke, paper = capsys.readouterr().out.split("profile = 'paper'")
+    assert smoke.count(notebook.TOY) == 1 and "\n" not in notebook.TOY and "mean nothing" in notebook.TOY
+    assert notebook.TOY not in paper
 
 
 @each
@@ -100,6 +111,8 @@ def test_code_is_short_and_well_behaved(path):
     for pattern, reason in FORBIDDEN.items():
         found = re.search(pattern, code, flags=re.MULTILINE)
         assert found is None, f"{found[0]!r}: {reason}"
+    if re.search(r"\bHTML\(|ranking_html\(", code):
+        assert "html.escape(" in code, "what comes from data is escaped before it is put into HTML"
 
 
 @each
