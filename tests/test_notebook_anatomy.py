@@ -111,7 +111,7 @@ def test_code_is_short_and_well_behaved(path):
     for pattern, reason in FORBIDDEN.items():
         found = re.search(pattern, code, flags=re.MULTILINE)
         assert found is None, f"{found[0]!r}: {reason}"
-    if re.search(r"\bHTML\(|ranking_html\(", code):
+    if re.search(r"</?(td|tr|p|b|span|div)\b[^>]*>", code):  # elsewhere tda.plotting writes the HTML
         assert "html.escape(" in code, "what comes from data is escaped before it is put into HTML"
 
 
