@@ -8,9 +8,17 @@ from collections.abc import Callable
 
 from tda.task import use_threads
 
+TOY = (
+    "smoke is toy size: its numbers mean nothing. At the size of the committed figures, on the shipped bank of "
+    'retrained models: profile = "paper", overrides = {"bank": "shipped"} '
+    "(one core: 1 minute in chapter 04, 10 in chapter 10)"
+)
+
 
 def received(**parameters) -> None:
-    """Print the parameters that a notebook received and the versions it runs with; fix threads and figure style."""
+    """Print the parameters that a notebook received, what the profile ``smoke`` is worth and the versions it runs
+    with; fix threads and figure style.
+    """
     from tda import plotting, provenance
 
     warnings.filterwarnings("ignore", message="IProgress not found")  # no widgets here, by choice
@@ -18,6 +26,8 @@ def received(**parameters) -> None:
     plotting.style()
     for name, value in parameters.items():
         print(f"{name} = {value!r}")
+    if parameters.get("profile") == "smoke":
+        print(TOY)
     versions = provenance.versions()
     shown = ("python", "torch", "transformers", "numpy", "scikit-learn")
     print(", ".join(f"{name} {versions[name]}" for name in shown if name in versions) + f", {threads} thread(s)")

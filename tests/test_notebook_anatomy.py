@@ -50,9 +50,7 @@ def test_valid_and_stripped(path):
     assert book.metadata.kernelspec.name == "python3"
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code), "run nbstripout on it"
     metadata = [book.metadata, *(cell.metadata for cell in book.cells)]
-    assert not any({"papermill", "execution", "widgets"} & set(entry) for entry in metadata), (
-        "run nbstripout on it"
-    )
+    assert not any({"papermill", "execution", "widgets"} & set(entry) for entry in metadata), "run nbstripout on it"
     assert not any("injected-parameters" in cell.metadata.get("tags", []) for cell in book.cells)
 
 
@@ -93,6 +91,17 @@ def test_second_cell_prints_what_was_received(path):
     names = [node.targets[0].id for node in ast.parse(code[0].source).body]
     assert "tda.notebook.received(" in code[1].source or "print" in code[1].source
     assert any(re.search(rf"\b{name}\b", code[1].source) for name in names)
+    assert "profile" not in names or "profile=profile" in code[1].source, "it says what the profile smoke is worth"
+
+
+def test_what_smoke_is_worth_is_said_in_one_line(capsys):
+    from tda import notebook
+
+    notebook.received(profile="smoke", overrides={})
+    notebook.received(profile="paper", overrides={"bank": "shipped"})
+    smoke, paper = capsys.readouterr().out.split("profile = 'paper'")
+    assert smoke.count(notebook.TOY) == 1 and "\n" not in notebook.TOY and "mean nothing" in notebook.TOY
+    assert notebook.TOY not in paper
 
 
 @each
@@ -102,3 +111,21 @@ def test_code_is_short_and_well_behaved(path):
     for pattern, reason in FORBIDDEN.items():
         found = re.search(pattern, code, flags=re.MULTILINE)
         assert found is None, f"{found[0]!r}: {reason}"
+    if re.search(r"</?(td|tr|p|b|span|div)\b[^>]*>", code):  # elsewhere tda.plotting writes the HTML
+        assert "html.escape(" in code, "what comes from data is escaped before it is put into HTML"
+
+
+@each
+def test_formulas_render(path):
+    """TeX as a reader sees it: single backslashes, closed dollars and braces, no control character from an escape."""
+    for cell in read(path)[0].cells:
+        if cell.cell_type == "markdown":
+            text = re.sub(r"```.*?```|`[^`\n]*`", "", cell.source, flags=re.DOTALL)
+            assert text.count("$") % 2 == 0, "a formula is not closed"
+            for formula in re.findall(r"\$\$?([^$]+)\$\$?", text):
+                assert not re.search(r"\\\\[A-Za-z]", formula), f"doubled backslash in {formula!r}"
+                assert not re.search(r"[\x00-\x09\x0b-\x1f]|\n\s*\n", formula), (
+                    f"broken by an escape or a blank line: {formula!r}"
+                )
+                bare = re.sub(r"\\[{}]", "", formula)
+                assert bare.count("{") == bare.count("}"), f"braces of {formula!r}"

@@ -1,53 +1,17 @@
 """The whole workflow at toy size, in a copy of the repository: it ends, does nothing twice, and repeats its bytes."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
+from conftest import data, snakemake
 
 from tda import config
 
 pytestmark = pytest.mark.slow
-TAKEN = ("tda", "notebooks", "workflow", "profiles", "Snakefile", "environment.yml", "pyproject.toml",
-         "requirements.lock", "requirements.in", "tests/requirements-oracles.txt", "README.md", "data/sources",
-         "data/banks")  # fmt: skip
-UNUSED = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.egg-info")
 SMOKE = config.load("smoke")
-
-
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory):
-    """The repository as a fresh clone would hold it, with the smoke profile run once on two cores."""
-    root = tmp_path_factory.mktemp("clone")
-    for name in TAKEN:
-        source = config.ROOT / name
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        if source.is_symlink():
-            (root / name).symlink_to(os.readlink(source))
-        elif source.is_dir():
-            shutil.copytree(source, root / name, ignore=UNUSED)
-        elif source.exists():
-            shutil.copy(source, root / name)
-    done = snakemake(root, "--cores", "2")
-    logs = "\n".join(f"--- {p.name}\n{p.read_text()[-1500:]}" for p in sorted((root / "data/smoke/logs").glob("*.txt")))
-    assert done.returncode == 0, f"{done.stderr[-3000:]}\n{logs if 'Error in rule' in done.stderr else ''}"
-    return root
-
-
-def snakemake(root, *options, config="profile=smoke"):
-    """This interpreter's Snakemake on the copy; the copy's own ``tda`` comes first on the path."""
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "snakemake", *options, "--config", *config.split()]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900, env=environment)
-
-
-def data(root):
-    return root / "data" / "smoke"
 
 
 def results(root):

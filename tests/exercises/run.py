@@ -9,10 +9,10 @@ chapter with two answers to every exercise, one right and one that a reader may 
     # %% 1 wrong
     ...
 
-The chapter is executed once at its default (smoke) parameters. Then each answer runs in a copy of its variables, followed
-by the self-check: it must hold after the solution and raise ``AssertionError`` after the wrong answer. Answers may call
-``rerun("text in a cell", ("old", "new"), ...)``, which executes that cell again with replacements, as a reader would edit
-it. Prints one JSON object: exercise -> list of complaints (empty: as it should be).
+The chapter is executed once at its default (smoke) parameters. Then each answer runs in a copy of its variables,
+followed by the self-check: it must hold after the solution and raise ``AssertionError`` after the wrong answer. Answers
+may call ``rerun("text in a cell", ("old", "new"), ...)``, which executes that cell again with replacements, as a reader
+would edit it. Prints one JSON object: exercise -> list of complaints (empty: as it should be).
 """
 
 from __future__ import annotations
