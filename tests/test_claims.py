@@ -1,0 +1,151 @@
+"""What a claim is judged on: paired differences, test queries only, and the part of the corpus that it names."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import tda.testbeds
+from tda import bank, config, models, scores
+from tda.evaluation import removal
+from tda.evaluation.ceiling import ceiling
+from tda.evaluation.intervals import lds_intervals, mean_interval, mean_intervals, two_way_interval
+from tda.testbeds import language
+
+LEVEL = 0.95
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory):
+    """The people testbed of the smoke profile, with nothing built."""
+    settings = config.load("smoke")
+    return tda.testbeds.Testbed("people", settings, settings["testbeds"]["people"], tmp_path_factory.mktemp("none"))
+
+
+# --- differences are paired
+
+
+def test_a_row_differs_from_its_copy_by_exactly_nothing():
+    """Unpaired, the two would keep their own scatter over subsets or queries."""
+    rng = np.random.default_rng(0)
+    given, subsets = rng.normal(size=(8, 30)), rng.random((20, 30)) < 0.5
+    outputs = -(subsets @ given.T)[:, None] + 3 * rng.normal(size=(20, 2, 8))
+    rows = lds_intervals({"a": given, "copy": given.copy()}, subsets, outputs, None, LEVEL, ("copy",))
+    assert rows["a"].value.high - rows["a"].value.low > 0.05
+    np.testing.assert_allclose(tuple(rows["a"].difference["copy"]), 0.0, atol=1e-12)
+    values = rng.normal(size=12)
+    rows = mean_intervals({"a": values + 0.25, "b": values}, None, LEVEL, ("b",))
+    assert rows["a"].value.high - rows["a"].value.low > 0.5
+    np.testing.assert_allclose(tuple(rows["a"].difference["b"]), 0.25, atol=1e-12)
+
+
+def test_the_shortfall_widens_the_interval_on_its_own_side():
+    rng = np.random.default_rng(1)
+    per_query, pseudo = rng.normal(size=6), rng.normal(size=(6, 9))
+    plain = two_way_interval(per_query, pseudo, None, LEVEL)
+    above, below = (two_way_interval(per_query, pseudo, None, LEVEL, short) for short in (0.1, -0.1))
+    np.testing.assert_allclose((above.low, above.high), (plain.low, plain.high + 0.1))
+    np.testing.assert_allclose((below.low, below.high), (plain.low - 0.1, plain.high))
+
+
+QUERIES = (2, 0, 3)  # places of the chosen queries among four
+
+
+@pytest.fixture
+def removals(bed, monkeypatch):
+    """Losses of removals, drawn: two rows and two random draws, three queries, two seeds."""
+    rng, rows = np.random.default_rng(2), ("a", "b")
+    row_id = ["zero_removal", "random_k", "random_k", *(row for _ in QUERIES for row in rows)]
+    query = np.array([-1, -1, -1, *(q for q in QUERIES for _ in rows)])
+    planned = removal.Removals(np.zeros((9, 5), bool), row_id, query, np.array([0] + [4] * 8), [7, 8])
+    outputs = rng.normal(size=(9, 2, 4))
+    monkeypatch.setattr(scores, "load", lambda testbed, row: (None, {}))
+    monkeypatch.setattr(config, "removal_rows", lambda settings, name: [{"id": row} for row in rows])
+    monkeypatch.setattr(removal, "plan", lambda testbed, given: planned)
+    monkeypatch.setattr(removal, "load", lambda testbed, given: outputs)
+    return outputs.mean(1), row_id, query
+
+
+def test_a_difference_of_removals_is_paired_query_by_query(removals, bed):
+    losses, row_id, query = removals
+    claim = {"id": "c", "metric": "removal_4", "row": "a", "against": "b"}
+    places = {(row, q): i for i, (row, q) in enumerate(zip(row_id, query, strict=True))}
+    values = np.array([losses[places["a", q], q] - losses[places["b", q], q] for q in QUERIES])
+    found, wanted = scores.measure_claim(bed, claim), mean_interval(values, level=LEVEL)
+    np.testing.assert_allclose((found.value, found.low, found.high, found.df), (*wanted, 2), rtol=1e-9)
+    assert found.level == LEVEL
+    random = losses[1:3].mean(0)
+    alone = np.array([losses[places["a", q], q] - random[q] for q in QUERIES])
+    found, wanted = scores.measure_claim(bed, claim | {"against": ""}), mean_interval(alone, level=LEVEL)
+    np.testing.assert_allclose((found.value, found.low, found.high), tuple(wanted), rtol=1e-9)
+
+
+# --- test queries only
+
+
+def test_metrics_are_over_the_test_queries_of_one_set(tiny, monkeypatch):
+    rows, relevant = models.query_rows(tiny), models.relevance(tiny)
+    given = np.random.default_rng(3).normal(size=relevant.shape)
+    monkeypatch.setattr(scores, "load", lambda testbed, row: (given, {}))
+    for query_set in ("held_out", "generated"):
+        places = [q for q, r in enumerate(rows) if (r["split"], r["query_set"]) == ("test", query_set)]
+        assert len(places) < sum(row["query_set"] == query_set for row in rows), "some are tune queries"
+        found, _ = scores.measure(tiny, ["x"], query_set, (), "mrr")["mrr"]
+        best = [1 / (1 + min(np.flatnonzero(relevant[q][np.argsort(-given[q])]))) for q in places]
+        np.testing.assert_allclose(found["x"].per_query, best)
+
+
+def test_the_queries_of_one_person_are_not_independent(tiny):
+    rows = models.query_rows(tiny)
+    chosen = np.arange(len(rows)) % 3 > 0
+    persons = [row["entity"] for row, keep in zip(rows, chosen, strict=True) if keep]
+    assert models.query_clusters(tiny, chosen) == persons and len(set(persons)) < len(persons)
+    assert language.cluster({"entity": "", "query_id": "q7"}) == "q7", "a text without a label stands alone"
+
+
+@pytest.mark.parametrize(("metric", "which"), [("lds_half", "outputs"), ("lds_half_answer", "outputs_second")])
+def test_the_ceiling_of_a_claim_is_that_of_its_own_queries(bed, monkeypatch, metric, which):
+    rng = np.random.default_rng(4)
+    quality = np.linspace(0.2, 3.0, 12)  # later queries are measured better, so that the choice matters
+    outputs = rng.normal(size=(16, 1, 12)) * quality + rng.normal(size=(16, 3, 12))
+    truth = SimpleNamespace(
+        outputs=outputs, outputs_second=outputs[:, :, ::-1], query_set=np.array(["held_out", "generated"] * 6),
+        split=np.array(["tune"] * 4 + ["test"] * 8),
+    )  # fmt: skip
+    monkeypatch.setattr(bank, "load", lambda testbed, design: truth)
+    monkeypatch.setattr(models, "query_clusters", lambda testbed, chosen: [str(q) for q in np.flatnonzero(chosen)])
+    found = scores.claim_ceiling(bed, {"metric": metric, "query_set": "held_out"})
+    wanted = ceiling(getattr(truth, which)[:, :, [4, 6, 8, 10]], None, LEVEL)
+    assert found.n_queries == 4
+    np.testing.assert_allclose((found.value, found.low, found.r1), (wanted.value, wanted.low, wanted.r1), rtol=1e-9)
+    assert scores.claim_ceiling(bed, {"metric": "mrr", "query_set": "held_out"}) is None
+
+
+# --- the lift among documents that share few words with the query
+
+
+def jaccard(one, other):
+    a, b = (set(re.findall(r"\w+", text.lower())) for text in (one, other))
+    return len(a & b) / len(a | b)
+
+
+def test_the_low_overlap_lift_is_that_of_the_documents_of_low_overlap(monkeypatch):
+    rng, words = np.random.default_rng(5), [f"w{i}" for i in range(60)]
+    texts = [" ".join(rng.choice(words, rng.integers(5, 40))) for _ in range(64)]
+    documents, asked = texts[:60], texts[60:]
+    relevant = rng.random((4, 60)) < 0.4
+    overlap = np.array([[jaccard(q, d) for d in documents] for q in asked])
+    settings = {"corpus": {"kind": "authors"}}
+    bed = SimpleNamespace(settings=settings, train={"text": documents}, config={"statistics": {"level": LEVEL}})
+    monkeypatch.setattr(models, "relevance", lambda testbed: relevant)
+    monkeypatch.setattr(scores, "queries_once", lambda testbed, *which: {"text": asked})
+    np.testing.assert_allclose(scores._common_words(bed), overlap)
+    given, chosen = rng.normal(size=(4, 60)), np.array([True, True, False, True])
+    found, _ = scores._provenance(bed, {"x": given[chosen]}, chosen, list("abc"), ())["low_overlap_lift_at_10"]
+    wanted = []
+    for q in np.flatnonzero(chosen):
+        low = [i for i in range(60) if overlap[q, i] <= np.median(overlap[q])]
+        best = sorted(low, key=lambda i, q=q: -given[q, i])[:10]
+        wanted.append(np.mean([relevant[q, i] for i in best]) - np.mean([relevant[q, i] for i in low]))
+    np.testing.assert_allclose(found["x"].per_query, wanted)

@@ -1,0 +1,138 @@
+"""Which queries are chosen, known, tuned on and held out: what is reported on must take no part in a choice."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tda import bank, lm, models, queries, scores
+from tda.testbeds import custom
+
+IGNORE = lm.IGNORE
+
+
+# --- the choice of queries
+
+
+def test_a_query_is_known_if_every_target_token_is(monkeypatch):
+    """Rows: all right, the first right, the last right, none, and right where it counts."""
+    said = torch.tensor([[5, 6, 7, 0], [5, 6, 9, 0], [5, 9, 7, 0], [9, 9, 9, 0], [9, 9, 7, 0]])
+    logits = torch.nn.functional.one_hot(said, 10).float()
+    labels = torch.tensor([[IGNORE, 5, 6, 7]] * 4 + [[IGNORE, IGNORE, IGNORE, 7]])
+    monkeypatch.setattr(lm, "logits_function", lambda model: lambda params, ids: logits[ids[:, 0]])
+    examples = {"input_ids": torch.arange(5).unsqueeze(1), "labels": labels, "text": ["x"] * 5}
+    assert queries.knows(None, {}, examples).tolist() == [True, False, False, False, True]
+
+
+@pytest.mark.parametrize(("kind", "unit"), [("people", "entity"), ("authors", "prompt")])
+def test_splits_keep_persons_or_openings_together(kind, unit):
+    rows = [{"entity": f"person {i % 7}", "prompt": f"opening {i % 10}"} for i in range(70)]
+    queries._split(rows, 0.4, kind, np.random.default_rng(0))
+    sides = {split: {row[unit] for row in rows if row["split"] == split} for split in ("tune", "test")}
+    assert not sides["tune"] & sides["test"], sides
+    assert len(sides["tune"]) == round(0.4 * len(sides["tune"] | sides["test"]))
+    other = {"entity": "prompt", "prompt": "entity"}[unit]
+    both = [{row[other] for row in rows if row["split"] == split} for split in ("tune", "test")]
+    assert both[0] & both[1], "only the one kept together is"
+
+
+def test_the_second_loss_of_a_person_is_the_answer_and_of_a_passage_the_whole(tiny):
+    rows = [row for row in models.query_rows(tiny) if row["query_set"] == "held_out"][:3]
+    for kind, longer in (("people", "labels"), ("authors", "labels_second")):
+        found = queries.encode_queries(tiny.tokenizer, rows, kind, 48)
+        counts = {name: (found[name] != IGNORE).sum(1) for name in ("labels", "labels_second")}
+        shorter = ({"labels", "labels_second"} - {longer}).pop()
+        assert (counts[shorter] == 1).all() and (counts[longer] > 3).all()
+        assert torch.equal(queries.second(found)["labels"], found["labels_second"])
+
+
+# --- tune and test queries
+
+
+def test_tune_queries_are_held_out_tune_queries_and_nothing_else(tiny):
+    rows = models.query_rows(tiny)
+    wanted = [q for q, row in enumerate(rows) if row["split"] == "tune" and row["query_set"] == "held_out"]
+    assert scores.tune_queries(tiny).tolist() == wanted and 0 < len(wanted) < len(rows)
+    assert scores.queries_once(tiny, "tune")["query_id"] == [rows[q]["query_id"] for q in wanted]
+    reported = [row["query_id"] for row in rows if row["split"] == "test"]
+    assert scores.queries_once(tiny, "test")["query_id"] == reported
+    asked = {row["entity"] for row in rows if row["split"] == "test"}
+    for every in (1, 2, 3):
+        some = scores.tune_queries(tiny, every)
+        assert set(some) <= set(wanted) and not {rows[q]["entity"] for q in some} & asked
+
+
+LDS = {0.02: 0.1, 0.1: 0.4, 0.5: 0.3, 2.0: None}  # the largest step breaks the model
+
+
+@pytest.fixture
+def tried(own, monkeypatch):
+    """``(testbed, trials asked for)``: an LDS that is known for each value, and adds up over two options."""
+    asked = []
+
+    def trial(row, task, train, given, seed, options, truth, chosen):
+        asked.append((options, chosen.tolist(), given["query_id"]))
+        step = LDS[options["step"]]
+        return None if step is None else step + {0.1: 0.0, 1.0: 0.05, 10.0: -0.2}[options["damping"]]
+
+    monkeypatch.setattr(scores, "_trial", trial)
+    monkeypatch.setattr(bank, "load", lambda testbed, name: SimpleNamespace(record={"retrainings": 6}))
+    return own, asked
+
+
+def test_tuning_takes_the_best_value_of_each_option_in_turn(tried):
+    testbed, asked = tried
+    row = {"id": "x", "method": "bgo", "options": {"damping": 0.1}, "tune_every": 1, "tune_like": ""}
+    row |= {"tune": {"step": list(LDS), "damping": [10.0, 0.1, 1.0]}}
+    found = scores.tune(testbed, row)
+    assert found["options"] == {"step": 0.1, "damping": 1.0} and found["retrainings"] == 6
+    assert [trial["lds_tune"] for trial in found["trials"]] == pytest.approx([0.1, 0.4, 0.3, None, 0.2, 0.4, 0.45])
+    assert all(options["step"] == 0.1 for options, _, _ in asked[4:]), "the second at the best of the first"
+    rows = models.query_rows(testbed)
+    for _, chosen, given in asked:
+        assert given == [rows[q]["query_id"] for q in chosen]
+        assert {(rows[q]["split"], rows[q]["query_set"]) for q in chosen} == {("tune", "held_out")}
+    count = len(asked)
+    assert scores.tune(testbed, row) == found and len(asked) == count, "kept on disk"
+
+
+def test_tuning_without_a_usable_value_is_refused(tried):
+    row = {"id": "x", "method": "bgo", "options": {"damping": 0.1}, "tune_every": 1, "tune_like": ""}
+    with pytest.raises(ValueError, match="row 'x': every value of step breaks the model"):
+        scores.tune(tried[0], row | {"tune": {"step": [2.0]}})
+
+
+# --- what is generated and held out
+
+
+def test_generation_draws_from_the_sharpened_top(task):
+    """Temperature 0.8 over the top k: the probabilities that are drawn from, read off the generator."""
+
+    class Recorder:
+        def choice(self, count, p):
+            self.p = p
+            assert count == len(p)
+            return 0
+
+    prompt, drawn = [1, 5, 9], Recorder()
+    with torch.no_grad():
+        logits = lm.logits_function(task.model)(task.params, torch.tensor([prompt]))[0, -1].double()
+    new = lm.generate(task.model, task.params, prompt, 1, drawn, top_k=7)
+    best = np.sort(logits.numpy())[::-1][:7]
+    wanted = np.exp((best - best[0]) / 0.8)
+    np.testing.assert_allclose(drawn.p, wanted / wanted.sum(), rtol=1e-6)
+    assert new in ([int(logits.argmax())], []), "the first choice, or nothing where that is the boundary"
+
+
+@pytest.mark.parametrize(("count", "held"), [(24, 2), (60, 3), (80, 4)])
+def test_a_twentieth_of_a_corpus_of_ones_own_is_held_out(tmp_path, count, held):
+    rng, words = np.random.default_rng(0), "the old ship sailed over grey water towards an island where nobody spoke"
+    texts = [" ".join(rng.choice(words.split(), 14)) + f" {i}." for i in range(count)]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    settings = {"kind": "file", "path": str(path), "text_column": "text", "vocabulary": 280}
+    built = custom.build(settings, 0)
+    kept, asked = ({row["text"] for row in built[part]} for part in ("documents", "probes"))
+    assert len(asked) == held and len(kept) == count - held and not kept & asked and kept | asked == set(texts)

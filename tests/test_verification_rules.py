@@ -1,0 +1,107 @@
+"""The rules at their edges: what a commitment binds, what a tolerance lets through, what each coin is used for."""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_verification_protocol import SALT, N, secret, world
+
+import tda.verification as tv
+from tda.verification import judge, messages
+from tda.verification.coins import Coins
+from tda.verification.prover import commitment
+
+
+def test_a_commitment_binds_salt_scores_and_mean():
+    rng = np.random.default_rng(0)
+    scores, mean = rng.normal(size=(3, 5)), rng.normal(size=3)
+    known = commitment(scores, mean, SALT)
+    parts = bytes.fromhex(SALT), scores.astype("<f8").tobytes(), mean.astype("<f8").tobytes()
+    assert known == hashlib.sha256(b"".join(parts)).hexdigest() == commitment(scores.copy(), mean.copy(), SALT)
+    others = [commitment(scores, mean, "ac" + SALT[2:])]
+    for place in np.ndindex(scores.shape):
+        changed = scores.copy()
+        changed[place] = np.nextafter(changed[place], 9.0)
+        others.append(commitment(changed, mean, SALT))
+    for place in range(3):
+        changed = mean.copy()
+        changed[place] = np.nextafter(changed[place], 9.0)
+        others.append(commitment(scores, changed, SALT))
+    assert len({known, *others}) == 1 + 1 + 15 + 3
+
+
+@pytest.mark.parametrize("name", ["scores", "mean"])
+def test_a_claim_that_is_changed_after_the_commitment_is_noticed(name):
+    learner, statement, best = world(bases=20, fresh=20, checks=5, eps=0.9)
+    prover = tv.Prover(learner, statement, best, None, SALT)
+    verifier = tv.Verifier(tv.build(statement.learner), statement, secret(0))
+    queries = verifier.receive(prover.receive(verifier.open()))
+    prover.attribution = replace(best, **{name: getattr(best, name) + 1e-9})
+    verifier.receive(prover.receive(queries))
+    assert verifier.verdict.reason == "the attribution is not the one that was committed to"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.99, 1.01, 1.5])
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_spot_checks_allow_the_tolerance_and_not_more(share, sign):
+    learner, statement, _ = world(bases=20, fresh=20, checks=5)
+    statement = replace(statement, tolerance=1e-5)
+    coins = Coins(statement, N, secret(0))
+    subsets, seeds = coins.pairs
+    honest = learner(subsets, seeds)
+    told = honest.values.copy()
+    told[coins.checks[3]] += sign * share * statement.tolerance
+    given = tv.Outputs(told, 255 - honest.fingerprints)  # hashes are not compared where a tolerance is given
+    if share <= 1:
+        judge.spot_check(given, learner, statement, coins)
+    else:
+        with pytest.raises(tv.ProtocolError, match="1 of 5 retrained models differ"):
+            judge.spot_check(given, learner, statement, coins)
+
+
+def test_without_a_tolerance_one_hash_or_the_last_digit_of_an_output_is_enough():
+    learner, statement, _ = world(bases=20, fresh=20, checks=5)
+    coins = Coins(statement, N, secret(0))
+    honest, place = learner(*coins.pairs), coins.checks[0]
+    judge.spot_check(honest, learner, statement, coins)
+    for values, prints in ((1e-15, 0), (0.0, 1)):
+        given = tv.Outputs(honest.values.copy(), honest.fingerprints.copy())
+        given.values[place] += values
+        given.fingerprints[place, 31] ^= prints
+        with pytest.raises(tv.ProtocolError, match="1 of 5 retrained models differ"):
+            judge.spot_check(given, learner, statement, coins)
+
+
+@pytest.mark.parametrize("rho", [0.25, 1 / 3])
+def test_the_largest_tolerance_is_a_thirtysecond_of_eps_times_rho(rho):
+    _, statement, _ = world(rho=rho)
+    largest = statement.eps * rho / 32
+    assert replace(statement, tolerance=float(0.999 * largest)).tolerance < largest
+    with pytest.raises(ValueError, match=r"At most eps \* rho / 32"):
+        replace(statement, tolerance=float(1.001 * largest))
+
+
+def test_each_use_of_the_coins_hashes_the_secret_with_its_own_label():
+    """So that what is sent (the pairs) does not tell what is checked."""
+    _, statement, _ = world(bases=20, fresh=30, checks=7)
+    coins = Coins(statement, N, secret(4))
+
+    def drawn(label):
+        digest = hashlib.sha256(secret(4) + label.encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest, "big"))
+
+    np.testing.assert_array_equal(coins.checks, drawn("checks").choice(80, 7, replace=False))
+    np.testing.assert_array_equal(coins.fresh[0], drawn("fresh").random((30, N)) < statement.p)
+    np.testing.assert_array_equal(coins.pairs[0][:20], drawn("pairs").random((20, N)) < statement.p)
+    assert coins.promise == hashlib.sha256(secret(4)).hexdigest()
+
+
+def test_equal_contents_have_one_spelling():
+    one, other = {"b": 1, "a": {"d": [1, 2], "c": None}}, {"a": {"c": None, "d": [1, 2]}, "b": 1}
+    assert messages.canonical(one) == messages.canonical(other) == b'{"a":{"c":null,"d":[1,2]},"b":1}'
+    statement = world()[1]
+    shuffled = dict(reversed(list(statement.to_json().items())))
+    assert tv.Statement.of(shuffled).digest == statement.digest
+    for name, value in (("eps", 0.3), ("delta", 0.1), ("bases", 901), ("checks", 61), ("seed", 1), ("winsor", 0.05)):
+        assert replace(statement, **{name: value}).digest != statement.digest, name
