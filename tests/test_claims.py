@@ -5,12 +5,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import tda.testbeds
 from tda import bank, config, models, scores
 from tda.evaluation import removal
-from tda.evaluation.ceiling import ceiling
+from tda.evaluation.ceiling import Ceiling, ceiling
+from tda.evaluation.claims import Measurement, claims_table
 from tda.evaluation.intervals import lds_intervals, mean_interval, mean_intervals, two_way_interval
+from tda.evaluation.ranks import small_sample_shortfall
 from tda.testbeds import language
 
 LEVEL = 0.95
@@ -38,6 +41,26 @@ def test_a_row_differs_from_its_copy_by_exactly_nothing():
     rows = mean_intervals({"a": values + 0.25, "b": values}, None, LEVEL, ("b",))
     assert rows["a"].value.high - rows["a"].value.low > 0.5
     np.testing.assert_allclose(tuple(rows["a"].difference["b"]), 0.25, atol=1e-12)
+
+
+def test_the_two_way_interval_by_hand():
+    """Its formula by loops, with 5 clusters of 8 queries and 12 subsets, so that no two numbers can be exchanged."""
+    rng = np.random.default_rng(6)
+    people, (queries, size) = np.array([0, 0, 1, 2, 2, 3, 4, 4]), (8, 12)
+    pseudo = rng.normal(size=(queries, 1)) + 2 * rng.normal(size=size) + 0.5 * rng.normal(size=(queries, size))
+    per_query = pseudo.mean(1)
+    by_subsets = sum((pseudo[:, m].mean() - pseudo.mean()) ** 2 for m in range(size)) / (size - 1) / size
+    sums = [sum(per_query[people == g] - per_query.mean()) for g in range(5)]
+    by_queries = 5 / 4 * sum(total**2 for total in sums) / queries**2
+    rest = pseudo - per_query[:, None] - pseudo.mean(0) + pseudo.mean()
+    cells = [rest[people == g, m].sum() ** 2 for g in range(5) for m in range(size)]
+    both = 5 * size / (4 * (size - 1)) * sum(cells) / (queries * size) ** 2
+    variance = max(by_subsets + by_queries - both, by_subsets, by_queries)
+    df = (by_subsets + by_queries) ** 2 / (by_subsets**2 / (size - 1) + by_queries**2 / 4)
+    found = two_way_interval(per_query, pseudo, people.astype(str), LEVEL)
+    assert (found.se, found.df) == (pytest.approx(np.sqrt(variance)), pytest.approx(df))
+    half = stats.t.ppf(0.975, df) * np.sqrt(variance)
+    np.testing.assert_allclose(tuple(found), (per_query.mean(), per_query.mean() - half, per_query.mean() + half))
 
 
 def test_the_shortfall_widens_the_interval_on_its_own_side():
@@ -149,3 +172,25 @@ def test_the_low_overlap_lift_is_that_of_the_documents_of_low_overlap(monkeypatc
         best = sorted(low, key=lambda i, q=q: -given[q, i])[:10]
         wanted.append(np.mean([relevant[q, i] for i in best]) - np.mean([relevant[q, i] for i in low]))
     np.testing.assert_allclose(found["x"].per_query, wanted)
+
+
+# --- a bank that is too noisy
+
+
+@pytest.mark.parametrize(("low", "verdict"), [(0.19, "inconclusive"), (0.2, "supported")])
+def test_the_lower_bound_of_the_ceiling_decides_whether_a_bank_will_do(low, verdict):
+    claim = {"id": "c", "paper": "BGO", "claim": "x", "notebook": "10_bgo", "metric": "lds_half", "row": "a"}
+    claim |= {"kind": "value", "direction": "greater", "margin": 0.0}
+    bound = Ceiling(0.7, low, 0.9, 0.3, 0.02, 0.6, 0.1, np.full(9, 0.3), 16, 2, 9)
+    table = claims_table([claim], lambda claim: Measurement(0.3, 0.2, 0.4, 30.0), {"c": bound}, LEVEL, min_ceiling=0.2)
+    assert table.verdict.tolist() == [verdict]
+    assert ("bank too noisy (ceiling 0.70, lower bound 0.19)" in table.criterion[0]) == (verdict == "inconclusive")
+
+
+def test_the_interval_of_a_reliability_is_widened_by_the_shortfall_of_few_subsets():
+    rng = np.random.default_rng(7)
+    outputs = 1.5 * rng.normal(size=(16, 1, 20)) + rng.normal(size=(16, 3, 20))
+    found = ceiling(outputs, None, LEVEL)
+    above, below = found.r1_high - found.r1, found.r1 - found.r1_low
+    assert 0 < found.r1_low < found.r1_high < 1
+    assert above - below == pytest.approx(small_sample_shortfall(found.per_query, 16).mean()) and above - below > 0.01

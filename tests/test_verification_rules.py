@@ -11,6 +11,8 @@ import tda.verification as tv
 from tda.verification import judge, messages
 from tda.verification.coins import Coins
 from tda.verification.prover import commitment
+from tda.verification.residual import attained, plan
+from tda.verification.subsets import draw
 
 
 def test_a_commitment_binds_salt_scores_and_mean():
@@ -105,3 +107,23 @@ def test_equal_contents_have_one_spelling():
     assert tv.Statement.of(shuffled).digest == statement.digest
     for name, value in (("eps", 0.3), ("delta", 0.1), ("bases", 901), ("checks", 61), ("seed", 1), ("winsor", 0.05)):
         assert replace(statement, **{name: value}).digest != statement.digest, name
+
+
+@pytest.mark.parametrize("points", [2, 7])
+def test_several_test_points_share_the_error_rate(points):
+    """Each may err with delta / points only, so that the sizes are those of one point at that rate."""
+    known = {"best": 0.01, "rho": 1 / 3}
+    sizes = plan(0.02, 0.1, points=points, **known)
+    assert sizes == plan(0.02, 0.1 / points, **known) > plan(0.02, 0.1, **known)
+    assert attained(0.02, 0.01, 1 / 3, sizes[1], points) == pytest.approx(0.1, rel=0.02)
+
+
+def test_the_residual_of_a_pilot_counts_the_free_parameters():
+    """N + 1 of 40 trainings fit themselves: divided by all 40 the residual would come out at half its size."""
+    learner = tv.Polynomial(20, 0.5, (0.1, 1.0, 0.1))
+    found = tv.pilot(learner, np.random.default_rng(3), share=0.5, budget=40)[2]
+    subsets = draw(np.random.default_rng(3), 40, 20, 0.5)
+    outputs = learner(subsets, np.zeros(40, int)).values
+    design = np.column_stack([np.ones(40), subsets])
+    rest = outputs - design @ np.linalg.lstsq(design, outputs, rcond=None)[0]
+    np.testing.assert_allclose(found, np.square(rest).sum(0) / (40 - 21), rtol=1e-6)
