@@ -10,7 +10,7 @@ from scipy import stats
 import tda.testbeds
 from tda import bank, config, models, scores
 from tda.evaluation import removal
-from tda.evaluation.ceiling import Ceiling, ceiling
+from tda.evaluation.ceiling import Ceiling, ceiling, ceiling_curve, seeds_needed
 from tda.evaluation.claims import Measurement, claims_table
 from tda.evaluation.intervals import lds_intervals, mean_interval, mean_intervals, two_way_interval
 from tda.evaluation.ranks import small_sample_shortfall
@@ -194,3 +194,20 @@ def test_the_interval_of_a_reliability_is_widened_by_the_shortfall_of_few_subset
     above, below = found.r1_high - found.r1, found.r1 - found.r1_low
     assert 0 < found.r1_low < found.r1_high < 1
     assert above - below == pytest.approx(small_sample_shortfall(found.per_query, 16).mean()) and above - below > 0.01
+
+
+def test_fewer_seeds_in_a_curve_are_seeds_of_the_bank():
+    """Two seeds that agree and one that is noise: of two seeds the reliability is 1 or about 0, of all three 1/3."""
+    rng = np.random.default_rng(8)
+    signal, noise = rng.normal(size=(2, 40, 1, 30))
+    outputs = np.concatenate([signal, signal, noise], axis=1)
+    curves = [ceiling_curve(outputs, [40], [2, 3], seed=seed, draws=1).set_index("n_seeds") for seed in range(12)]
+    pairs = [curve.r1[2] for curve in curves]
+    assert all(abs(r1 - 1) < 1e-9 or abs(r1) < 0.1 for r1 in pairs) and min(pairs) < 0.5 < max(pairs), pairs
+    assert all(abs(curve.r1[3] - 1 / 3) < 0.05 and curve.measured.all() for curve in curves)
+
+
+def test_the_cure_of_a_noisy_bank_starts_from_the_lower_bound():
+    bank = Ceiling(0.7, 0.4, 0.9, 0.4, 0.1, 0.7, 0.1, np.full(9, 0.4), 16, 2, 9)
+    assert (bank.seeds_needed(0.7), seeds_needed(0.1, 0.7)) == (2, 9)
+    assert bank.cure(0.7) == "9 seeds would put the lower bound at 0.7"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tda import bank, lm, models, queries, scores
+from tda.evaluation import removal
 from tda.testbeds import custom
 
 IGNORE = lm.IGNORE
@@ -102,6 +103,23 @@ def test_tuning_without_a_usable_value_is_refused(tried):
     row = {"id": "x", "method": "bgo", "options": {"damping": 0.1}, "tune_every": 1, "tune_like": ""}
     with pytest.raises(ValueError, match="row 'x': every value of step breaks the model"):
         scores.tune(tried[0], row | {"tune": {"step": [2.0]}})
+
+
+# --- removals
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("named", [True, False])
+def test_removals_are_for_held_out_test_queries_of_different_persons(monkeypatch, named, seed):
+    kinds = [(split, name) for name in ("held_out", "generated") for split in ("test", "tune")]
+    rows = [{"split": s, "query_set": q, "entity": f"person {i % 5}" * named} for i in range(15) for s, q in kinds]
+    monkeypatch.setattr(models, "query_rows", lambda testbed: rows)
+    settings = {"queries": 5, "k": 2, "more_k": {}, "seeds": 2, "controls": 1}
+    bed = SimpleNamespace(settings={"removals": settings}, config={"seed": seed}, documents=range(9))
+    planned = removal.plan(bed, {"x": np.random.default_rng(seed).normal(size=(len(rows), 9))})
+    chosen = [rows[q] for q in planned.query[planned.query >= 0]]
+    assert len(chosen) == 5 and {(row["split"], row["query_set"]) for row in chosen} == {("test", "held_out")}
+    assert len({row["entity"] for row in chosen}) == (5 if named else 1), "without names every query stands alone"
 
 
 # --- what is generated and held out
