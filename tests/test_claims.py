@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 import tda.testbeds
-from tda import bank, config, models, scores
+from tda import bank, config, models, retrain, scores
 from tda.evaluation import removal
 from tda.evaluation.ceiling import Ceiling, ceiling, ceiling_curve, seeds_needed
 from tda.evaluation.claims import Measurement, claims_table
@@ -211,3 +211,51 @@ def test_the_cure_of_a_noisy_bank_starts_from_the_lower_bound():
     bank = Ceiling(0.7, 0.4, 0.9, 0.4, 0.1, 0.7, 0.1, np.full(9, 0.4), 16, 2, 9)
     assert (bank.seeds_needed(0.7), seeds_needed(0.1, 0.7)) == (2, 9)
     assert bank.cure(0.7) == "9 seeds would put the lower bound at 0.7"
+
+
+# --- tail patches and banks: every number in its place
+
+
+def test_tail_patches_are_of_queries_spread_over_the_set(monkeypatch):
+    positions, clusters = np.array([2, 3, 5, 7, 11, 13, 17]), list("aabbccd")
+    given = {"x": np.arange(14.0).reshape(7, 2), "y": -np.arange(14.0).reshape(7, 2)}
+    settings = {"evaluation": {"tailpatch_queries": 4, "tailpatch_k": [1]}}
+    bed = SimpleNamespace(settings=settings, train=None, config={"statistics": {"level": LEVEL}})
+    monkeypatch.setattr(models, "load_task", lambda testbed: None)
+    monkeypatch.setattr(models, "query_examples", lambda testbed: {"query_id": [f"q{i}" for i in range(20)]})
+
+    def patched(task, train, asked, part, ks):
+        assert asked["query_id"] == ["q2", "q5", "q11", "q17"] and ks == [1], "the 1st, 3rd, 5th and 7th"
+        return {row: {"tailpatch_each_1": values[:, 0] ** 2 / 9} for row, values in part.items()}
+
+    monkeypatch.setattr(scores, "tail_patch", patched)
+    found, _ = scores._tail(bed, given, positions, clusters, ("y",))["tailpatch_each_1"]
+    values = np.array([0, 4, 8, 12]) ** 2 / 9
+    np.testing.assert_allclose(found["x"].per_query, values)
+    np.testing.assert_allclose(tuple(found["x"].value), tuple(mean_interval(values, list("abcd"), LEVEL)))
+    together = scores._tail(bed, given, positions, list("aaaaabb"), ())["tailpatch_each_1"][0]["x"].value
+    np.testing.assert_allclose(tuple(together), tuple(mean_interval(values, list("aaab"), LEVEL)))
+    assert scores._tail(bed, given, positions, list("aaaaaaa"), ()) == {}
+
+
+def test_a_bank_keeps_losses_and_knowledge_of_subsets_and_full_runs_apart(own, monkeypatch):
+    """Losses that say which model, seed and output they are of; the full runs come last and know everything."""
+    plan, queries = bank.design(own, "leave_group"), len(models.query_rows(own))
+
+    def known(testbed, wanted, how, name, progress):
+        assert how == "mask" and [seed for _, seed in wanted] == plan.seeds * (len(plan.subsets) + 1)
+        full = [mask.all() for mask, _ in wanted]
+        losses = [np.stack([np.full(queries, i), np.full(queries, 100 + i)]) for i in range(len(wanted))]
+        return [
+            retrain.Retrained(loss.astype(np.float32), 1.0, 2.0, {"held_out": float(whole)})
+            for loss, whole in zip(losses, full, strict=True)
+        ]
+
+    monkeypatch.setattr(bank, "retrain_all", known)
+    found = bank.merge(own, "leave_group")
+    m = len(plan.subsets)
+    np.testing.assert_array_equal(found.outputs[:, :, 0], np.arange(2 * m).reshape(m, 2))
+    np.testing.assert_array_equal(found.outputs_second[:, :, -1], 100 + np.arange(2 * m).reshape(m, 2))
+    np.testing.assert_array_equal(found.base[:, 3], [2 * m, 2 * m + 1])
+    assert found.record["knowledge"] == {"held_out": 0.0} and found.record["retrainings"] == 2 * m + 2
+    assert (found.record["training_seconds"], found.record["flops"]) == (2 * m + 2, 2 * (2 * m + 2))

@@ -4,12 +4,13 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from tda import bank, lm, models, queries, scores
 from tda.evaluation import removal
-from tda.testbeds import custom
+from tda.testbeds import custom, language, people
 
 IGNORE = lm.IGNORE
 
@@ -154,3 +155,105 @@ def test_a_twentieth_of_a_corpus_of_ones_own_is_held_out(tmp_path, count, held):
     built = custom.build(settings, 0)
     kept, asked = ({row["text"] for row in built[part]} for part in ("documents", "probes"))
     assert len(asked) == held and len(kept) == count - held and not kept & asked and kept | asked == set(texts)
+
+
+# --- what the model knows, says and splits
+
+
+def test_recall_is_counted_by_kind_of_probe(tiny, monkeypatch):
+    probes = [row for row in tiny.probes if row["kind"] in ("held_out", "trained")]
+    known = {row["text"] for i, row in enumerate(probes) if row["kind"] == "trained" or i % 4 == 0}
+    monkeypatch.setattr(queries, "knows", lambda model, params, x: np.array([text in known for text in x["text"]]))
+    found = queries.recall(None, {}, tiny.tokenizer, probes, 48)
+    held = [row["text"] in known for row in probes if row["kind"] == "held_out"]
+    assert found == {"held_out": pytest.approx(np.mean(held)), "trained": 1.0} and 0 < np.mean(held) < 1
+
+
+def test_what_the_model_repeats_is_one_query(tiny, monkeypatch):
+    """A model that says one true thing about everybody, three times."""
+    stated = {}
+    for entity, facts in zip(tiny.documents["entity"], tiny.documents["facts"], strict=True):
+        stated.setdefault(entity, facts[0].split("|"))
+    said = {}
+    for entity, (_, attribute, value) in stated.items():
+        prompt = (lm.boundary_id(tiny.tokenizer), *tiny.tokenizer.encode(entity).ids)
+        text = people.sentence(entity, attribute, 0, value).removeprefix(entity)
+        said[prompt] = tiny.tokenizer.encode(text).ids
+    monkeypatch.setattr(lm, "generate", lambda model, params, prompt, *rest, **named: said[tuple(prompt)])
+    rows, counts = queries._generated_facts(tiny, None, {}, 1000, np.random.default_rng(0))
+    n = len(stated)
+    assert {row["entity"] for row in rows} == set(stated) and len(rows) == n
+    assert counts == {"drawn": 3 * n, "not_one_fact_at_the_end": 0, "no_stating_document": 0, "repeated": 2 * n}
+    assert len(queries._generated_facts(tiny, None, {}, 4, np.random.default_rng(0))[0]) == 4
+
+
+def test_the_share_of_tune_persons_is_the_one_asked_for(tiny):
+    rows, share = models.query_rows(tiny), tiny.settings["queries"]["tune"]
+    persons = {row["entity"] for row in rows}
+    assert len({row["entity"] for row in rows if row["split"] == "tune"}) == round(share * len(persons))
+    assert share != 0.5, "or the two splits could be exchanged"
+
+
+def test_queries_of_a_set_and_a_split(tiny):
+    rows = models.query_rows(tiny)
+    for query_set in (None, "held_out", "generated"):
+        for split in (None, "tune", "test"):
+            wanted = [
+                row["query_id"]
+                for row in rows
+                if (not query_set or row["query_set"] == query_set) and (not split or row["split"] == split)
+            ]
+            assert models.query_examples(tiny, query_set, split)["query_id"] == wanted
+
+
+def test_documents_without_a_label_are_relevant_to_nothing():
+    bed = SimpleNamespace(settings={"corpus": {"kind": "file"}}, documents={"entity": ["", "a", "", "b"]})
+    found = language.relevance(bed, [{"entity": ""}, {"entity": "a"}])
+    assert found.tolist() == [[False] * 4, [False, True, False, False]]
+
+
+def test_who_takes_a_choice_pays_for_it_and_for_his_own(monkeypatch):
+    rows = {
+        "first": {"id": "first", "tune": {"damping": [1]}, "tune_like": ""},
+        "second": {"id": "second", "tune": {"step": [1]}, "tune_like": "first"},
+        "third": {"id": "third", "tune": {}, "tune_like": "second"},
+    }
+    chosen = {
+        "first": {"options": {"damping": 3}, "trials": ["a"], "seconds": 10.0, "retrainings": 6},
+        "second": {"options": {"step": 0.1}, "trials": ["b"], "seconds": 4.0, "retrainings": 6},
+    }
+    taken = {}
+
+    def tune(testbed, row, given=None):
+        taken[row["id"]] = given
+        return chosen[row["id"]]
+
+    monkeypatch.setattr(scores, "tune", tune)
+    monkeypatch.setattr(scores, "row_of", lambda testbed, name: rows[name])
+    second = {"options": {"damping": 3, "step": 0.1}, "trials": ["b"], "seconds": 14.0, "retrainings": 6}
+    assert scores.tuned(None, rows["second"]) == scores.tuned(None, rows["third"]) == second
+    assert taken == {"first": {}, "second": {"damping": 3}}
+
+
+# --- groups that are left out
+
+
+def test_groups_are_about_test_queries(monkeypatch):
+    """Persons, facts and clusters of copies: none that only a tune query, or nobody, asks about."""
+    documents = pd.DataFrame(
+        [
+            ("Ann", ["Ann|pet|newt"], "exact-0"), ("Ann", ["Ann|pet|newt"], "exact-0"), ("Ann", ["Ann|job|cook"], ""),
+            ("Bob", ["Bob|pet|lute"], "exact-1"), ("Bob", ["Bob|pet|lute"], "exact-1"), ("Cid", ["Cid|pet|newt"], ""),
+        ],
+        columns=["entity", "facts", "group"],
+    )  # fmt: skip
+    rows = [
+        {"entity": "Ann", "attribute": "pet", "value": "newt", "split": "test"},
+        {"entity": "Bob", "attribute": "pet", "value": "lute", "split": "tune"},
+    ]
+    monkeypatch.setattr(models, "query_rows", lambda testbed: rows)
+    bed = SimpleNamespace(name="x", documents=documents, config={"seed": 0})
+    found = bank.planted_groups(bed, 10)
+    assert found == {"entity Ann": [0, 1, 2], "fact Ann|pet|newt": [0, 1], "cluster exact-0": [0, 1]}
+    rows[0] |= {"attribute": "", "value": ""}  # a corpus without facts: every cluster will do
+    assert set(bank.planted_groups(bed, 10)) == {"entity Ann", "cluster exact-0", "cluster exact-1"}
