@@ -2,13 +2,14 @@
 
 import hashlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from test_verification_protocol import SALT, N, secret, world
 
 import tda.verification as tv
-from tda.verification import judge, messages
+from tda.verification import cheats, costs, judge, messages
 from tda.verification.coins import Coins
 from tda.verification.prover import commitment
 from tda.verification.residual import attained, plan
@@ -127,3 +128,77 @@ def test_the_residual_of_a_pilot_counts_the_free_parameters():
     design = np.column_stack([np.ones(40), subsets])
     rest = outputs - design @ np.linalg.lstsq(design, outputs, rcond=None)[0]
     np.testing.assert_allclose(found, np.square(rest).sum(0) / (40 - 21), rtol=1e-6)
+
+
+@pytest.mark.parametrize("p", [0.3, 0.5, 0.8])
+def test_noise_on_a_claim_has_the_stated_size(p):
+    best = world(p, points=2)[2]
+    np.testing.assert_allclose(cheats.shaken(best, 0.02, np.random.default_rng(0)).error(best), 0.02)
+    np.testing.assert_allclose(cheats.boosted(best, np.arange(4), 0.1).error(best), p * (1 - p) * 4 * 0.01)
+    halved = (0.5 * best.scores) ** 2
+    np.testing.assert_allclose(cheats.scaled(best, 0.5).error(best), p * (1 - p) * halved.sum(1))
+
+
+@pytest.mark.parametrize("name", ["scores", "mean"])
+def test_absurd_numbers_of_either_kind_are_refused(name):
+    learner, statement, best = world(points=2)
+    for size, refused in ((1e6, False), (-2e6, True)):
+        body = {"scores": best.scores.copy(), "mean": best.mean.copy()}
+        body[name].flat[-1] = size
+        packed = {key: messages.pack(value) for key, value in body.items()}
+        if refused:
+            with pytest.raises(tv.ProtocolError, match=r"scores and mean must be below 1e\+06"):
+                judge.read_claim(packed, learner, statement.p)
+        else:
+            assert getattr(judge.read_claim(packed, learner, statement.p), name).max() == 1e6
+
+
+@pytest.mark.parametrize("outside", [-1.0001, 1.0001])
+def test_outputs_beyond_either_end_are_refused(outside):
+    learner, statement, best = world(bases=20, fresh=20, checks=5)
+    subsets, seeds = Coins(statement, N, secret(0)).pairs
+    given = learner(subsets, seeds)
+    given.values[7] = outside
+    body = {"scores": messages.pack(best.scores), "mean": messages.pack(best.mean), "salt": SALT}
+    body |= {"outputs": messages.pack(given.values), "fingerprints": messages.pack(given.fingerprints)}
+    with pytest.raises(tv.ProtocolError, match=r"an output lies outside \[-1, 1\]"):
+        judge.read_answer(body, commitment(best.scores, best.mean, SALT), learner, statement)
+
+
+# --- what certainty costs
+
+
+def test_the_smallest_budget_brings_the_error_below_a_quarter_of_eps(monkeypatch):
+    """Fits whose error is known: 2 / budget at one test point, half of that at the other."""
+    learner, asked = world(points=2)[0], []
+
+    def fit(method, learner, budget, p, rng):
+        asked.append(budget)
+        return SimpleNamespace(error=lambda best: np.array([1.0, 2.0]) / budget)
+
+    monkeypatch.setattr(costs, "fit", fit)
+    found = costs.smallest_budget(learner, 0.1, np.random.default_rng(0), fits=3)
+    grid = [int(1.2 * N * 10 ** (step / 10)) for step in range(60)]
+    assert found == min(budget for budget in grid if 2 / budget < 0.1 / 4) and asked.count(found) == 3
+    assert 2 / max(budget for budget in grid if budget < found) >= 0.1 / 4
+
+
+def test_the_largest_rho_keeps_its_bias_below_an_eighth_of_eps(monkeypatch):
+    learner, seen = world()[0], []
+    drawn = costs.partners
+
+    def partners(rng, bases, p, rhos, coupled):
+        seen.append(rhos)
+        return drawn(rng, bases, p, rhos, coupled)
+
+    monkeypatch.setattr(costs, "partners", partners)
+    weights = learner.weights()[:, 0]
+    for share in (0.1, 0.02, 100.0):
+        seen.clear()
+        costs.needed(learner, share, 0.05, np.random.default_rng(0), pilot=30)
+        for zero, rho, twice in seen:
+            assert (zero, twice) == (0.0, 2 * rho) and len(seen) == 2
+            if share < 1:
+                assert 2 * rho**2 * weights[3] == pytest.approx(share * weights[1] / 8) and rho < 0.5
+            else:
+                assert rho == 0.5, "2 rho is a correlation"
