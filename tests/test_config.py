@@ -294,6 +294,15 @@ def test_numbers_at_their_limits():
     assert "claims[0].margin: 0.0 is not allowed" in error_of({"claims": [parity | {"margin": 0.0}]})
 
 
+def test_data_of_other_settings_lie_in_another_folder():
+    """An edit of the profile below the same overrides; rows and claims change nothing that is built."""
+    loaded = config.load("smoke", people(model={"width": 56}))
+    known = config.data_dir(loaded)
+    others = [{"seed": 9}, {"testbeds": {}}, {"overrides": {"seed": 9}}, {"profile": "mine"}]
+    assert len({known, *(config.data_dir(loaded | other) for other in others)}) == 5
+    assert config.data_dir(loaded | {"rows": [], "claims": []}) == known
+
+
 def test_profile_files(tmp_path):
     assert "did you mean 'smoke'" in error_of(profile="smok")
     assert "no file" in error_of(profile="mine.yaml")

@@ -12,7 +12,7 @@ import tda.verification as tv
 from tda.verification import cheats, costs, judge, messages
 from tda.verification.coins import Coins
 from tda.verification.prover import commitment
-from tda.verification.residual import attained, plan
+from tda.verification.residual import attained, plan, spread
 from tda.verification.subsets import draw
 
 
@@ -202,3 +202,19 @@ def test_the_largest_rho_keeps_its_bias_below_an_eighth_of_eps(monkeypatch):
                 assert 2 * rho**2 * weights[3] == pytest.approx(share * weights[1] / 8) and rho < 0.5
             else:
                 assert rho == 0.5, "2 rho is a correlation"
+
+
+def test_the_spread_of_a_term_by_hand():
+    """c = (-2, 4, -1) at rho = 1/2: 21 for independent partners, 6 less where they agree, and 2 for the squares."""
+    assert spread(0.5, coupled=False) == pytest.approx(21 + 2)
+    assert spread(0.5, degree=2) == pytest.approx(21 + 2 * 0.25 * (-2 * 4 - 4 * 1) + 2)
+    assert spread(0.5, degree=1) == pytest.approx(21 + 2 * 0.5 * (-2 * 4 - 4 * 1) + 2)
+
+
+def test_outputs_beyond_the_bound_are_clipped():
+    learner, narrow = tv.Polynomial(12), tv.Polynomial(12)
+    narrow.bound = learner.bound / 5
+    subsets = np.random.default_rng(0).random((50, 12)) < 0.5
+    wide, found = (one(subsets, np.zeros(50, int)).values for one in (learner, narrow))
+    assert np.abs(5 * wide).max() > 1.5
+    np.testing.assert_allclose(found, np.clip(5 * wide, -1, 1), rtol=1e-12)
