@@ -296,7 +296,7 @@ def test_numbers_at_their_limits():
 
 def test_data_of_other_settings_lie_in_another_folder():
     """An edit of the profile below the same overrides; rows and claims change nothing that is built."""
-    loaded = config.load("smoke", people(model={"width": 56}))
+    loaded = config.load("smoke", people(model={"width": 64}))
     known = config.data_dir(loaded)
     others = [{"seed": 9}, {"testbeds": {}}, {"overrides": {"seed": 9}}, {"profile": "mine"}]
     assert len({known, *(config.data_dir(loaded | other) for other in others)}) == 5
