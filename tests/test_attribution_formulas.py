@@ -8,6 +8,8 @@ from small_tasks import small
 from torch import nn
 
 from tda.attribution import attribute, logra, projection
+from tda.attribution.granularity import aggregate
+from tda.attribution.steering_training import READOUT_RATE, Descent, Weights
 from tda.lm import IGNORE
 from tda.task import Task
 
@@ -57,3 +59,28 @@ def test_every_layer_of_logra_is_projected_on_its_own():
     first, second = logra._random_sides(task, 4, 3).values()
     for one, other in zip(first, second, strict=True):
         assert one.shape == other.shape == (6, 4) and not (one == other).any()
+
+
+def test_the_steps_of_the_codes_fall_to_nothing():
+    """On an objective that is linear in the codes, T steps go (T + 1) / 2 full ones along the preconditioned slope."""
+    rng, steps, rate = np.random.default_rng(0), 7, 0.3
+    slope, metric = torch.from_numpy(rng.normal(size=(4, 2, 3))), torch.from_numpy(rng.normal(size=(3, 2, 2)))
+    descend = Descent(torch.zeros(1, 5).double(), None, np.eye(4, dtype=bool), None, Weights(), None, None)
+    descend.objective = lambda psi, codes: (slope * codes).sum() + psi.sum()
+    psi, codes = torch.ones(5, 2, dtype=torch.float64), torch.zeros(4, 2, 3, dtype=torch.float64)
+    moved, found = descend(psi, codes, metric, steps, rate)
+    wanted = torch.stack([-rate * (steps + 1) / 2 * slope[:, :, c] @ metric[c].T for c in range(3)], 2)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        moved, psi - READOUT_RATE * (steps + 1) / 2, rtol=1e-6, atol=1e-9
+    )  # Adam: its rate a step
+
+
+def test_a_label_at_the_opening_token_has_no_score():
+    """Labels that are copies of the ids name it, and nothing predicts it."""
+    tokens = np.random.default_rng(0).normal(size=(2, 3, 5))
+    labels = torch.tensor([[1, 4, 5, 6, 7], [1, 4, 5, IGNORE, IGNORE], [1, 4, IGNORE, IGNORE, IGNORE]])
+    found = aggregate(tokens, {"labels": labels}, "document")
+    for i, end in enumerate((5, 3, 2)):
+        np.testing.assert_allclose(found[:, i], tokens[:, i, 1:end].mean(1))
+    assert [part.shape for part in aggregate(tokens, {"labels": labels}, "token")] == [(2, 4), (2, 2), (2, 1)]
