@@ -1,6 +1,6 @@
 """Would the tests notice? Plants one fault after the other in a copy of the repository and runs the tests that should.
 
-    python tests/mutation.py                    all faults of tests/mutants.py, about a quarter of an hour on one core
+    python tests/mutation.py                    all faults of tests/mutants.py, about twenty minutes on one core
     python tests/mutation.py --only 3 17        these numbers (--list prints them)
     python tests/mutation.py --match ceiling    those whose file, texts or tests hold this
 
