@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tda.testbeds import anchors
+from tda.testbeds.digits import pixels
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +44,12 @@ def test_the_setting_is_deterministic_and_small_on_demand(monkeypatch):
     assert (first.subsets["leave_5"].sum(1) == 190).all()
     np.testing.assert_array_equal(first.outputs["half"], second.outputs["half"])
     assert set(anchors.PUBLISHED["logreg"]) == set(anchors.PUBLISHED["mlp"])
+
+
+def test_queries_are_images_that_the_model_was_not_trained_on(monkeypatch):
+    monkeypatch.setattr(anchors, "RECIPE", replace(anchors.RECIPE, epochs=6))
+    known, (images, labels) = anchors.load("logreg", designs=()), pixels()
+    order = np.random.RandomState(0).permutation(len(images))
+    for examples, part in ((known.train, order[:200]), (known.queries, order[200:220])):
+        np.testing.assert_array_equal(examples["inputs"].numpy(), images[part])
+        assert examples["labels"].tolist() == labels[part].tolist() == [int(label) for label in examples["entity"]]

@@ -348,6 +348,35 @@ def test_references_between_sections(change, parts):
     assert all(part in message for part in parts), message
 
 
+def test_numbers_at_their_limits():
+    """What a bound says of the number itself, not only of those far beyond it."""
+
+    def limited(longest=120, shortest=60, context=128, **rest):
+        corpus = {"tokens_min": shortest, "tokens_max": longest}
+        return {"testbeds": {"authors": {"corpus": corpus, "model": {"context": context}}}, **rest}
+
+    found = config.load("smoke", limited(127, 127))["testbeds"]["authors"]
+    assert found["corpus"]["tokens_max"] == found["model"]["context"] - 1, "one place is the opening token's"
+    assert "authors.model.context: 120 is not allowed; it must exceed tokens_max (120)" in error_of(
+        limited(context=120)
+    )
+    assert "authors.corpus.tokens_min: 121 is not allowed; it must be at most tokens_max (120)" in error_of(
+        limited(shortest=121)
+    )
+    parity = CLAIM | {"kind": "parity", "direction": "parity"}
+    assert config.load("smoke", {"claims": [parity | {"margin": 1e-9}]})["claims"][0]["margin"] == 1e-9
+    assert "claims[0].margin: 0.0 is not allowed" in error_of({"claims": [parity | {"margin": 0.0}]})
+
+
+def test_data_of_other_settings_lie_in_another_folder():
+    """An edit of the profile below the same overrides; rows and claims change nothing that is built."""
+    loaded = config.load("smoke", people(model={"width": 64}))
+    known = config.data_dir(loaded)
+    others = [{"seed": 9}, {"testbeds": {}}, {"overrides": {"seed": 9}}, {"profile": "mine"}]
+    assert len({known, *(config.data_dir(loaded | other) for other in others)}) == 5
+    assert config.data_dir(loaded | {"rows": [], "claims": []}) == known
+
+
 def test_profile_files(tmp_path):
     assert "did you mean 'smoke'" in error_of(profile="smok")
     assert "no file" in error_of(profile="mine.yaml")

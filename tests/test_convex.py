@@ -412,3 +412,12 @@ def test_bad_tables():
     for arguments, text in [(("wines", 0.5, 0), "'wines'; there are breast cancer"), (("wine", 1.0, 0), "share 1.0")]:
         with pytest.raises(ValueError, match=text):
             tables.load(*arguments)
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_the_bootstrap_of_a_mean_has_its_standard_error(count):
+    """Without the correction for few replicates it would be sqrt((R - 1) / R) of that: 0.82 for three."""
+    values = np.random.default_rng(count).normal(size=count)
+    found = laws.bootstrap(values, lambda means: means, 0.95)
+    assert found.value == pytest.approx(values.mean()) and found.df == count - 1
+    assert found.se == pytest.approx(values.std(ddof=1) / np.sqrt(count), rel=0.06)

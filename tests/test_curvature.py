@@ -13,7 +13,7 @@ from torch import nn
 from tda import curvature as cv
 from tda.attribution import budget, fisher
 from tda.attribution.gradients import blocks, matrix
-from tda.curvature import exact, kronecker, layers, outputs
+from tda.curvature import exact, kronecker, layers, named, outputs
 from tda.task import n_examples, take, tensors
 
 NAMES = ("logistic", "mlp", "conv", "sequence")
@@ -539,3 +539,11 @@ def test_language_model(task, tiny):
     energy = rows[:, found.covered].square().sum() / len(rows)
     torch.testing.assert_close(found.eigenvalues.sum(), energy.double(), rtol=1e-4, atol=0.0)
     assert kronecker.ekfac(task, train, "sampled", seed=3, chunk=7) is found, "remembered"
+
+
+def test_the_unit_of_an_indefinite_operator_is_its_mean_magnitude():
+    """Signed eigenvalues could average to nothing, and a relative damping with them."""
+    one = cv.Diagonal(torch.tensor([3.0, -1.0, -2.0], dtype=torch.float64))
+    assert one.scale == 2.0 and named.absolute(one, 0.5) == 1.0
+    other = cv.Diagonal(-torch.ones(1, dtype=torch.float64))
+    assert cv.Blocks(4, {"a": (torch.arange(3), one), "b": (torch.tensor([3]), other)}).scale == 7 / 4

@@ -397,3 +397,10 @@ def test_language_model_trained_by_sgd(tmp_path_factory):
         optimizer.step()
     assert max(float((params[k].detach() - done.params[k]).abs().max()) for k in params) < 1e-5
     assert done.curves["train"][-1] < done.curves["train"][0]
+
+
+def test_the_work_of_a_subset_is_that_of_its_images(tiny):
+    masks = [np.arange(90) < size for size in (90, 45, 9)]
+    trained = list(digits.train_models(tiny, [(mask, 1) for mask in masks], "filter"))
+    assert [flops / trained[0][3] for _, _, _, flops in trained] == pytest.approx([1.0, 0.5, 0.1])
+    assert trained[0][3] == pytest.approx(10 * digits.flops(trained[0][0], 90)), "ten epochs"

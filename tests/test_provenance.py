@@ -79,3 +79,11 @@ def test_modules_follow_imports_of_modules(tmp_path):
     assert [found.name for found in provenance.modules_used(path)] == ["artefacts.py", "files.py"], (
         "config imports them, and is plumbing itself"
     )
+
+
+def test_a_record_tells_the_clock_from_the_work():
+    with provenance.Stopwatch() as watch:
+        time.sleep(0.3)
+    found = provenance.record({}, 0, watch=watch)
+    assert (found["seconds"], found["cpu_seconds"]) == (round(watch.seconds, 3), round(watch.cpu_seconds, 3))
+    assert found["cpu_seconds"] < 0.2 < found["seconds"], "it slept"

@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tda import notebook
 from tda.config import ROOT
 from tda.run_notebook import NotebookError, ParameterError, check_parameters, declared_parameters, run
 
@@ -122,3 +123,14 @@ def test_wrong_calls_exit_with_2_and_one_line(tmp_path):
         assert done.returncode == 2 and part in done.stderr and len(done.stderr.strip().splitlines()) == 1, (
             done.stderr
         )
+
+
+def test_progress_is_a_line_at_once_in_a_batch_and_one_bar_otherwise(monkeypatch, capsys):
+    monkeypatch.setenv("TDA_BATCH", "1")
+    say = notebook.progress()
+    say("epoch 1/2")
+    assert capsys.readouterr().out == "epoch 1/2\n"
+    monkeypatch.delenv("TDA_BATCH")
+    notebook.progress()("epoch 2/2")
+    shown = capsys.readouterr()
+    assert shown.out == "" and "epoch 2/2" in shown.err

@@ -228,3 +228,28 @@ def test_solvers_in_single_precision(system):
     ):
         found = run(v.float()).solution
         assert found.dtype == torch.float32 and gap(found.double(), wanted) < 1e-3
+
+
+class Alike:
+    """``c`` times the identity for whatever mini-batch; ``train`` says how many examples there are."""
+
+    def __init__(self, c, size=6, n=20):
+        self.c, self.size, self.dtype, self.train = c, size, torch.float64, {"inputs": torch.zeros(n)}
+
+    def subset(self, index):
+        return self
+
+    def matvec(self, v):
+        return self.c * v
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_lissa_finds_its_scale_and_counts_what_that_costs(repeats):
+    """One step from v: 2 v - (c + d) v / s, over s = 1.5 c + d."""
+    v, c, d = torch.ones(2, 6, dtype=torch.float64), 3.0, 0.5
+    found = solvers.lissa(Alike(c), v, d, iterations=1, batch=5, repeats=repeats)
+    scale = 1.5 * c + d
+    torch.testing.assert_close(found.solution, (2 - (c + d) / scale) / scale * v, rtol=1e-9, atol=0)
+    assert found.trace[-1]["hvps"] == pytest.approx((8 * solvers.POWER_STEPS + repeats) * 5 / 20)
+    known = solvers.lissa(Alike(c), v, d, iterations=4, batch=5, repeats=repeats, scale=9.0)
+    assert known.trace[-1]["hvps"] == pytest.approx(4 * repeats * 5 / 20), "a scale that is given costs nothing"

@@ -509,3 +509,14 @@ def test_other_runs_are_refused(run):
     refused("variant='slow'; one of", variant="slow")
     for stages in (np.ones((2, 60), bool), np.ones((3, 60)), np.zeros((3, 60), bool)):
         refused("stages is", stages=stages)
+
+
+def test_parameters_outside_the_layers_are_averaged_too(run):
+    """The last layer left out of K-FAC and kept by its diagonal: the mean of the checkpoints' diagonals."""
+    task, train, _ = run
+    options = {"fisher": "exact", "rest": "diagonal", "layers": "^0$"}
+    both = averaged("kfac", checkpoints(task), train, **options)
+    each = [operator("kfac", one, train, **options) for one in checkpoints(task)]
+    found, *parts = (one.blocks["(diagonal)"][1].eigenvalues for one in (both, *each))
+    assert len(found) == 10 * 7 and not torch.allclose(parts[0], parts[2])
+    torch.testing.assert_close(found, sum(parts) / 3, rtol=1e-9, atol=1e-12)

@@ -88,6 +88,17 @@ def test_all_three_forms_are_an_explicit_loop(task, small):
     assert max(abs(v).max() for v in found["a"].values()) > 0.05, "the effects are not noise"
 
 
+def test_a_label_at_the_opening_token_counts_for_nothing(task, small):
+    """Nothing predicts the first token, and labels that are copies of the ids name it all the same."""
+    train, asked, scores = small
+    labels = asked["labels"].clone()
+    labels[:, 0] = asked["input_ids"][:, 0]
+    found, again = (tail_patch(task, train, one, scores, [2])["a"] for one in (asked, asked | {"labels": labels}))
+    assert (asked["labels"][:, 0] == lm.IGNORE).all()
+    for metric, values in found.items():
+        np.testing.assert_allclose(again[metric], values, rtol=1e-6, err_msg=metric)
+
+
 def test_each_and_joint_agree_at_one_document(task, small):
     train, asked, scores = small
     found = tail_patch(task, train, asked, scores, [1])["a"]

@@ -478,3 +478,14 @@ def test_flops_and_rate_are_positive(tiny):
     size = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()
     assert language.flops(model, 10) == 60 * size
     assert training.matmul_rate(64, 3) > 1e6
+
+
+def test_retraining_without_some_documents_is_paired_with_the_run(tiny, task):
+    """Masked, not filtered: the batches stay those of the full run."""
+    mask = np.arange(len(tiny.documents)) % 5 > 0
+    found, recipe = task.run.retrain(mask, 3), Recipe.of(tiny.settings["training"])
+    masked, filtered = (
+        train(task.loss_fn, models.initial(tiny, 3)[1], tiny.train, recipe, 3, mask, how).params
+        for how in ("mask", "filter")
+    )
+    assert same(found, masked) and not same(found, filtered)

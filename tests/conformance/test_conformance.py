@@ -186,6 +186,15 @@ def test_compare_sees_a_difference():
         conformance.compare(replace(asked, ours=lambda: right[0]))
 
 
+def test_the_common_factor_is_the_best_one():
+    """By least squares; a factor that one entry decides would make a difference there look like one everywhere."""
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(size=(2, 6, 7))
+    factor = np.linalg.lstsq(theirs.reshape(-1, 1), ours.ravel(), rcond=None)[0][0]
+    assert comparison.up_to_scale(ours, theirs) == pytest.approx(comparison.largest(ours, factor * theirs))
+    assert comparison.up_to_scale(-3 * theirs, theirs) == pytest.approx(0, abs=1e-12), "the sign is part of it"
+
+
 def test_far_end_is_the_interval_of_a_difference():
     rng = np.random.default_rng(0)
     ours, theirs = rng.normal(0.5, 0.1, (2, 50, 8))
