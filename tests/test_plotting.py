@@ -1,4 +1,4 @@
-"""What is drawn is what was given: text is escaped in a page and no formula in a figure, numbers stand in their places."""
+"""What is drawn is what was given: text is escaped in a page and no formula in a figure, numbers keep their places."""
 
 import re
 
