@@ -175,10 +175,11 @@ def bank_parts(testbed):
     designs = CONFIG["testbeds"][testbed]["designs"]
     if CONFIG["bank"] == "shipped":
         paths = [f"data/banks/{testbed}_{design}.npz" for design in designs]
-        for path in paths + records(paths):
+        paths += records(paths) + ["data/banks/index.json"]
+        for path in paths:
             if not os.path.exists(path):
                 sys.exit(f"Error in the configuration: bank: 'shipped' needs {path}, which does not exist; use bank=rebuild")
-        return paths + records(paths)
+        return paths
     return [
         f"{DATA}/{testbed}/bank_{name}.parts/shard{shard}.json"
         for name, design in designs.items()
