@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -132,15 +133,17 @@ def cross_checks(config: dict, where: str) -> None:
 
 def _options_fit(row: dict, key: str, refuse: Callable[[str, Any, str], None]) -> None:
     """The method exists, and every option and every value of the tune grid is one that it accepts."""
-    from tda.attribution import METHODS, options  # imports torch: only once a configuration is whole
-
-    if row["method"] not in METHODS:
-        refuse(f"{key}.method", row["method"], f"registered methods: {_list(METHODS, row['method'])}")
+    # Only once a configuration is whole, since it imports torch; by name, since no rule of the workflow depends on all
+    # methods (tda.provenance.modules_used reads import statements).
+    methods = importlib.import_module("tda.attribution").METHODS
+    check = importlib.import_module("tda.attribution.options").check
+    if row["method"] not in methods:
+        refuse(f"{key}.method", row["method"], f"registered methods: {_list(methods, row['method'])}")
     given = [("options", name, value) for name, value in row["options"].items()]
     given += [("tune", name, value) for name, values in row["tune"].items() for value in values]
     for part, name, value in given:
         try:
-            options.check(row["method"], METHODS[row["method"]].rules, {name: value})
+            check(row["method"], methods[row["method"]].rules, {name: value})
         except ValueError as error:
             refuse(f"{key}.{part}.{name}", value, str(error))
 

@@ -55,7 +55,8 @@ def test_the_margin_of_a_sequence_is_a_mean_over_its_own_targets():
 def test_every_layer_of_logra_is_projected_on_its_own():
     """Two layers of one shape: a draw that they shared would add their errors up instead of averaging them."""
     model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
-    task = Task("two alike", None, {k: v.detach() for k, v in model.named_parameters()}, model)
+    params = {k: v.detach() for k, v in model.named_parameters()}
+    task = Task("two alike", None, params, model, outputs_fn=lambda params, batch: None)
     first, second = logra._random_sides(task, 4, 3).values()
     for one, other in zip(first, second, strict=True):
         assert one.shape == other.shape == (6, 4) and not (one == other).any()

@@ -12,8 +12,16 @@ import pytest
 
 from tda.testbeds import authors as A
 
-SETTINGS = {"kind": "authors", "authors": 8, "passages": 100, "held_out": 12, "unseen": 6, "tokens_min": 60,
-            "tokens_max": 120, "vocabulary": 1024}
+SETTINGS = {
+    "kind": "authors",
+    "authors": 8,
+    "passages": 100,
+    "held_out": 12,
+    "unseen": 6,
+    "tokens_min": 60,
+    "tokens_max": 120,
+    "vocabulary": 1024,
+}
 SMALL = {**SETTINGS, "authors": 2, "passages": 20, "held_out": 4, "unseen": 3, "vocabulary": 400}
 
 
@@ -74,7 +82,8 @@ def test_passages_are_verbatim_disjoint_and_of_the_asked_number(corpus, sources)
     assert Counter(d["entity"] for d in corpus.documents) == dict.fromkeys(corpus.report["available"], 100)
     kinds = {"held_out": 12, "unseen_work": 6}
     assert Counter((p["author"], p["kind"]) for p in corpus.probes) == {
-        (author, kind): n for author in corpus.report["available"] for kind, n in kinds.items()}
+        (author, kind): n for author in corpus.report["available"] for kind, n in kinds.items()
+    }
     rows = [(d["doc_id"], d) for d in corpus.documents] + [(p["query_id"], p) for p in corpus.probes]
     assert len({name for name, _ in rows}) == len(rows) == len(corpus.spans)
     by_work = defaultdict(list)
@@ -115,7 +124,11 @@ def test_lengths_round_trip_and_the_cut_of_a_query(corpus):
 def test_the_same_seed_gives_the_same_corpus_and_another_seed_another():
     first, second, other = A.build(SMALL, 0), A.build(SMALL, 0), A.build(SMALL, 1)
     assert (first.documents, first.probes, first.report, first.spans) == (
-        second.documents, second.probes, second.report, second.spans)
+        second.documents,
+        second.probes,
+        second.report,
+        second.spans,
+    )
     assert first.tokenizer.to_str() == second.tokenizer.to_str() == other.tokenizer.to_str()
     assert first.documents != other.documents
 
@@ -129,8 +142,12 @@ def test_near_duplicates_by_hand_and_against_pairwise_sets(corpus):
     query = texts[7].replace("the", "a", 1)
     assert max(A.near_duplicates([query], texts), key=lambda p: p[2])[:2] == (0, 7)
     sets = [A._shingles(t) for t in texts]
-    slow = [(i, j, len(sets[i] & sets[j]) / min(len(sets[i]), len(sets[j])))
-            for i in range(len(sets)) for j in range(i + 1, len(sets)) if sets[i] & sets[j]]
+    slow = [
+        (i, j, len(sets[i] & sets[j]) / min(len(sets[i]), len(sets[j])))
+        for i in range(len(sets))
+        for j in range(i + 1, len(sets))
+        if sets[i] & sets[j]
+    ]
     assert A.near_duplicates(texts) == slow
 
 
@@ -162,20 +179,24 @@ def test_planted_copies_are_dropped_from_queries_and_reported_in_training(copied
         assert works[first]["group"] == works[second]["group"] != "" and overlap >= A.OVERLAP
     assert report["training_near_duplicates"] == len(report["training_pairs"]) >= copies >= 10
     assert sum(d["group"] != "" for d in twice.documents) == len(
-        {name for *pair, _ in report["training_pairs"] for name in pair})
+        {name for *pair, _ in report["training_pairs"] for name in pair}
+    )
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"authors": 12}, "authors is 12, but the sources hold 11: KJV, Austen"),
-    ({"passages": 5000}, r"KJV: passages 5000 .* seen works hold \d+ passages"),
-    ({"unseen": 500}, r"unseen 500 .* unseen works \d+ \(\d+ of \d+ unseen candidates"),
-    ({"vocabulary": 200}, "vocabulary is 200; .* at least 258"),
-    ({"vocabulary": 300_000}, r"vocabulary is 300000, but .* support only \d+"),
-    ({"tokens_min": 120}, "tokens_min 120 must be smaller than tokens_max 120"),
-    ({"passages": 0}, "passages is 0; it must be a whole number of at least 1"),
-    ({"held_out": 2.5}, "held_out is 2.5"),
-    ({"pasages": 3}, r"unknown settings of an authors corpus: \['pasages'\]"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"authors": 12}, "authors is 12, but the sources hold 11: KJV, Austen"),
+        ({"passages": 5000}, r"KJV: passages 5000 .* seen works hold \d+ passages"),
+        ({"unseen": 500}, r"unseen 500 .* unseen works \d+ \(\d+ of \d+ unseen candidates"),
+        ({"vocabulary": 200}, "vocabulary is 200; .* at least 258"),
+        ({"vocabulary": 300_000}, r"vocabulary is 300000, but .* support only \d+"),
+        ({"tokens_min": 120}, "tokens_min 120 must be smaller than tokens_max 120"),
+        ({"passages": 0}, "passages is 0; it must be a whole number of at least 1"),
+        ({"held_out": 2.5}, "held_out is 2.5"),
+        ({"pasages": 3}, r"unknown settings of an authors corpus: \['pasages'\]"),
+    ],
+)
 def test_bad_settings_give_one_clear_error(change, message):
     with pytest.raises(ValueError, match=message):
         A.build({**SMALL, **change}, 0)
@@ -194,7 +215,10 @@ def test_a_changed_or_missing_source_is_refused(copied):
 def test_sentences_keep_titles_initials_and_headwords_together():
     text = 'Abatis, n. Rubbish in front of a fort. "Mr. J. Smith came!" said Mrs. Weston. He left.'
     assert [text[a:b] for a, b in A.sentences(text)] == [
-        "Abatis, n. Rubbish in front of a fort.", '"Mr. J. Smith came!" said Mrs. Weston.', "He left."]
+        "Abatis, n. Rubbish in front of a fort.",
+        '"Mr. J. Smith came!" said Mrs. Weston.',
+        "He left.",
+    ]
 
 
 def test_the_cut_is_at_the_start_of_the_nearest_word(corpus):

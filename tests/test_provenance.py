@@ -12,8 +12,7 @@ from tda.artefacts import write_json
 
 def notebook(*sources, outputs=()):
     cells = [
-        {"cell_type": "code", "source": source, "outputs": list(outputs), "execution_count": None}
-        for source in sources
+        {"cell_type": "code", "source": source, "outputs": list(outputs), "execution_count": None} for source in sources
     ]
     return json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
 
@@ -29,9 +28,7 @@ def test_tree_hash_follows_sources_only(tmp_path):
     (tmp_path / "n.ipynb").write_text(notebook("x = 2"))
     changed = provenance.tree_hash(tmp_path)
     (tmp_path / "a.py").rename(tmp_path / "b.py")
-    assert (
-        len({before, changed, provenance.tree_hash(tmp_path), provenance.tree_hash(tmp_path / "absent")}) == 4
-    )
+    assert len({before, changed, provenance.tree_hash(tmp_path), provenance.tree_hash(tmp_path / "absent")}) == 4
 
 
 def test_stopwatch_sees_seconds_and_memory():
@@ -48,9 +45,7 @@ def test_record_is_json_without_absolute_paths(tmp_path):
     with provenance.Stopwatch() as watch:
         pass
     inside = str(provenance.ROOT / "data" / "x.npz")
-    record = provenance.record(
-        {"k": 3}, range(2), {inside: "ab", "/elsewhere/y.npz": "cd"}, watch=watch, rows=5
-    )
+    record = provenance.record({"k": 3}, range(2), {inside: "ab", "/elsewhere/y.npz": "cd"}, watch=watch, rows=5)
     write_json(tmp_path / "record.json", record)
     assert record["inputs"] == {"data/x.npz": "ab", "y.npz": "cd"}
     assert record["seeds"] == [0, 1] and record["rows"] == 5 and record["peak_mb"] > 0

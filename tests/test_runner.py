@@ -40,9 +40,7 @@ def text_of(out):
 
 
 def test_runs_from_the_repository_root_with_parameters(tmp_path):
-    source = (
-        "import os\nprint('got', count, rate, name, extra, os.getcwd(), os.environ['TDA_BATCH'], flush=True)"
-    )
+    source = "import os\nprint('got', count, rate, name, extra, os.getcwd(), os.environ['TDA_BATCH'], flush=True)"
     notebook, out = make(tmp_path / "ok.ipynb", source), tmp_path / "logs" / "ok.ipynb"
     given = json.dumps({"count": 3, "rate": 1, "extra": {"a": [1]}})
     with tempfile.TemporaryDirectory(prefix="own", dir="/tmp") as own:  # other runs have their sockets beside it
@@ -120,9 +118,7 @@ def test_wrong_calls_exit_with_2_and_one_line(tmp_path):
         ("[1]", "a JSON object is needed"),
     ]:
         done = call(notebook, tmp_path / "out.ipynb", "--parameters", text)
-        assert done.returncode == 2 and part in done.stderr and len(done.stderr.strip().splitlines()) == 1, (
-            done.stderr
-        )
+        assert done.returncode == 2 and part in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
 def test_progress_is_a_line_at_once_in_a_batch_and_one_bar_otherwise(monkeypatch, capsys):

@@ -48,9 +48,7 @@ def plan(profile):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "profile profiles/default" in done.stderr, "the default profile must be found without a flag"
     text = done.stdout + done.stderr
-    calls = re.findall(
-        r"python -m tda\.run_notebook (\S+) --out (\S+) --parameters ('[^']*'|\S+) --timeout", text
-    )
+    calls = re.findall(r"python -m tda\.run_notebook (\S+) --out (\S+) --parameters ('[^']*'|\S+) --timeout", text)
     rules = set(re.findall(r"^(?:local)?rule (\w+):", text, flags=re.MULTILINE))
     return rules, [(notebook, out, shlex.split(parameters)[0]) for notebook, out, parameters in calls]
 
@@ -77,9 +75,7 @@ def test_every_stage_is_planned(profile):
         if part
     ]
     single = [
-        name
-        for name in rules
-        if name not in ("all", "training", "bank_shard", "removal_shard", "workflow_figure")
+        name for name in rules if name not in ("all", "training", "bank_shard", "removal_shard", "workflow_figure")
     ]
     assert len(calls) == sum(shards) + len(single) + len(loaded["testbeds"])
     assert len({out for _, out, _ in calls}) == len(calls), "every job has a log of its own"

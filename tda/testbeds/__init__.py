@@ -135,9 +135,10 @@ def load(name: str | os.PathLike, profile: str = "smoke", overrides: dict | None
         raise ValueError(f"load({name!r}, overrides={overrides!r}): give a testbed's name or a file, and a map.")
     overrides, name = dict(overrides or {}), os.fspath(name)
     if name.lower().endswith((".jsonl", ".parquet")):
+        from tda.testbeds import custom
+
         path = Path(name).expanduser().resolve()
-        if not path.is_file():
-            raise ValueError(f"{path} is not a file. Give a .jsonl or .parquet file with a text column.")
+        custom.require_file(path)
         name, overrides["testbeds"] = _own(path, profile, overrides.get("testbeds") or {})
     config = tda.config.load(profile, overrides)
     if name not in config["testbeds"]:

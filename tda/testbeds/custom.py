@@ -72,11 +72,16 @@ def build(
     return {"documents": kept, "probes": probes, "tokenizer": tokenizer, "report": report}
 
 
-def _read_file(path: Path) -> list[tuple[str, object]]:
-    """(place, row) of every row of the file."""
+def require_file(path: Path) -> None:
+    """Refuse a path at which there is no file."""
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
         raise ValueError(f"corpus.path={str(path)!r} {what}. Give a .jsonl or .parquet file with a text column.")
+
+
+def _read_file(path: Path) -> list[tuple[str, object]]:
+    """(place, row) of every row of the file."""
+    require_file(path)
     readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
     if path.suffix.lower() not in readers:
         raise ValueError(f"corpus.path={str(path)!r}: the suffix must be .jsonl (one JSON object a line) or .parquet.")
