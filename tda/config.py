@@ -126,6 +126,8 @@ def _profile_path(profile: str) -> Path:
         raise ConfigError(
             f"profile: {text!r} is unknown; allowed: {', '.join(names)}, or a path to a .yaml file{close(text, names)}"
         )
+    if path.stem in ("banks", "sources", "scratch", "downloads"):
+        raise ConfigError(f"profile: {text!r} would write into data/{path.stem}, which is taken; rename the file")
     path = next((found for found in (path, ROOT / path) if found.is_file()), None)
     if path is None:
         raise ConfigError(

@@ -68,7 +68,10 @@ def remove(path: str | os.PathLike) -> None:
 @contextlib.contextmanager
 def reading(path: str | os.PathLike, cure: str = "", folder: bool = False) -> Iterator[None]:
     """Whatever fails while ``path`` is read (a file; a folder if ``folder``) becomes one :class:`ArtefactError`."""
-    path, cure = Path(path), cure or rerun(path)
+    path, cure = Path(path), cure or rerun(Path(path))
+    missing = cure  # deleting what is not there is no cure
+    if cure == rerun(path) or cure.startswith(f"delete {path.name} "):
+        missing = "run the step that writes it (snakemake --cores 2 builds whatever is missing)"
     try:
         if path.exists() and path.is_dir() != folder:
             found, wanted = ("a file", "a folder") if folder else ("a folder", "a file")
@@ -85,9 +88,7 @@ def reading(path: str | os.PathLike, cure: str = "", folder: bool = False) -> It
             raise ArtefactError(f"{path}: damaged or not of this format ({error!r}); {cure}") from error
         if path.is_symlink():
             raise ArtefactError(f"{path}: a link to a file that is not there; {cure}") from error
-        raise ArtefactError(
-            f"{path}: not found; run the step that writes it (snakemake --cores 2 builds whatever is missing)"
-        ) from error
+        raise ArtefactError(f"{path}: not found; {missing}") from error
 
 
 def require(fact: bool, path: str | os.PathLike, problem: str, cure: str) -> None:
@@ -132,9 +133,16 @@ def exclusive(folder: str | os.PathLike) -> Iterator[Path]:
     has to be cleaned up.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
-    with open(path, "a+", encoding="utf-8") as handle:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        raise ArtefactError(
+            f"{folder}: nothing can be written there ({error}); check that it is a folder, and its permissions "
+            f"(chmod -R u+rwX)"
+        ) from error
+    with opened as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -8,6 +8,7 @@ logits. Every other architecture goes through ``torch.func.functional_call``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 
@@ -77,12 +78,29 @@ def boundary_id(tokenizer: Tokenizer) -> int:
 def logits_function(model: torch.nn.Module) -> Callable[[Params, Tensor], Tensor]:
     """``f(params, input_ids [B, T]) -> logits [B, T, V]``, pure, for use under ``torch.func``."""
     config = model.config
+
+    def library(params: Params, input_ids: Tensor) -> Tensor:
+        return torch.func.functional_call(model, params, (), {"input_ids": input_ids}).logits
+
     if config.model_type == "gpt_neox" and config.hidden_act == "gelu" and config.attention_bias:
         if not config.tie_word_embeddings and config.rope_parameters["rope_type"] == "default":
-            return _neox_function(config)
+            return _where_it_holds(_neox_function(config), library, model)
+    return library
+
+
+def _where_it_holds(ours: Callable, library: Callable, model: torch.nn.Module) -> Callable[[Params, Tensor], Tensor]:
+    """``ours`` for a model that it computes (a module may have been replaced, or have a hook) and where all parameters
+    are given, in float32; else the library's forward pass, to which what is not given stays as the model has it.
+    """
+    own = {name: p.detach() for name, p in model.named_parameters()}
+    ids = torch.arange(min(8, model.config.max_position_embeddings, model.config.vocab_size)).unsqueeze(0)
+    holds = False
+    with torch.no_grad(), contextlib.suppress(KeyError, RuntimeError):  # of other names, or in another precision
+        holds = torch.allclose(ours(own, ids), library(own, ids), rtol=1e-3, atol=1e-3)
 
     def forward(params: Params, input_ids: Tensor) -> Tensor:
-        return torch.func.functional_call(model, params, (), {"input_ids": input_ids}).logits
+        whole = holds and own.keys() <= params.keys() and next(iter(params.values())).dtype == torch.float32
+        return (ours if whole else library)(params, input_ids)
 
     return forward
 
@@ -174,6 +192,8 @@ def check_examples(model: torch.nn.Module, examples: Examples, what: str) -> Non
     without a target after their first token.
     """
     columns = {k: v for k, v in tensors(examples).items() if not k.startswith("labels_")}
+    if lists := sorted({"attention_mask", "position_ids", "token_type_ids"} & set(examples) - set(columns)):
+        raise ValueError(f"{what}: {lists} are lists; give them as tensors [N, T], or leave them out.")
     if missing := [k for k in ("input_ids", "labels") if k not in columns]:
         kinds = {k: type(v).__name__ for k, v in examples.items()}
         raise ValueError(f"{what}: {missing} must be tensors [N, T]; the columns are {kinds}.")
@@ -189,6 +209,14 @@ def check_examples(model: torch.nn.Module, examples: Examples, what: str) -> Non
             f"both must be int64 [N, T]. Texts with one label each need a loss of their own."
         )
     mask = columns.get("attention_mask", torch.ones_like(ids)) != 0
+    if mask.shape != ids.shape:
+        raise ValueError(f"{what}: attention_mask has shape {tuple(mask.shape)}, input_ids {tuple(ids.shape)}.")
+    before, after = labels[:, :-1] != IGNORE, labels[:, 1:] != IGNORE
+    if (labels[:, :-1] == ids[:, 1:])[before].all() and not (labels[:, 1:] == ids[:, 1:])[after].all() and before.any():
+        raise ValueError(
+            f"{what}: labels are input_ids moved by one, and the loss moves them itself. Give labels equal to the ids "
+            f"where there is a target."
+        )
     longest = int(min(longest_context(model), ids.shape[1]))
     problems = {
         f"hold ids that are no tokens of the model (0 to {vocabulary - 1})": (ids < 0) | (ids >= vocabulary),
@@ -299,9 +327,9 @@ def trim(batch: Examples) -> Examples:
     """
     if not is_sequence(batch):
         return batch
-    real, width = real_tokens(batch), batch["input_ids"].shape[1]
-    if "attention_mask" in batch:
-        real = real | (batch["attention_mask"] != 0)
+    real, mask, width = real_tokens(batch), batch.get("attention_mask"), batch["input_ids"].shape[1]
+    if isinstance(mask, Tensor) and mask.shape == real.shape:
+        real = real | (mask != 0)
     length = int(real.any(0).nonzero().max()) + 1
     return {k: v[:, :length] if isinstance(v, Tensor) and v.shape[1:2] == (width,) else v for k, v in batch.items()}
 

@@ -111,7 +111,9 @@ def ranking_html(lines: Sequence[tuple[str, str]]) -> Markup:
     cell = "<td style='text-align:left;vertical-align:top'>"
     escaped = [[part if isinstance(part, Markup) else html.escape(part) for part in line] for line in lines]
     return Markup(
-        "<table>" + "".join(f"<tr>{cell}{note}</td>{cell}{text}</td></tr>" for note, text in escaped) + "</table>"
+        "<table class='tex2jax_ignore mathjax_ignore'>"
+        + "".join(f"<tr>{cell}{note}</td>{cell}{text}</td></tr>" for note, text in escaped)
+        + "</table>"
     )
 
 

@@ -114,6 +114,10 @@ def run(
     parameters = dict(parameters or {})
     check_parameters(notebook, parameters)
     notebook, out = Path(notebook).absolute(), Path(out).absolute()
+    if out == notebook or out.is_dir():
+        raise ParameterError(f"--out {out}: give a file other than the notebook itself, which would be lost")
+    if set("{}") & set(f"{notebook}{out}"):
+        raise ParameterError(f"{notebook}, {out}: Papermill reads braces in a path as parameters; rename the folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
     for name, value in ENVIRONMENT.items():

@@ -10,13 +10,18 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, processors
 
+from tda.files import file_sha256
+
+ROOT = Path(__file__).resolve().parents[1]
+
 CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "context_length")
 
 
 def saved_model(source: str, vocabulary: int, context: int) -> torch.nn.Module:
     """Weights from a folder or the hub. All seeds of such a testbed share them and differ in their data order."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    source = place(source)
     folder = Path(source)
     if _is_local(source) and not any(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)):
         raise ValueError(
@@ -25,7 +30,9 @@ def saved_model(source: str, vocabulary: int, context: int) -> torch.nn.Module:
         )
     _refuse_code(source)
     with _reading(source, "the model"):
-        options = {"attn_implementation": "eager", "dtype": torch.float32, "output_loading_info": True}
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config._attn_implementation = "eager"  # what the folder's config.json says would win over the argument
+        options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
         model, found = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options)
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
@@ -39,8 +46,8 @@ def saved_model(source: str, vocabulary: int, context: int) -> torch.nn.Module:
         )
     if (rows := len(model.get_input_embeddings().weight)) < vocabulary:
         raise ValueError(
-            f"model.from={source!r} has a vocabulary of {rows}, the tokenizer {vocabulary}. "
-            f"Rebuild the corpus, so that it takes the model's own tokenizer."
+            f"model.from={source!r} has a vocabulary of {rows} embeddings, and its tokenizer {vocabulary} entries. Call "
+            f"model.resize_token_embeddings(len(tokenizer)) and save the model again."
         )
     model.config.use_cache = False
     return model.eval()
@@ -62,6 +69,7 @@ def saved_tokenizer(source: str) -> Tokenizer:
     """
     from transformers import AutoTokenizer
 
+    source = place(source)
     cure = "Save one there: AutoTokenizer.from_pretrained(...).save_pretrained(folder)."
     if _is_local(source) and not (Path(source) / "tokenizer.json").is_file():
         raise ValueError(f"model.from={source!r} holds no fast tokenizer (tokenizer.json). {cure}")
@@ -78,6 +86,20 @@ def saved_tokenizer(source: str) -> Tokenizer:
         special = [(opening, tokenizer.token_to_id(opening))]
         tokenizer.post_processor = processors.TemplateProcessing(single=[opening, "$A"], special_tokens=special)
     return tokenizer
+
+
+def place(source: str) -> str:
+    """The folder that ``model.from`` names, ``~`` expanded, relative to the repository; else the name on the hub."""
+    path = Path(source).expanduser()
+    found = path if path.is_absolute() else ROOT / path
+    return str(found) if found.exists() else str(path)
+
+
+def read_files(source: str) -> dict[str, str]:
+    """SHA-256 of every file of a local model that is read; nothing of one on the hub."""
+    kinds = (".json", ".safetensors", ".bin", ".model", ".txt")
+    files = (file for file in sorted(Path(place(source)).glob("[!.]*")) if file.suffix in kinds and file.is_file())
+    return {file.name: file_sha256(file) for file in files}
 
 
 def _is_local(source: str) -> bool:
@@ -105,7 +127,7 @@ def _refuse_code(source: str) -> None:
         found = {"config.json": PreTrainedConfig.get_config_dict(source)[0]}
         found["tokenizer_config.json"] = get_tokenizer_config(source)
     for name, config in found.items():
-        if config.get("auto_map"):
+        if isinstance(config, dict) and config.get("auto_map"):
             raise ValueError(
                 f"model.from={source!r} asks to run code of its own (auto_map in {name}), which is never done. Take a "
                 f"model of an architecture that transformers has; if this is one, remove auto_map from a copy."

@@ -1,6 +1,7 @@
 """A corpus of one's own comes through the same door as the built-in ones, and bad files end in one clear line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tokenizers import models as tokenizer_models
 
 from tda import attribute, lm, models, testbeds
 from tda import config as configuration
+from tda.artefacts import ArtefactError
 from tda.testbeds import custom
 
 SMALL = {
@@ -92,6 +94,32 @@ def test_an_edited_file_is_built_again_with_its_models(tmp_path, monkeypatch, ca
     assert capsys.readouterr().out == "", "what is there is not trained again"
     with pytest.raises(ValueError, match=r"mine\.jsonl was edited after it was loaded\. Load it again\.$"):
         old.require_corpus()
+
+
+def test_models_are_kept_until_the_edited_file_could_be_read(tmp_path):
+    """A line that was saved half: the error says so, and nothing that was trained is lost."""
+    path = jsonl(tmp_path, rows())
+    bed = load(path)
+    _ = bed.documents
+    (bed.folder / "model").mkdir()
+    (bed.folder / "model" / "kept").touch()
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+    with pytest.raises(ValueError, match="not JSON"):
+        _ = load(path).documents
+    assert (bed.folder / "model" / "kept").exists()
+    path.write_text(whole.replace("ship", "boat"))
+    _ = load(path).documents
+    assert not (bed.folder / "model").exists(), "what was trained on the former texts"
+
+
+def test_a_corpus_of_other_settings_is_refused_and_nothing_is_lost(tmp_path):
+    path = jsonl(tmp_path, rows())
+    bed = load(path)
+    _ = bed.documents
+    with pytest.raises(ArtefactError, match="corpus.*holds key"):
+        _ = load(path, {"vocabulary": 270}).documents
+    assert len(load(path).documents) == len(bed.documents)
 
 
 def test_another_text_column_and_no_metadata(tmp_path):
@@ -220,7 +248,7 @@ def test_damaged_parquet_is_refused(tmp_path):
     pd.DataFrame(rows()).to_parquet(path)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(
-        ValueError, match=r"mine\.parquet: not a Parquet file that can be read \(.*\)\. Write it again\.$"
+        ValueError, match=r"mine\.parquet: not a Parquet file whose columns can all be read \(.*\)\. Write it again"
     ):
         _ = load(path).documents
 
@@ -263,9 +291,12 @@ def test_three_lines_are_enough_for_a_small_file(tmp_path, n):
     bed = testbeds.load(str(jsonl(tmp_path, rows(n))))
     size = bed.tokenizer.get_vocab_size()
     assert 258 < size < 1024 and max(max(e.ids) for e in bed.tokenizer.encode_batch(bed.documents["text"])) < size
+    found = bed.tokenizer.to_str()
+    shutil.rmtree(tmp_path / "scratch")  # other settings have a folder of their own, which this file's fixture hides
     with pytest.raises(ValueError, match=f"support only {size} entries. Lower vocabulary to {size}"):
         _ = load(tmp_path / "mine.jsonl", {"vocabulary": size + 1}).documents
-    assert load(tmp_path / "mine.jsonl", {"vocabulary": size}).tokenizer.to_str() == bed.tokenizer.to_str()
+    shutil.rmtree(tmp_path / "scratch")
+    assert load(tmp_path / "mine.jsonl", {"vocabulary": size}).tokenizer.to_str() == found
 
 
 def test_a_larger_file_has_the_usual_vocabulary():

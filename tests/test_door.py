@@ -1,6 +1,7 @@
 """What the user gives is what is scored, or it is refused by name, before any method runs."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -110,6 +111,10 @@ BAD_TEXTS = {
     "positions": (lambda e: e | {"position_ids": torch.arange(10).expand(8, 10)}, r"not \['position_ids'\]"),
     "one label a text": (lambda e: e | {"labels": torch.zeros(8, dtype=torch.long)}, r"torch.int64 \(8,\); both"),
     "32-bit ids": (lambda e: {k: v.int() for k, v in e.items()}, r"input_ids are torch.int32"),
+    "shifted labels": (lambda e: e | {"labels": F.pad(e["input_ids"][:, 1:], (0, 1), value=IGNORE)},
+                       r"labels are input_ids moved by one"),
+    "a mask as a list": (lambda e: e | {"attention_mask": [[1] * 10] * 8}, r"\['attention_mask'\] are lists"),
+    "a mask too wide": (lambda e: e | {"attention_mask": torch.ones(8, 11)}, r"attention_mask has shape \(8, 11\)"),
     "lists": (lambda e: {k: v.tolist() for k, v in e.items()}, r"\['input_ids', 'labels'\] must be tensors \[N, T\]"),
     "a Dataset": (lambda e: __import__("datasets").Dataset.from_dict({k: v.tolist() for k, v in e.items()}),
                   r"is a Dataset; examples are a dict of tensors and lists.*with_format\('torch'\)"),
@@ -182,7 +187,7 @@ def test_a_classifier_of_texts_has_one_label_an_example(column, mask):
     def data(n, seed):
         g = torch.Generator().manual_seed(seed)
         labels, real = torch.randint(0, 3, (n,), generator=g), torch.ones(n, 10, dtype=torch.long)
-        real[::2, 7:] = 0
+        real[::2, 7:] = 0 if mask else 1  # a mask that is not read must not say anything
         ids = torch.randint(3, 60, (n, 10), generator=g)
         return {"input_ids": ids, "attention_mask": real, "labels": labels[:, None] if column else labels}
 
@@ -277,7 +282,7 @@ def test_reductions_and_outputs_that_disagree_are_refused():
         with pytest.raises(ValueError, match="outputs_fn and loss_fn disagree about the losses of train"):
             attribute(name, tempered, train, asked)
     flat = replace(task, outputs_fn=lambda p, b: (task.outputs_fn(p, b)[0][:, 0], b["labels"]))
-    with pytest.raises(ValueError, match=r"logits \(2, 3\) and targets \(2,\); \[B, T, C\] and \[B, T\] are expected"):
+    with pytest.raises(ValueError, match=r"logits \(8, 3\) and targets \(8,\); \[B, T, C\] and \[B, T\] are expected"):
         attribute("trak", flat, train, asked)
     with pytest.raises(ValueError, match=r"has shape \(\) for 2 examples"):
         attribute("gradient_dot", replace(task, loss_fn=lambda p, b, r: task.loss_fn(p, b, "mean")), train, asked)
@@ -290,6 +295,120 @@ def test_labels_that_no_output_can_be_read_at_are_refused():
         bad["labels"][5] = wrong
         with pytest.raises(ValueError, match=rf"train: .*(row 5 holds the label {wrong}; labels are 0 to 2|fails)"):
             attribute("trak", task, bad, asked)
+
+
+def test_a_loss_with_weights_of_classes_is_not_the_cross_entropy_of_its_outputs():
+    """The first rows may be of the class of weight one."""
+    task, train, asked = net_task(mlp()), points(40, 0), points(3, 1)
+    train["labels"][:10], weight = 0, torch.tensor([1.0, 1.0, 5.0])
+    train["labels"][37] = 2
+
+    def loss(p, b, r="mean"):
+        each = task.loss_fn(p, b, "example") * weight[b["labels"]]
+        return {"mean": each.mean, "sum": each.sum, "example": lambda: each}[r]()
+
+    with pytest.raises(ValueError, match="outputs_fn and loss_fn disagree about the losses of train"):
+        attribute("gradient_dot", replace(task, loss_fn=loss), train, asked)
+
+
+def test_a_loss_whose_gradient_takes_another_way_is_not_that_of_its_outputs():
+    task, train, asked = net_task(mlp()), points(9, 0), points(2, 1)
+
+    def loss(p, b, r="mean"):
+        return task.loss_fn({k: v.detach() if k.startswith("0.") else v for k, v in p.items()}, b, r)
+
+    with pytest.raises(ValueError, match="outputs_fn and loss_fn have different gradients on the first of train"):
+        attribute("gradient_dot", replace(task, loss_fn=loss), train, asked)
+
+
+@pytest.mark.parametrize("how", ["subclass", "shared", "hook", "patched"])
+def test_a_linear_layer_that_does_something_else_is_not_taken_for_one(how):
+    """Gradient dot equals autograd all the same; the layer is left to methods that form the gradients."""
+
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).square()
+
+    net = mlp()
+    if how == "subclass":
+        net[0] = Doubled(6, 8)
+    elif how == "shared":
+        net = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 3))
+        net[2].weight = net[0].weight
+    elif how == "hook":
+        net[0].register_forward_hook(lambda module, given, made: made * 3)
+    else:
+        net[0].forward = lambda x: F.linear(x, net[0].weight, net[0].bias).exp()
+    task, train, asked = net_task(net), points(9, 0), points(2, 1)
+    scores, wanted = attribute("gradient_dot", task, train, asked), explicit(task, train, asked)
+    np.testing.assert_allclose(scores, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+    assert ("0" in tracked(task)) == (how == "hook")
+
+
+def test_rows_of_a_layer_that_are_no_examples_are_refused():
+    class Flattened(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = nn.Linear(2, 4), nn.Linear(12, 3)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.inner(x.reshape(-1, 2))).reshape(len(x), -1))
+
+    task, train, asked = net_task(Flattened()), points(9, 0), points(2, 1)
+    wanted = explicit(task, train, asked)
+    scores = attribute("gradient_dot", task, train, asked)
+    np.testing.assert_allclose(scores, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+    with pytest.raises(ValueError, match="layer 'inner' sees 27 rows for 9 examples"):
+        attribute("influence", task, train, asked)
+
+
+def test_a_recurrent_net_is_read_one_example_at_a_time(capsys):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cells, self.head = nn.GRU(2, 4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.cells(x.reshape(len(x), 3, 2))[0][:, -1])
+
+    torch.manual_seed(0)
+    say_once.cache_clear()
+    task, train, asked = net_task(Recurrent()), points(9, 0), points(2, 1)
+    scores, wanted = attribute("gradient_dot", task, train, asked), explicit(task, train, asked)
+    np.testing.assert_allclose(scores, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+    assert "one example at a time" in capsys.readouterr().out
+
+
+def test_masks_that_the_loss_does_not_read_are_refused(llama):
+    """A wrapper around the loss hides its own check; the mask is then unread, and says something."""
+    wrapped = replace(llama, loss_fn=lambda p, b, r="mean": llama.loss_fn(p, b, r), outputs_fn=None)
+    masked = with_mask(texts(8, 0), [0] * 3 + [1] * 7)
+    with pytest.raises(ValueError, match=r"train: the loss of task 'own' does not read \['attention_mask'\]"):
+        attribute("gradient_dot", wrapped, masked, texts(2, 1))
+    assert attribute("gradient_dot", wrapped, with_mask(texts(8, 0), 1), texts(2, 1)).shape == (2, 8)
+
+
+def test_neox_with_another_activation_or_frozen_parts_is_read_as_it_is():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 61, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = hf.GPTNeoXConfig(**sizes, intermediate_size=16, max_position_embeddings=16, attn_implementation="eager")
+    model = hf.GPTNeoXForCausalLM(config).eval()
+    model.gpt_neox.layers[0].mlp.act = nn.ReLU()
+    examples = texts(4, 0)
+    for keep in (lambda name: True, lambda name: "mlp" in name):
+        task = language_task(model, keep)
+        with torch.no_grad():
+            wanted = model(**examples).loss  # the mean over all targets, of which every text has nine
+            np.testing.assert_allclose(task.loss_fn(task.params, examples, "mean"), wanted, rtol=1e-5)
+        assert attribute("gradient_dot", task, examples, texts(2, 1)).shape == (2, 4)
+
+
+def test_methods_called_by_their_own_name_pass_the_door_too():
+    task, train, asked = net_task(mlp()), points(9, 0), points(2, 1)
+    bad = train | {"x": train["x"] * torch.nan}
+    for call in (logra.attribute, logra.self_influence, METHODS["bgo"].function):
+        with pytest.raises(ValueError, match="column 'x' is not finite"):
+            call(task, bad, *([asked] if call is not logra.self_influence else []))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -562,6 +681,51 @@ def test_a_function_counts_through_what_it_refers_to():
     assert digest(made({"by": torch.ones(2)}, 1)) == before and digest(made(scale, 2)) != before
     scale["by"][0] = 2.0
     assert digest(function) != before
+
+
+def test_a_network_counts_through_all_that_it_computes_with():
+    """Frozen weights, buffers, attributes, hooks, a forward pass that is patched or defined again."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.1))
+    net[2].scale, seen = 1.0, {digest(net)}
+
+    def change(what):
+        what()
+        assert digest(net) not in seen
+        seen.add(digest(net))
+
+    change(lambda: net[0].weight.data.add_(1.0))
+    change(lambda: net[1].running_mean.add_(1.0))
+    change(lambda: setattr(net[2], "p", 0.5))
+    change(lambda: setattr(net[2], "scale", 2.0))
+    change(lambda: net[0].register_forward_hook(lambda module, given, made: made * 2))
+    change(lambda: setattr(net[0], "forward", lambda x: x * 3))
+
+    def defined(factor):
+        class Layer(nn.Module):
+            def forward(self, x):
+                return x * factor
+
+        return Layer()
+
+    assert digest(defined(2)) == digest(defined(2)) != digest(defined(3))
+
+
+class Held:
+    factor = 2.0
+
+
+held = Held()
+
+
+def test_objects_that_a_function_reads_count():
+    def loss(x):
+        return [x * held.factor for x in range(3)]
+
+    before, powered = digest(loss), partial(pow, 2.0)
+    assert digest(powered) == digest(partial(pow, 2.0)) != digest(partial(pow, 3.0))
+    held.factor = 3.0
+    assert digest(loss) != before
+    assert digest({"a": {"b": 1}, "c": 2}) != digest({"a": {"b": 1, "c": 2}})
 
 
 def test_a_result_that_looks_at_changed_arguments_is_not_given_out():

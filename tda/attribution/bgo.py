@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from tda.attribution import fisher
+from tda.attribution.door import entered
 from tda.attribution.gradients import CHUNK, batch_of
 from tda.attribution.memory import remembered
 from tda.attribution.options import Count, Positive, Whole, one_of
@@ -187,11 +188,13 @@ def token_scores(
     the step has moved). ``options``: those of :func:`attribute` that move the model. The mean over a document's target
     tokens is its document score; other granularities in :mod:`tda.attribution.granularity`.
     """
-    read = train if documents is None else documents
-    up, down = (
-        sweep(task, perturbed(task, train, queries, sign, **options)[0], read, reduction="token") for sign in (1, -1)
-    )
-    return (up - down).numpy()
+    given = {"train": train, "queries": queries, "documents": train if documents is None else documents}
+    with entered(task, ("params",), **given) as (train, queries, read):
+        up, down = (
+            sweep(task, perturbed(task, train, queries, sign, **options)[0], read, reduction="token")
+            for sign in (1, -1)
+        )
+        return (up - down).numpy()
 
 
 def perturbed(task: Task, train: Examples, queries: Examples, sign: int, **options) -> tuple[Params, Tensor]:
@@ -201,4 +204,5 @@ def perturbed(task: Task, train: Examples, queries: Examples, sign: int, **optio
     """
     settings = {"preconditioner": "diagonal", "steps": 3, "step": 0.1} | options
     settings = {name: value for name, value in settings.items() if name not in READING}
-    return mover(task, train, sign, **settings)(batch_of(queries))
+    with entered(task, ("params",), train=train, queries=queries) as (train, queries):
+        return mover(task, train, sign, **settings)(batch_of(queries))

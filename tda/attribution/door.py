@@ -60,7 +60,7 @@ def _column(value: Any, where: str) -> Any:
     if isinstance(value, Tensor) and value.dim() and value.layout == torch.strided:
         if value.device.type != "cpu":
             raise ValueError(f"{where} lies on {value.device}; only the CPU is offered. Move it there with .cpu().")
-        return value
+        return value.detach()
     if isinstance(value, (list, tuple)):
         return list(value)
     shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
@@ -79,6 +79,8 @@ def check_model(task: Task, layers: bool) -> None:
     Half precision, another device, parameters that the model does not have, gradient checkpointing.
     """
     for name, value in task.params.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"task {task.name!r}: parameter {name!r} is a {type(value).__name__}; give a tensor.")
         if value.dtype not in PRECISE:
             raise ValueError(
                 f"task {task.name!r}: parameter {name!r} is {str(value.dtype)[6:]}; scores are differences of small "
@@ -120,6 +122,9 @@ def evaluating(task: Task) -> Iterator[None]:
             module.training = True
 
 
+_inside: list[Task] = []  # the tasks whose methods are running
+
+
 @contextmanager
 def entered(task: Task, needs: Collection[str], **given: Any) -> Iterator[list[Examples]]:
     """The ``given`` examples (``train=..., queries=...``) as methods take them, and the model in evaluation mode, after
@@ -127,26 +132,39 @@ def entered(task: Task, needs: Collection[str], **given: Any) -> Iterator[list[E
 
     An error from inside is told which examples have no finite loss, if there are any.
     """
+    if not isinstance(task, Task):
+        raise ValueError(f"the task is a {type(task).__name__}; give a tda.task.Task.")
     found = {what: admit(examples, what) for what, examples in given.items()}
-    with evaluating(task):
-        if "params" in needs:
-            check_model(task, "outputs" in needs)
-            for what, examples in found.items():
-                probe(task, examples, what)
+    if _inside:  # one method calls another: the outer call has checked
+        yield list(found.values())
+        return
+    _inside.append(task)
+    try:
+        with evaluating(task), torch.inference_mode(False), torch.enable_grad():
+            yield from _entered(task, needs, found)
+    finally:
+        _inside.remove(task)
+
+
+def _entered(task: Task, needs: Collection[str], found: dict[str, Examples]) -> Iterator[list[Examples]]:
+    if "params" in needs:
+        check_model(task, "outputs" in needs)
         for what, examples in found.items():
-            for need in {"text", "group", "features"} & set(needs):
-                with named_errors(f"{what}: encode[{need!r}] of task {task.name!r}", examples):
-                    task.encode[need](take(examples, slice(0, 1)))
-        try:
-            yield list(found.values())
-        except (ValueError, RuntimeError, IndexError, KeyError, TypeError) as error:
-            if "forward AD" in str(error):  # a NotImplementedError, which is a RuntimeError
-                raise ValueError(
-                    f"task {task.name!r}: its fused attention has no forward-mode derivative, which this needs. Load "
-                    f"the model with attn_implementation='eager'."
-                ) from error
-            names = "".join(broken(task, x, what) for what, x in found.items()) if "params" in needs else ""
-            if not names:
-                raise
-            kind = type(error) if isinstance(error, ValueError) else ValueError
-            raise kind(f"{error}{names}") from error
+            probe(task, examples, what)
+    for what, examples in found.items():
+        for need in {"text", "group", "features"} & set(needs):
+            with named_errors(f"{what}: encode[{need!r}] of task {task.name!r}", examples):
+                task.encode[need](take(examples, slice(0, 1)))
+    try:
+        yield list(found.values())
+    except (ValueError, RuntimeError, IndexError, KeyError, TypeError) as error:
+        if "forward AD" in str(error):  # a NotImplementedError, which is a RuntimeError
+            raise ValueError(
+                f"task {task.name!r}: its fused attention has no forward-mode derivative, which this needs. Load "
+                f"the model with attn_implementation='eager'."
+            ) from error
+        names = "".join(broken(task, x, what) for what, x in found.items()) if "params" in needs else ""
+        if not names:
+            raise
+        kind = type(error) if isinstance(error, ValueError) else ValueError
+        raise kind(f"{error}{names}") from error

@@ -44,8 +44,9 @@ def example_gradient(task: Task) -> Callable[[Params, Examples], Params]:
 
 
 def over_examples(function: Callable, in_dims: tuple[int | None, ...]) -> Callable:
-    """``vmap(function, in_dims)``; of a model that decides by the values of its inputs (by an attention mask, in some
-    architectures), which ``vmap`` cannot follow, one example at a time, and says so.
+    """``vmap(function, in_dims)``; of a model that ``vmap`` cannot follow, one example at a time, and says so.
+
+    Such a model decides by the values of its inputs (an attention mask), or its kernels have no batching rule.
     """
     batched = vmap(function, in_dims)
 
@@ -53,12 +54,13 @@ def over_examples(function: Callable, in_dims: tuple[int | None, ...]) -> Callab
         try:
             return batched(*arguments)
         except RuntimeError as error:
-            if "data-dependent control flow" not in str(error):
-                raise
-        say_once("The model decides by the values of its inputs; gradients are taken one example at a time (slower).")
-        axes = [leaves for leaves, dim in zip(arguments, in_dims, strict=True) if dim == 0]
-        size = len(next(iter(axes[0].values())) if isinstance(axes[0], dict) else axes[0])
-        rows = [function(*_row(arguments, in_dims, i)) for i in range(size)]
+            axes = [leaves for leaves, dim in zip(arguments, in_dims, strict=True) if dim == 0]
+            size = len(next(iter(axes[0].values())) if isinstance(axes[0], dict) else axes[0])
+            try:
+                rows = [function(*_row(arguments, in_dims, i)) for i in range(size)]
+            except RuntimeError:
+                raise error from None
+        say_once("vmap cannot follow this model: its gradients are taken one example at a time, which is slower.")
         return {k: torch.stack([row[k] for row in rows]) for k in rows[0]}
 
     return apply

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -59,7 +61,7 @@ Positive = Annotated[float, Rule("it must be positive, a finite number", lambda 
 NotNegative = Annotated[float, Rule("it must be a finite number of at least 0", lambda v: _number(v) and v >= 0)]
 Share = Annotated[float, Rule("it must be a number from 0 to 1", lambda value: _number(value) and 0 <= value <= 1)]
 Pattern = Annotated[str, Rule("it must be a regular expression", lambda value: _compiles(value))]
-Flag = Annotated[bool, Rule("it must be true or false", lambda value: isinstance(value, bool))]
+Flag = Annotated[bool, Rule("it must be true or false", lambda value: isinstance(value, (bool, np.bool_)))]
 
 
 def rules(function: Callable) -> dict[str, Rule]:

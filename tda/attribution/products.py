@@ -47,8 +47,10 @@ def _single_pass(task: Task, train: Examples) -> dict[str, Layer]:
     if not layers or untracked(task, layers) or width_of(task, train) > 1:
         return {}
     with watching({name: layer.module for name, layer in layers.items()}) as seen, torch.no_grad():
-        task.outputs_fn(task.params, batch_of(take(train, slice(0, 1))))
-    once = (len(seen[name]) == 1 and seen[name][0][1].numel() == layer.shape[0] for name, layer in layers.items())
+        task.outputs_fn(task.params, batch_of(take(train, slice(0, 2))))
+    count = min(2, n_examples(train))
+    each = ((seen[name], layer.shape[0] * count) for name, layer in layers.items())
+    once = (len(calls) == 1 and len(calls[0][0]) == count and calls[0][1].numel() == size for calls, size in each)
     return layers if all(once) else {}
 
 

@@ -38,6 +38,7 @@ class StepTooLarge(ValueError):
 
 
 METHODS: dict[str, Method] = {}
+BY_GRADIENTS = ("gradient", "curvature", "unlearning", "unrolling")  # families in which a row of zeros says nothing
 
 
 def method(name: str, *, family: str, paper: str, needs: tuple[str, ...] = (), signed: bool, cost: str = "amortised"):
@@ -51,7 +52,10 @@ def method(name: str, *, family: str, paper: str, needs: tuple[str, ...] = (), s
         @functools.wraps(function)
         def checked(task: Task, train: Examples, queries: Examples, **given) -> np.ndarray:
             options.check(name, allowed, given)
-            return function(task, train, queries, **given)
+            with door.entered(task, needs, train=train, queries=queries) as (train, queries):
+                scores = function(task, train, queries, **given)
+                _check_scores(METHODS[name], np.asarray(scores, np.float32), (n_examples(queries), n_examples(train)))
+                return scores
 
         METHODS[name] = Method(name, checked, family, paper, needs, signed, cost, allowed)
         return checked
@@ -69,10 +73,7 @@ def attribute(name: str, task: Task, train: Examples, queries: Examples, **given
     chosen = named(name)
     options.check(name, chosen.rules, given)
     _check_needs(chosen, task)
-    with door.entered(task, chosen.needs, train=train, queries=queries) as (train, queries):
-        scores = np.asarray(chosen.function(task, train, queries, **given), dtype=np.float32)
-        _check_scores(chosen, scores, (n_examples(queries), n_examples(train)))
-    return scores
+    return np.asarray(chosen.function(task, train, queries, **given), dtype=np.float32)
 
 
 def named(name: str) -> Method:
@@ -97,6 +98,12 @@ def _check_scores(chosen: Method, scores: np.ndarray, expected: tuple[int, int])
         raise ValueError(
             f"method {chosen.name!r} gave scores that are not finite ({where}). Check the model's gradients on them"
             f"{f', or change {knobs}' if knobs else ''}."
+        )
+    still = np.flatnonzero(~scores.any(1))[:5].tolist() if chosen.family in BY_GRADIENTS else []
+    if still and scores.any():
+        raise ValueError(
+            f"method {chosen.name!r} gave every document the score 0 for queries {still}: their gradients vanish. "
+            f"Leave them out, or attribute an earlier checkpoint."
         )
     if chosen.family != "baseline" and not scores.any():
         raise ValueError(

@@ -13,6 +13,7 @@ lists under another name) is not; :func:`untracked` names it, and :func:`say_sha
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,10 +75,10 @@ def trackable(task: Task) -> dict[str, Layer]:
     starts, start = {}, 0
     for name, p in task.params.items():
         starts[name], start = start, start + p.numel()
-    found = {}
+    found, owners = {}, Counter(id(p) for _, p in task.model.named_parameters(remove_duplicate=False))
     for name, module in task.model.named_modules():
         weight, bias = (f"{name}.{kind}" if name else kind for kind in ("weight", "bias"))
-        if weight in starts and _usual(module):
+        if weight in starts and _usual(module) and owners[id(module.weight)] == 1:  # a shared weight has other uses
             rows, columns = task.params[weight].flatten(1).shape
             index = starts[weight] + torch.arange(rows * columns).reshape(rows, columns)
             index = index.T if _transposed(module) else index
@@ -89,9 +90,13 @@ def trackable(task: Task) -> dict[str, Layer]:
 
 
 def _usual(module: nn.Module) -> bool:
+    """Whether the module does what its class does: a subclass or an instance may compute something else."""
+    if "forward" in vars(module):
+        return False
     if isinstance(module, nn.Conv2d):
-        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return isinstance(module, nn.Linear) or _transposed(module)
+        plain = type(module).forward is nn.Conv2d.forward and type(module)._conv_forward is nn.Conv2d._conv_forward
+        return plain and module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return (isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward) or _transposed(module)
 
 
 def _transposed(module: nn.Module) -> bool:
@@ -125,13 +130,17 @@ def watching(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[tuple[Ten
     seen: dict[str, list] = {name: [] for name in modules}
 
     def hook(name: str):
-        def record(module, inputs, output):
-            seen[name].append((inputs[0].detach().clone(), output))
-            return output.clone()
+        def record(module, inputs, named, output):
+            first = output[0] if isinstance(output, tuple) else output  # blocks of some models return more than states
+            given = next(iter((*inputs, *named.values())))
+            seen[name].append((given.detach().clone(), first))
+            return output if isinstance(output, tuple) else output.clone()
 
         return record
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    handles = [  # before the user's own hooks, which change what the layer itself has made
+        module.register_forward_hook(hook(name), prepend=True, with_kwargs=True) for name, module in modules.items()
+    ]
     try:
         yield seen
     finally:
@@ -152,7 +161,7 @@ def passes(
     with watching({name: layer.module for name, layer in layers.items()}) as seen, torch.enable_grad():
         logits, targets = task.outputs_fn(params, batch)
     real = (targets != IGNORE).flip(1).cummax(1).values.flip(1) if targets.shape[1] > 1 else None
-    inputs = {name: _inputs(layer, seen[name], real) for name, layer in layers.items()}
+    inputs = {name: _inputs(layer, seen[name], real, len(targets)) for name, layer in layers.items()}
     places = [output for name in layers for _, output in seen[name]]
     for u in output_gradients(logits.detach(), targets, fisher, noise):
         found = torch.autograd.grad(logits, places, u, retain_graph=True, allow_unused=True)
@@ -166,9 +175,14 @@ def passes(
         )
 
 
-def _inputs(layer: Layer, calls: list[tuple[Tensor, Tensor]], real: Tensor | None) -> Tensor:
+def _inputs(layer: Layer, calls: list[tuple[Tensor, Tensor]], real: Tensor | None, count: int) -> Tensor:
     if not calls:
         raise ValueError(f"layer {layer.name!r} is never called. Leave it out with the option layers (a regex).")
+    if rows := [len(x) for x, _ in calls if len(x) != count]:
+        raise ValueError(
+            f"layer {layer.name!r} sees {rows[0]} rows for {count} examples; which of them belong to an example is "
+            f"unknown. Leave it out with the option layers (a regex)."
+        )
     parts = [layer.inputs(x) for x, _ in calls]
     wrong = [a.shape[1] for a in parts if real is not None and a.shape[1] != real.shape[1]]
     if wrong:

@@ -90,18 +90,26 @@ class Testbed:
         """Changes with everything that the corpus depends on: its settings, the seed, the committed or given
         sources, the saved model that lends its tokenizer.
         """
-        return self._corpus_key()
+        return self._corpus_key(*self._made_from())
 
-    def _corpus_key(self) -> str:
-        corpus = self.settings["corpus"]
+    def _made_from(self) -> list:
+        """What the corpus is made from: SHA-256 of its file, and of the files of the saved model that lends its
+        tokenizer.
+        """
         from tda.testbeds import custom
 
-        index = tda.config.ROOT / "data" / "sources" / "index.json"
+        corpus, index = self.settings["corpus"], tda.config.ROOT / "data" / "sources" / "index.json"
         given = custom.source_path(corpus) if corpus["kind"] == "file" else index
         source = file_sha256(given) if corpus["kind"] in ("authors", "file") and given.is_file() else ""
-        tokenizer = self.settings["model"].get("from")  # a saved model brings its own
-        if tokenizer and (files := sorted(Path(tokenizer).glob("*.*"))):
-            tokenizer = {file.name: file_sha256(file) for file in files if file.is_file()}
+        tokenizer = self.settings["model"].get("from")
+        if tokenizer:
+            from tda.saved import read_files
+
+            tokenizer = read_files(tokenizer) or tokenizer
+        return [source, tokenizer]
+
+    def _corpus_key(self, source: str, tokenizer: str | dict | None) -> str:
+        corpus = self.settings["corpus"]
         return key_of({"corpus": corpus, "seed": self.config["seed"], "source": source, "tokenizer": tokenizer})
 
     def require_corpus(self) -> dict:
@@ -109,14 +117,14 @@ class Testbed:
         refuses one that was built from other settings.
         """
         path = self.folder / "corpus" / "record.json"
-        own = self.settings["corpus"]["kind"] == "file" and bool(self.config["overrides"])
-        edited = own and path.exists() and read_record(path, "corpus").get("key") != self.corpus_key
-        if own and (edited or not path.exists()) and self._corpus_key() != self.corpus_key:
+        own, edited = self.settings["corpus"]["kind"] == "file" and bool(self.config["overrides"]), False
+        if own and path.exists():
+            made = read_record(path, "corpus", {"testbed": self.name})
+            edited = made["key"] != self.corpus_key and made["key"] == self._corpus_key(*made["made_from"])
+        if own and (edited or not path.exists()) and self._corpus_key(*self._made_from()) != self.corpus_key:
             raise ArtefactError(f"{self.settings['corpus']['path']} was edited after it was loaded. Load it again.")
-        if edited:
-            _clear(self.folder)
-        if not path.exists():
-            build_corpus(self)
+        if edited or not path.exists():
+            build_corpus(self, anew=edited)
         return check_key(path, "corpus", self.name, self.corpus_key)
 
 
@@ -137,9 +145,16 @@ def load(name: str | os.PathLike, profile: str = "smoke", overrides: dict | None
     if name.lower().endswith((".jsonl", ".parquet")):
         from tda.testbeds import custom
 
-        path = Path(name).expanduser().resolve()
-        custom.require_file(path)
-        name, overrides["testbeds"] = _own(path, profile, overrides.get("testbeds") or {})
+        try:  # not resolved: a link keeps the name that the user gives
+            path = Path(os.path.abspath(Path(name).expanduser()))
+            custom.require_file(path)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"{name!r} cannot be a file ({error}). Give the path of a .jsonl or .parquet file."
+            ) from None
+        given = overrides.get("testbeds") or {}
+        if isinstance(given, dict) and all(isinstance(entry, dict) for entry in given.values()):
+            name, overrides["testbeds"] = _own(path, profile, given)
     config = tda.config.load(profile, overrides)
     if name not in config["testbeds"]:
         raise ValueError(
@@ -156,12 +171,21 @@ def _own(path: Path, profile: str, testbeds: dict) -> tuple[str, dict]:
     shipped = (tda.config.ROOT / "data" / "banks" / f"{stem}_queries.json").exists()
     name = f"file_{stem}" if shipped or stem in tda.config.load(profile)["testbeds"] else stem
     mine = testbeds.get(name) or testbeds.get(stem) or {}
+    corpus = mine.get("corpus") or {}
+    if not isinstance(corpus, dict) or {"kind", "path"} & set(corpus):
+        raise ValueError(f"testbeds.{stem}.corpus: the file {path} says its kind and path; leave them out.")
+    if unused := sorted(set(testbeds) & {path.name, path.stem} - {stem, name}):
+        raise ValueError(
+            f"overrides.testbeds: {unused[0]!r} is the testbed {name!r}; write its settings under that name."
+        )
     entry = {**mine, "corpus": {"kind": "file", "path": str(path), **(mine.get("corpus") or {})}}
     return name, {**{other: testbeds[other] for other in testbeds if other != stem}, name: entry}
 
 
-def build_corpus(testbed: Testbed) -> dict:
-    """Generate or cut the corpus and write it to ``<folder>/corpus``; returns its report. Replaces what was there."""
+def build_corpus(testbed: Testbed, anew: bool = False) -> dict:
+    """Generate or cut the corpus and write it to ``<folder>/corpus``; returns its report. Replaces what was there; with
+    ``anew`` also the models and results, once the corpus could be made.
+    """
     from datasets import disable_progress_bars
 
     from tda.lm import saved_tokenizer
@@ -181,12 +205,15 @@ def build_corpus(testbed: Testbed) -> dict:
         with Stopwatch() as watch:
             built = kinds[settings["kind"]].build(settings, testbed.config["seed"], **options)
             built = (built if isinstance(built, dict) else vars(built)) | chosen
+        if anew:
+            _clear(testbed.folder)
         remove(target / "record.json")
         contents = {part: save_rows(target / part, built[part]) for part in ("documents", "probes")}
         if "tokenizer" in built:
             built["tokenizer"].save(str(target / "tokenizer.json"))
             contents["tokenizer"] = file_sha256(target / "tokenizer.json")
         details = {"kind": "corpus", "testbed": testbed.name, "key": testbed.corpus_key, "contents": contents}
+        details["made_from"] = testbed._made_from()
         made = record(settings, testbed.config["seed"], report=built["report"], watch=watch)
         write_record(target / "record.json", made | details)
     return built["report"]
@@ -194,10 +221,9 @@ def build_corpus(testbed: Testbed) -> dict:
 
 def _clear(folder: Path) -> None:
     """Remove what was made from a user's file as it was: corpus, models, queries, banks, scores."""
-    with exclusive(folder):
-        for path in folder.iterdir():
-            if path.name != ".lock":
-                remove(path)
+    for path in folder.iterdir():
+        if path.name != ".lock":
+            remove(path)
 
 
 def check_key(path: Path, kind: str, testbed: str, key: str) -> dict:

@@ -98,12 +98,21 @@ def _read_jsonl(path: Path) -> list[tuple[str, object]]:
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")  # Windows tools write a byte-order mark
                 if text.strip():
-                    rows.append((f"line {number}", json.loads(text)))
+                    rows.append((f"line {number}", json.loads(text, object_pairs_hook=_unique)))
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not UTF-8 ({error}). Save the file as UTF-8.") from None
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: not JSON ({error}). One object a line is expected.") from None
     return rows
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object, refused where it says a column twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name in found if sum(name == other for other, _ in pairs) > 1)
+        raise ValueError(f"the column {twice!r} stands twice in one object")
+    return found
 
 
 def _read_parquet(path: Path) -> list[tuple[str, object]]:
@@ -112,9 +121,12 @@ def _read_parquet(path: Path) -> list[tuple[str, object]]:
 
     try:
         rows = ParquetFile(path).read().to_pylist()
-    except (ArrowException, ValueError) as error:
+    except (ArrowException, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: not a Parquet file that can be read ({reason}). Write it again.") from None
+        raise ValueError(
+            f"{path}: not a Parquet file whose columns can all be read ({reason}). Write it again with the text column "
+            f"and those that are kept."
+        ) from None
     return [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
 
 
