@@ -46,7 +46,7 @@ def saved_model(source: str, vocabulary: int, context: int) -> torch.nn.Module:
         )
     if (rows := len(model.get_input_embeddings().weight)) < vocabulary:
         raise ValueError(
-            f"model.from={source!r} has a vocabulary of {rows} embeddings, and its tokenizer {vocabulary} entries. Call "
+            f"model.from={source!r} has a vocabulary of {rows}, its tokenizer one of {vocabulary}. Call "
             f"model.resize_token_embeddings(len(tokenizer)) and save the model again."
         )
     model.config.use_cache = False

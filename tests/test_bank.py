@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import TINY, bytes_of, make_testbed, same
 
@@ -430,7 +431,8 @@ def test_metrics_that_were_cut_edited_or_swapped_are_refused(scored):
     with pytest.raises(ArtefactError, match=r"gradient_dot\.csv: holds row 'random'.*row 'gradient_dot'"):
         scores.measured(scored, "04_first_methods")
     path.unlink()  # the cure
-    assert scores._metrics(scored, ["gradient_dot"])[0].equals(whole)
+    # measured again, beside other rows than before: tail patches are differences of float32 losses of a few nats
+    pd.testing.assert_frame_equal(scores._metrics(scored, ["gradient_dot"])[0], whole, rtol=1e-4, atol=64 * 2.0**-24)
 
 
 def test_scores_of_another_row_are_refused(scored):
