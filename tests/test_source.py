@@ -395,8 +395,8 @@ def test_the_curvature_of_a_segment_is_built_once(run, monkeypatch):
     at(seed=1)
     assert len(built) == 6, "labels are drawn by the seed"
     doubled = replace(task, loss_fn=lambda p, b, r="mean": 2 * task.loss_fn(p, b, r))
-    twice = source.attribute(doubled, train, asked, segments=2, curvature="identity")  # its outputs are another loss's
-    assert not np.allclose(twice, at(curvature="identity"))
+    twice = by_segment(doubled, train, asked, segments=2, curvature="identity")  # its outputs are another loss's
+    assert not np.allclose(twice.sum(0), at(curvature="identity"))
     fresh = replace(task, name="fresh")
     at(fresh)
     built.clear()
