@@ -323,3 +323,14 @@ def test_word_level_tokenizer_without_unknown_token():
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     with pytest.raises(ValueError, match="text 0 is empty"):
         lm.encode(tokenizer, ["anything"], 16)
+
+
+def test_the_forward_pass_that_is_written_out_is_the_one_that_is_used():
+    """Held to the library's logits itself: where it does not hold, the library's would quietly take its place."""
+    settings = {"layers": 2, "width": 32, "heads": 2, "context": 16, "parallel_residual": False, "init_std": 0.2}
+    model = lm.new_model(settings | {"from": None}, 50, 0)
+    params = {k: v.detach() for k, v in model.named_parameters()}
+    ids = torch.arange(32).reshape(2, 16)
+    with torch.no_grad():
+        written, wanted = lm._neox_function(model.config)(params, ids), model(ids).logits
+    np.testing.assert_allclose(written, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
