@@ -52,6 +52,7 @@ def method(name: str, *, family: str, paper: str, needs: tuple[str, ...] = (), s
         @functools.wraps(function)
         def checked(task: Task, train: Examples, queries: Examples, **given) -> np.ndarray:
             options.check(name, allowed, given)
+            _check_needs(METHODS[name], task)
             with door.entered(task, needs, train=train, queries=queries) as (train, queries):
                 scores = function(task, train, queries, **given)
                 _check_scores(METHODS[name], np.asarray(scores, np.float32), (n_examples(queries), n_examples(train)))
@@ -70,10 +71,7 @@ def attribute(name: str, task: Task, train: Examples, queries: Examples, **given
     does not allow, something the task does not offer, examples or a model that would be scored as something else than
     they are (:mod:`tda.attribution.door`), and scores that are not finite or all zero.
     """
-    chosen = named(name)
-    options.check(name, chosen.rules, given)
-    _check_needs(chosen, task)
-    return np.asarray(chosen.function(task, train, queries, **given), dtype=np.float32)
+    return np.asarray(named(name).function(task, train, queries, **given), dtype=np.float32)
 
 
 def named(name: str) -> Method:
