@@ -33,7 +33,6 @@ from tda import bank, findings, models, queries, retrain, scores
 from tda.artefacts import SEAL, ArtefactError, digest, file_sha256, save_arrays, save_sealed, write_json, write_record
 from tda.evaluation import removal
 from tda.evaluation.intervals import Interval
-from tda.steering import operators
 from tda.task import use_threads
 from tda.testbeds import Testbed
 
@@ -97,13 +96,6 @@ class World:
         for value, row in enumerate(("20_influence", "21_better_hessians"), 10 * self.seed):
             findings.save(bed, row, {f"finding_{n}": Interval(value, value - 1, value + 1) for n in ("one", "two")})
         bank.ship(bed)
-        rng = np.random.default_rng(self.seed)
-        arrays = {n: rng.random(s).astype(np.float32) for n, s in SHAPES.items()}
-        about = {"kind": operators.KIND, "layer": 1, "testbed": bed.name, "key": models.model_key(bed)}
-        save_arrays(self.home / "operators.npz", arrays | {"measure": rng.random((4, 9)) < 0.5}, about)
-
-
-SHAPES = {"mean": (6,), "scale": (6,), "readout": (6, 2), "codes": (4, 2, 5)}
 
 
 @dataclass(frozen=True)
@@ -167,9 +159,6 @@ def artefacts(here: World, other: World) -> Iterator[Artefact]:
     near = {"of another chapter": here.home / "figures/tables/21_findings_people.csv"}
     found = lambda w: tuple(vars(findings.measure(w.bed(), CLAIM)).values())  # noqa: E731
     yield add("findings", "figures/tables/20_findings_people.csv", found, near)
-    expect = {"testbed": "people", "key": models.model_key(bed)}
-    ops = lambda w: _arrays(vars(operators.load(w.home / "operators.npz", expect)))  # noqa: E731
-    yield add("steering operators", "operators.npz", ops)
 
 
 def _arrays(fields: dict) -> dict:

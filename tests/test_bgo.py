@@ -240,7 +240,7 @@ def test_queries_at_once_do_not_matter(task, tiny, few, preconditioner):
 def test_ewc_is_torchs_adamw_on_the_penalised_loss(small, released, sign):
     task, train, asked = small
     diagonal, weight, rate, s = empirical.diagonal(task, train), 3.0, 0.01, -sign
-    moved, _ = perturb.ewc_steps(task, asked, diagonal, sign, rate, 6, "absolute", weight, released)
+    moved, _ = perturb.ewc_steps(task, asked, sign, rate, 6, "absolute", diagonal, weight, released)
     for q in range(n_examples(asked)):
         params = {k: v.clone().requires_grad_() for k, v in task.params.items()}
         optimizer = torch.optim.AdamW(params.values(), lr=rate, weight_decay=perturb.DECAY)

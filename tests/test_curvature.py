@@ -11,7 +11,7 @@ from small_tasks import flat, slow_ggn, slow_gradients, slow_hessian, small, tas
 from torch import nn
 
 from tda import curvature as cv
-from tda.curvature import empirical, exact, kronecker, layers, named, outputs
+from tda.curvature import empirical, kronecker, layers, named, outputs, second_derivatives
 from tda.studies.hessians.basis import in_basis
 from tda.task import n_examples, take, tensors
 from tda.tools import memory_limit
@@ -93,7 +93,7 @@ def test_ggn_of_logistic_regression_is_its_hessian(nets):
 def test_block_ggn_keeps_the_diagonal_blocks(nets, name, by):
     task, train = nets[name]
     full, wanted = slow_ggn(task, train), 0
-    groups = exact.parameter_groups(task, by)
+    groups = second_derivatives.parameter_groups(task, by)
     for index in groups.values():
         mask = torch.zeros(len(full), dtype=torch.float64)
         mask[index] = 1.0
@@ -545,6 +545,6 @@ def test_language_model(task, tiny):
 def test_the_unit_of_an_indefinite_operator_is_its_mean_magnitude():
     """Signed eigenvalues could average to nothing, and a relative damping with them."""
     one = cv.Diagonal(torch.tensor([3.0, -1.0, -2.0], dtype=torch.float64))
-    assert one.scale == 2.0 and named.absolute(one, 0.5) == 1.0
+    assert one.scale == 2.0 and named.absolute_damping(one, 0.5) == 1.0
     other = cv.Diagonal(-torch.ones(1, dtype=torch.float64))
     assert cv.Blocks(4, {"a": (torch.arange(3), one), "b": (torch.tensor([3]), other)}).scale == 7 / 4

@@ -1,6 +1,7 @@
 """What the user gives is what is scored, or it is refused by name, before any method runs."""
 
-from dataclasses import dataclass, replace
+import inspect
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 from torch.func import functional_call
 
 from tda import classifiers, config, lm
-from tda.attribution import METHODS, attribute, logra
+from tda.attribution import METHODS, attribute, bgo, influence, logra, stride
 from tda.attribution.registry import method
 from tda.curvature import captured, tracked
 from tda.lm import IGNORE
@@ -632,6 +633,39 @@ def test_scores_that_rank_nothing_are_refused():
     texts_only = Task("own", None, {}, encode={"text": lambda e: e["text"]})
     with pytest.raises(ValueError, match="The texts have no word in common"):
         attribute("bm25", texts_only, {"text": ["a b"] * 3}, {"text": ["c d"]})
+
+
+def test_options_of_a_dataclass_are_keywords_that_the_method_shows():
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        size: options.Positive = options.option(1.0, "of every score")
+        seed: options.Whole = options.option(0, "unused")
+
+    try:
+
+        @method("constant", family="x", paper="", signed=True, options_type=Options)
+        def constant(task, train, queries, options):
+            """One number."""
+            return np.full((len(queries["x"]), len(train["x"])), options.size)
+
+        given = net_task(mlp()), points(4, 0), points(2, 1)
+        assert (attribute("constant", *given, size=2.0) == 2).all() and (constant(*given) == 1).all()
+        for call in (constant, lambda *data, **known: attribute("constant", *data, **known)):
+            with pytest.raises(ValueError, match="constant: size=-1; it must be positive"):
+                call(*given, size=-1)
+            with pytest.raises(ValueError, match=r"no option 'sise'; it accepts \['size', 'seed'\]. Did you"):
+                call(*given, sise=1.0)
+        shown = inspect.signature(constant).parameters
+        assert list(shown) == ["task", "train", "queries", "size", "seed"] and shown["size"].default == 1.0
+        assert "One number." in constant.__doc__ and "``size`` (1.0): of every score." in constant.__doc__
+        assert options.read("constant", Options, {"size": 3}) == Options(size=3)
+    finally:
+        METHODS.pop("constant", None)
+
+
+def test_every_option_of_a_dataclass_has_a_line_of_help():
+    for module in (bgo, influence, stride):
+        assert all(field.metadata["help"] for field in fields(module.Options))
 
 
 def test_an_own_method_needs_no_rules():

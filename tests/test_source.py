@@ -15,7 +15,7 @@ from tda.attribution.source import by_segment
 from tda.attribution.unroll import unrolled
 from tda.curvature import factors, named, operator
 from tda.curvature.averaged import averaged
-from tda.curvature.exact import dense_ggn
+from tda.curvature.second_derivatives import dense_ggn
 from tda.provenance import Stopwatch
 from tda.task import Checkpoint, Task, take
 from tda.tools.gradients import matrix

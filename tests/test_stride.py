@@ -11,7 +11,6 @@ from small_tasks import small
 from torch import nn
 
 from tda import lm
-from tda.artefacts import ArtefactError
 from tda.attribution import attribute, stride
 from tda.steering import fitting, operators, recovery, snapshot
 from tda.steering.fitting import Descent, Sampler, Weights
@@ -289,7 +288,7 @@ def test_linearity_loss_makes_effects_more_linear(images):
 def test_a_code_of_one_document_lowers_its_loss(images, task, tiny, steps):
     for one, examples in ((images[0], images[1]), (task, take(tiny.train, slice(0, 20)))):
         n = n_examples(examples)
-        ops = stride.operators_for(one, examples, np.eye(n, dtype=bool), steps=steps)
+        ops = stride.operators_for(one, examples, np.eye(n, dtype=bool), stride.Options(steps=steps))
         y = stride.measurements(ops, one, examples)
         assert (np.diag(y) > 0).all() and (np.diag(y) > y.mean(0)).all()
 
@@ -299,7 +298,7 @@ def test_the_closed_form_start_is_influence_with_the_curvature_of_the_bound(imag
     task, data, asked = images
     options = {"stability": 1e7, "steps": 0, "subsets": 80, "degree": 8, "rank": 5}
     found = attribute("stride", task, data, asked, recovery="ridge", penalty=1e-9, **options)
-    ops = stride.operators(task, data, 0, 32, 80, 8, 5, -1, "left_regular", 1.0, 1e7, 1.0, 0)
+    ops = stride.operators(task, data, stride.Options(subsets=80, degree=8, rank=5, stability=1e7, steps=0))
 
     def gradients(examples):
         shot, rows = snapshot.snapshot(task, examples), []
@@ -330,7 +329,7 @@ def test_effects_are_shifted_losses(images, monkeypatch):
     sequences = small("sequence")
     for task, examples in ((images[0], images[1]), sequences):
         measure = recovery.left_regular(n_examples(examples), 6, 3, 0)
-        ops = stride.operators_for(task, examples, measure, rank=3, steps=3)
+        ops = stride.operators_for(task, examples, measure, stride.Options(rank=3, steps=3))
         wanted = explicit_effects(ops, task, examples)
         np.testing.assert_allclose(stride.measurements(ops, task, examples), wanted, rtol=1e-8, atol=1e-12)
         monkeypatch.setattr(operators, "BLOCK", 50)
@@ -358,7 +357,7 @@ def test_designs_have_the_stated_degree():
     assert abs(stride.draw("bernoulli", 400, 200, 10, 0).sum(0).mean() - 10) < 0.5
 
 
-def test_operators_are_trained_once_for_all_queries(images, monkeypatch):
+def test_operators_are_trained_once_for_all_queries_and_recoveries(images, monkeypatch):
     task, data, asked = images
     calls = []
     real = stride.train
@@ -369,21 +368,12 @@ def test_operators_are_trained_once_for_all_queries(images, monkeypatch):
     part = attribute("stride", task, data, take(asked, slice(2, 4)), **options)
     assert len(calls) == 1
     np.testing.assert_allclose(part, whole[2:4], rtol=1e-5)
-
-
-def test_saved_operators_are_equal_to_the_bit(task, tiny, queries, tmp_path):
-    ops = stride.operators(task, tiny.train, 0, 32, 40, 4, 5, steps=2)
-    ops.save(tmp_path / "operators.npz")
-    again = operators.load(tmp_path / "operators.npz")
-    for name in ("mean", "scale", "readout", "codes"):
-        assert torch.equal(getattr(again, name), getattr(ops, name))
-        assert getattr(again, name).dtype == getattr(ops, name).dtype
-    assert np.array_equal(again.measure, ops.measure) and again.layer == ops.layer == 1
-    one, two = (stride.measurements(x, task, queries) for x in (ops, again))
-    assert np.array_equal(one, two)
-    (tmp_path / "operators.npz").write_bytes(b"damaged")
-    with pytest.raises(ArtefactError, match="sha256 differs"):
-        operators.load(tmp_path / "operators.npz")
+    for recovery_only in ({"recovery": "correlation"}, {"penalty": 0.3}, {"sparsity": 2}):
+        attribute("stride", task, data, asked, **options | recovery_only)
+    assert len(calls) == 1
+    for trained_with in ({"seed": 1}, {"stability": 7.0}, {"degree": 9}):
+        attribute("stride", task, data, asked, **options | trained_with)
+    assert len(calls) == 4
 
 
 # --- refusals
@@ -426,15 +416,15 @@ def test_subsets_that_cannot_be_trained_are_refused(images):
         bad = measure.copy()
         bad[k] = value
         with pytest.raises(ValueError, match=rf"subsets \[{k}\] of 6 {what}"):
-            stride.operators_for(task, data, bad)
+            stride.operators_for(task, data, bad, stride.Options())
     with pytest.raises(ValueError, match="subsets of 39 documents, but there are 40"):
-        stride.operators_for(task, data, measure[:, 1:])
+        stride.operators_for(task, data, measure[:, 1:], stride.Options())
     with pytest.raises(ValueError, match=r"measure is int64 .*; give bool"):
-        stride.operators_for(task, data, measure.astype(int))
+        stride.operators_for(task, data, measure.astype(int), stride.Options())
 
 
 def test_operators_of_another_model_are_refused(images, task, tiny):
-    ops = stride.operators(images[0], images[1], 0, 32, 20, 2, 3, steps=0)
+    ops = stride.operators(*images[:2], stride.Options(subsets=20, degree=2, rank=3, steps=0))
     with pytest.raises(ValueError, match=r"operators for 16 activations and 10 outputs, asked about 32"):
         stride.measurements(ops, task, take(tiny.train, slice(0, 2)))
 
@@ -442,4 +432,4 @@ def test_operators_of_another_model_are_refused(images, task, tiny):
 def test_a_layer_that_is_called_twice_is_refused():
     task, data = small("sequence")
     with pytest.raises(ValueError, match="layer 1 is called 2 times"):
-        stride.operators_for(task, data, recovery.left_regular(12, 4, 2, 0), layer=1)
+        stride.operators_for(task, data, recovery.left_regular(12, 4, 2, 0), stride.Options(layer=1))

@@ -16,6 +16,9 @@ documents' curvature along the step as well. Positive = learning the document an
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,103 +30,72 @@ from tda.tools import summed
 from tda.tools.cache import remembered
 from tda.tools.door import entered
 from tda.tools.gradients import CHUNK, batch_of
-from tda.tools.options import Count, Positive, Whole, one_of
+from tda.tools.options import Count, Positive, Whole, one_of, option, read
 from tda.tools.perturb import UNITS, ewc_steps, natural_steps, sweep
 
 PRECONDITIONERS = (*empirical.KINDS, "ekfac", "ewc_released", "ewc_corrected")
 DIRECTIONS = ("bidirectional", "ascent", "descent")
 RANKINGS = ("signed", "absolute")
-READING = ("direction", "ranking", "max_rise", "queries_at_once", "seed")
 
 
-@method("bgo", family="unlearning", paper="BGO", needs=("params",), signed=True, cost="per query")
-def attribute(
-    task: Task,
-    train: Examples,
-    queries: Examples,
-    *,
-    seed: Whole = 0,
-    chunk: Count = CHUNK,
-    preconditioner: one_of(PRECONDITIONERS) = "diagonal",
-    direction: one_of(DIRECTIONS) = "bidirectional",
-    ranking: one_of(RANKINGS) = "signed",
-    steps: Count = 3,
-    step: Positive = 0.1,
-    unit: one_of(UNITS) = "relative",
-    damping: Positive = 0.1,
-    ewc_weight: Positive = 50.0,
-    max_rise: Positive = 1.0,
-    queries_at_once: Count = 64,
-) -> np.ndarray:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a query moves the model, and how the documents' losses are then read."""
+
+    seed: Whole = option(0, "unused, nothing here is random")
+    chunk: Count = option(CHUNK, "training documents whose gradients are formed together")
+    preconditioner: one_of(PRECONDITIONERS) = option("diagonal", "P, or the elastic penalty of the first release")
+    direction: one_of(DIRECTIONS) = option("bidirectional", "which of the three differences")
+    ranking: one_of(RANKINGS) = option("signed", "the difference itself, or its magnitude")
+    steps: Count = option(3, "T")
+    step: Positive = option(0.1, "size of the T steps, in unit")
+    unit: one_of(UNITS) = option("relative", "step as a share of the query's own loss, or eta or AdamW's rate itself")
+    damping: Positive = option(0.1, "of the Fisher, in units of its mean eigenvalue")
+    ewc_weight: Positive = option(50.0, "of the elastic penalty")
+    max_rise: Positive = option(1.0, "nats by which the mean training loss may rise before a step is refused")
+    queries_at_once: Count = option(64, "queries moved together, each some six times the model's memory")
+
+    def moving(self) -> Options:
+        """Without what only says how the moved losses are read: equal for all readings of the same sweeps."""
+        return replace(self, seed=0, direction="bidirectional", ranking="signed")
+
+
+@method("bgo", family="unlearning", paper="BGO", needs=("params",), signed=True, cost="per query", options_type=Options)
+def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
     """BGO scores by finite steps, [Q, N], in nats.
 
-    Options: ``preconditioner`` none, diagonal, full (:mod:`tda.attribution.fisher`, with ``damping`` in units of the
-    Fisher's scale), ekfac (:mod:`tda.curvature.kronecker`, the Fisher of sampled labels; the diagonal outside linear
-    layers), or ewc_released, ewc_corrected (``ewc_weight``); ``direction``; ``ranking`` signed or absolute;
-    ``steps`` T; ``step`` in ``unit`` relative (T steps change the query's own loss by ``step`` times itself) or
-    absolute (eta, or AdamW's learning rate); ``max_rise``, how far (nats) a step may raise the mean training loss.
-    Memory: some six times ``queries_at_once`` models, and what the Fisher needs (the full one is read once for all
-    of them, which is what takes the time of a step). No randomness.
-    Raises ``ValueError`` for other values, for a zero Fisher and for a query without gradient, and
-    :class:`StepTooLarge` where a step breaks the model (the scores would rank its ruins).
+    ``preconditioner`` none, diagonal, full (:mod:`tda.curvature.empirical`), ekfac (:mod:`tda.curvature.kronecker`, the
+    Fisher of sampled labels; the diagonal outside linear layers), or ewc_released, ewc_corrected. The full Fisher is
+    read once for ``queries_at_once`` queries, which is what takes the time of a step.
+    Raises ``ValueError`` for a zero Fisher and for a query without gradient, and :class:`StepTooLarge` where a step
+    breaks the model (the scores would rank its ruins).
     """
-    options = (preconditioner, steps, step, unit, damping, ewc_weight, max_rise, chunk, queries_at_once)
-    scores = _difference(task, train, queries, direction, options)
-    return np.abs(scores) if ranking == "absolute" else scores
+    base, moving = base_losses(task, train), options.moving()
+    up = moved_losses(task, train, queries, 1, moving) if options.direction != "descent" else base
+    down = moved_losses(task, train, queries, -1, moving) if options.direction != "ascent" else base
+    scores = (up - down).numpy()
+    return np.abs(scores) if options.ranking == "absolute" else scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryOptions(Options):
+    checkpoints: Whole = option(0, "of the run (0: all)")
 
 
 @method(
-    "bgo_trajectory", family="unlearning", paper="BGO", needs=("params", "checkpoints"), signed=True, cost="per query"
+    "bgo_trajectory",
+    family="unlearning",
+    paper="BGO",
+    needs=("params", "checkpoints"),
+    signed=True,
+    cost="per query",
+    options_type=TrajectoryOptions,
 )
-def attribute_trajectory(
-    task: Task,
-    train: Examples,
-    queries: Examples,
-    *,
-    seed: Whole = 0,
-    chunk: Count = CHUNK,
-    preconditioner: one_of(PRECONDITIONERS) = "diagonal",
-    direction: one_of(DIRECTIONS) = "bidirectional",
-    ranking: one_of(RANKINGS) = "signed",
-    steps: Count = 3,
-    step: Positive = 0.1,
-    unit: one_of(UNITS) = "relative",
-    damping: Positive = 0.1,
-    ewc_weight: Positive = 50.0,
-    max_rise: Positive = 1.0,
-    queries_at_once: Count = 64,
-    checkpoints: Whole = 0,
-) -> np.ndarray:
-    """BGO along the trajectory: finite-step scores at ``checkpoints`` of the run (0: all), summed, [Q, N].
-
-    Each checkpoint's scores are scaled to unit mean magnitude per query and weighted by the learning rate
-    (:func:`tda.tools.summed.along`). The other options are those of :func:`attribute`.
-    """
-    options = (preconditioner, steps, step, unit, damping, ewc_weight, max_rise, chunk, queries_at_once)
-    scores = summed.along(
-        [
-            (_difference(part, train, queries, direction, options), weight)
-            for part, weight in summed.trajectory(task, checkpoints)
-        ]
-    )
-    return np.abs(scores) if ranking == "absolute" else scores
-
-
-def readings(task: Task, train: Examples, queries: Examples, **options) -> dict[tuple[str, str], np.ndarray]:
-    """``{(direction, ranking): scores [Q, N]}``: everything that one pair of (shared) sweeps can be read as."""
-    return {
-        (direction, ranking): attribute(task, train, queries, **options | {"direction": direction, "ranking": ranking})
-        for direction in DIRECTIONS
-        for ranking in RANKINGS
-    }
-
-
-def _difference(task, train, queries, direction, options) -> np.ndarray:
-    """Signed scores [Q, N]."""
-    base = base_losses(task, train)
-    up = moved_losses(task, train, queries, 1, *options) if direction != "descent" else base
-    down = moved_losses(task, train, queries, -1, *options) if direction != "ascent" else base
-    return (up - down).numpy()
+def attribute_trajectory(task: Task, train: Examples, queries: Examples, options: TrajectoryOptions) -> np.ndarray:
+    """BGO along the trajectory: signed scores at ``checkpoints`` of the run, summed, [Q, N]."""
+    signed = {k: v for k, v in vars(options).items() if k not in ("checkpoints", "ranking")}
+    scores = summed.over_checkpoints(task, options.checkpoints, lambda part: attribute(part, train, queries, **signed))
+    return np.abs(scores) if options.ranking == "absolute" else scores
 
 
 @remembered(2)
@@ -133,49 +105,40 @@ def base_losses(task: Task, train: Examples) -> Tensor:
 
 
 @remembered(64)
-def moved_losses(
-    task: Task,
-    train: Examples,
-    queries: Examples,
-    sign: int,
-    preconditioner: str,
-    steps: int,
-    step: float,
-    unit: str,
-    damping: float,
-    ewc_weight: float,
-    max_rise: float,
-    chunk: int = CHUNK,
-    queries_at_once: int = 64,
-) -> Tensor:
-    """Losses [Q, N] of the documents after moving the model along each query; shared by directions and rankings."""
-    move = mover(task, train, sign, preconditioner, steps, step, unit, damping, ewc_weight, chunk)
+def moved_losses(task: Task, train: Examples, queries: Examples, sign: int, options: Options) -> Tensor:
+    """Losses [Q, N] of the documents after moving the model along each query; ``sign`` +1 ascends the query's loss.
+
+    Shared by directions and rankings, which ask with :meth:`Options.moving`.
+    """
+    move = _mover(task, train, sign, options)
     base, losses = base_losses(task, train).mean(), []
-    for part in chunks(n_examples(queries), queries_at_once):
+    for part in chunks(n_examples(queries), options.queries_at_once):
         models, _ = move(batch_of(take(queries, part)))
         swept = sweep(task, models, train)
         rise = swept.mean(1) - base
-        bad = torch.nonzero(~(rise <= max_rise)).flatten().tolist()
+        bad = torch.nonzero(~(rise <= options.max_rise)).flatten().tolist()
         if bad:
             raise StepTooLarge(
-                f"bgo: {steps} steps of step={step} ({unit}, sign {sign:+d}) on query {part.start + bad[0]} change the "
-                f"mean training loss by {rise[bad[0]]:.3g} nats from {base:.3g}; at most max_rise={max_rise} is "
-                f"allowed. Lower step, or raise damping; a broken model ranks noise."
+                f"bgo: {options.steps} steps of step={options.step} ({options.unit}, sign {sign:+d}) on query "
+                f"{part.start + bad[0]} change the mean training loss by {rise[bad[0]]:.3g} nats from {base:.3g}; "
+                f"at most max_rise={options.max_rise} is allowed. Lower step, or raise damping; a broken model ranks "
+                f"noise."
             )
         losses.append(swept)
     return torch.cat(losses)
 
 
-def mover(task, train, sign, preconditioner, steps, step, unit="relative", damping=0.1, ewc_weight=50.0, chunk=CHUNK):
-    """``move(batch of queries) -> (parameters [B, ...], eta [B])`` for one preconditioner and direction."""
-    if preconditioner.startswith("ewc"):
-        released, diagonal = preconditioner == "ewc_released", empirical.diagonal(task, train, chunk)
-        return lambda asked: ewc_steps(task, asked, diagonal, sign, step, steps, unit, ewc_weight, released)
-    if preconditioner == "ekfac":
-        apply = named.inverse("ekfac", task, train, damping, chunk, rest="diagonal")
+def _mover(task: Task, train: Examples, sign: int, options: Options) -> Callable[[Examples], tuple[Params, Tensor]]:
+    """``move(batch of queries) -> (parameters [B, ...], eta [B])``."""
+    kind, step = options.preconditioner, (sign, options.step, options.steps, options.unit)
+    if kind.startswith("ewc"):
+        penalty = empirical.diagonal(task, train, options.chunk), options.ewc_weight, kind == "ewc_released"
+        return lambda batch: ewc_steps(task, batch, *step, *penalty)
+    if kind == "ekfac":
+        precondition = named.inverse("ekfac", task, train, options.damping, options.chunk, rest="diagonal")
     else:
-        apply = empirical.inverse(preconditioner, task, train, damping, chunk)
-    return lambda asked: natural_steps(task, asked, apply, sign, step, steps, unit)
+        precondition = empirical.inverse(kind, task, train, options.damping, options.chunk)
+    return lambda batch: natural_steps(task, batch, *step, precondition)
 
 
 def token_scores(
@@ -189,9 +152,9 @@ def token_scores(
     tokens is its document score; other granularities in :mod:`tda.studies.granularity`.
     """
     given = {"train": train, "queries": queries, "documents": train if documents is None else documents}
-    with entered(task, ("params",), **given) as (train, queries, read):
+    with entered(task, ("params",), **given) as (train, queries, documents):
         up, down = (
-            sweep(task, perturbed(task, train, queries, sign, **options)[0], read, reduction="token")
+            sweep(task, perturbed(task, train, queries, sign, **options)[0], documents, reduction="token")
             for sign in (1, -1)
         )
         return (up - down).numpy()
@@ -202,7 +165,6 @@ def perturbed(task: Task, train: Examples, queries: Examples, sign: int, **optio
 
     ``options``: those of :func:`attribute`; the ones that only concern how its scores are read are ignored.
     """
-    settings = {"preconditioner": "diagonal", "steps": 3, "step": 0.1} | options
-    settings = {name: value for name, value in settings.items() if name not in READING}
+    chosen = read("bgo", Options, options)
     with entered(task, ("params",), train=train, queries=queries) as (train, queries):
-        return mover(task, train, sign, **settings)(batch_of(queries))
+        return _mover(task, train, sign, chosen)(batch_of(queries))

@@ -17,22 +17,23 @@ with ``unit="absolute"``.
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tda.attribution.registry import method
-from tda.curvature import exact, named, solvers
+from tda.curvature import named, solvers
 from tda.curvature.kronecker import UNTRACKED
 from tda.curvature.outputs import FISHERS
+from tda.curvature.second_derivatives import parameter_groups
 from tda.task import Examples, Task, n_examples
 from tda.tools.cache import remembered
 from tda.tools.door import entered
 from tda.tools.gradients import CHUNK, blocks, matrix
-from tda.tools.options import Count, NotNegative, Pattern, Positive, Whole, one_of
-from tda.tools.summed import along, trajectory
+from tda.tools.options import Count, NotNegative, Pattern, Positive, Whole, one_of, option, read
+from tda.tools.summed import over_checkpoints
 
 # solver -> the curvatures it takes
 SOLVERS = {
@@ -46,105 +47,89 @@ SOLVERS = {
 }
 
 
-def solve(
-    task: Task,
-    train: Examples,
-    v: Tensor,
-    *,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    curvature: str = "ekfac",
-    solver: str = "exact",
-    fisher: str = "sampled",
-    damping: float = 0.1,
-    unit: str = "relative",
-    indefinite: str = "refuse",
-    layers: str = "",
-    rest: str = "drop",
-    iterations: int = 100,
-    rank: int = 50,
-    batch: int = 32,
-    scale: float = 0.0,
-    repeats: int = 1,
-) -> Tensor:
-    """``v (C + d)^-1`` for rows of ``v`` [B, P]; the options are those of :func:`attribute`."""
-    if curvature not in named.CURVATURES:
-        raise ValueError(f"influence: curvature={curvature!r}; one of {named.CURVATURES}.")
-    if solver not in SOLVERS or curvature not in SOLVERS[solver]:
-        allowed = {name: kinds for name, kinds in SOLVERS.items() if curvature in kinds}
-        raise ValueError(
-            f"influence: solver={solver!r} with curvature={curvature!r}; for this curvature one of {list(allowed)}, "
-            f"and the solvers are {list(SOLVERS)}."
-        )
-    known = {"fisher": fisher, "layers": layers, "rest": rest, "seed": seed, "chunk": chunk}
-    found = named.operator(curvature, task, train, dense=solver == "exact", **known)
-    if solver == "datainf":
-        groups, relative = exact.parameter_groups(task), unit == "relative"
-        named.absolute(found, damping, unit)
-        return solvers.datainf(found.rows, groups, v, damping, relative=relative).solution
-    shift = named.absolute(found, damping, unit)
-    if solver == "exact":
-        return solvers.exact(found, v, shift, indefinite).solution
-    run = {
-        "cg": partial(solvers.cg, iterations=iterations),
-        "pcg": partial(solvers.cg, iterations=iterations),
-        "lissa": partial(
-            solvers.lissa, iterations=iterations, batch=batch, scale=scale, repeats=repeats, seed=seed, every=iterations
-        ),
-        "arnoldi": partial(
-            solvers.arnoldi, iterations=iterations, rank=rank, indefinite=indefinite, seed=seed, every=iterations
-        ),
-        "nystrom": partial(solvers.nystrom, rank=rank, seed=seed),
-    }[solver]
-    if solver == "pcg":
-        run = partial(run, preconditioner=named.operator("ekfac", task, train, **known))
-    return run(found, v, shift).solution
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """A curvature C, its damping d, and how ``(C + d) x = v`` is solved."""
+
+    seed: Whole = option(0, "of sampled labels, mini-batches, starting vectors, coordinates")
+    chunk: Count = option(CHUNK, "examples whose gradients are formed together")
+    curvature: one_of(named.CURVATURES) = option("ekfac", "C")
+    solver: one_of(SOLVERS) = option("exact", "exact: by eigenvectors; pcg: cg preconditioned by EK-FAC")
+    fisher: one_of(FISHERS) = option("sampled", "labels of the Fisher of kfac, ekfac and diagonal")
+    damping: Positive = option(0.1, "d, in unit")
+    unit: one_of(named.UNITS) = option("relative", "d in units of the mean eigenvalue of C, or d itself")
+    indefinite: one_of(named.INDEFINITE) = option("refuse", "eigenvalues below -d (solvers exact, arnoldi)")
+    layers: Pattern = option("", "a regex: the layers that kfac and ekfac cover")
+    rest: one_of(UNTRACKED) = option("drop", "parameters outside the layers of kfac and ekfac")
+    iterations: Count = option(100, "of cg, pcg, lissa, arnoldi")
+    rank: Count = option(50, "of arnoldi, nystrom")
+    batch: Count = option(32, "of lissa's mini-batches")
+    scale: NotNegative = option(0.0, "of lissa; 0: found from mini-batches")
+    repeats: Count = option(1, "runs of lissa that are averaged")
+
+    def __post_init__(self) -> None:
+        if self.curvature not in SOLVERS.get(self.solver, ()):
+            fitting = [name for name, curvatures in SOLVERS.items() if self.curvature in curvatures]
+            raise ValueError(
+                f"influence: solver={self.solver!r} with curvature={self.curvature!r}; for this curvature one of "
+                f"{fitting}, and the solvers are {list(SOLVERS)}."
+            )
+
+
+def solve(task: Task, train: Examples, v: Tensor, options: Options) -> Tensor:
+    """``v (C + d)^-1`` for rows of ``v`` [B, P]."""
+    of_curvature = {name: getattr(options, name) for name in ("fisher", "layers", "rest", "seed", "chunk")}
+    curvature = named.operator(options.curvature, task, train, dense=options.solver == "exact", **of_curvature)
+    damping = named.absolute_damping(curvature, options.damping, options.unit)
+    iterations, rank, seed = options.iterations, options.rank, options.seed
+    if options.solver == "exact":
+        return curvature.function(lambda w: named.damped(w, damping, options.indefinite), v)
+    if options.solver == "datainf":
+        relative = options.unit == "relative"
+        given = options.damping if relative else damping
+        return solvers.datainf(curvature.rows, parameter_groups(task), v, given, relative=relative)
+    if options.solver == "nystrom":
+        steps = solvers.nystrom(curvature, v, damping, rank=rank, seed=seed)
+    elif options.solver == "lissa":
+        own = {"batch": options.batch, "scale": options.scale, "repeats": options.repeats}
+        steps = solvers.lissa(curvature, v, damping, iterations=iterations, seed=seed, every=iterations, **own)
+    elif options.solver == "arnoldi":
+        own = {"rank": rank, "indefinite": options.indefinite}
+        steps = solvers.arnoldi(curvature, v, damping, iterations=iterations, seed=seed, **own)
+    else:
+        rough = named.operator("ekfac", task, train, **of_curvature) if options.solver == "pcg" else None
+        steps = solvers.cg(curvature, v, damping, iterations=iterations, preconditioner=rough)
+    return solvers.last(steps).solution()
 
 
 @remembered(2)
-def _asked(task: Task, queries: Examples, chunk: int) -> Tensor:
-    """The query gradients [Q, P], kept for the next damping."""
+def query_gradients(task: Task, queries: Examples, chunk: int) -> Tensor:
+    """The gradients of the queries' losses [Q, P], kept for the next damping."""
     return matrix(task, queries, chunk)
 
 
-@method("influence", family="curvature", paper="Koh and Liang 2017", needs=("params", "outputs"), signed=True)
-def attribute(
-    task: Task,
-    train: Examples,
-    queries: Examples,
-    *,
-    seed: Whole = 0,
-    chunk: Count = CHUNK,
-    curvature: one_of(named.CURVATURES) = "ekfac",
-    solver: one_of(SOLVERS) = "exact",
-    fisher: one_of(FISHERS) = "sampled",
-    damping: Positive = 0.1,
-    unit: one_of(named.UNITS) = "relative",
-    indefinite: one_of(named.INDEFINITE) = "refuse",
-    layers: Pattern = "",
-    rest: one_of(UNTRACKED) = "drop",
-    iterations: Count = 100,
-    rank: Count = 50,
-    batch: Count = 32,
-    scale: NotNegative = 0.0,
-    repeats: Count = 1,
-) -> np.ndarray:
+@method(
+    "influence",
+    family="curvature",
+    paper="Koh and Liang 2017",
+    needs=("params", "outputs"),
+    signed=True,
+    options_type=Options,
+)
+def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
     """``g_q^T (C + d)^-1 g_i`` for all pairs, [Q, N]; see the module's text for C and d.
 
-    ``curvature`` one of :data:`tda.curvature.CURVATURES`; ``solver`` exact (eigenvectors), or for hessian and ggn cg,
-    pcg (preconditioned by EK-FAC), lissa, arnoldi, nystrom, or for empirical_fisher datainf. ``fisher`` exact, sampled,
-    empirical (kfac, ekfac, diagonal); ``layers`` a regex and ``rest`` drop, diagonal, refuse (kfac, ekfac); ``damping``
-    in ``unit`` relative or absolute; ``indefinite`` refuse, keep, absolute, clip (exact, arnoldi). ``iterations`` (cg,
-    pcg, lissa, arnoldi), ``rank`` (arnoldi, nystrom), ``batch``, ``scale`` (0: found), ``repeats`` (lissa). ``seed``:
-    sampled labels, mini-batches, starting vectors, coordinates.
-
     Memory: (2 Q + chunk) x P x 4 bytes and the operator: 24 P^2 for dense matrices, 4 N P for the empirical Fisher, two
-    float64 factors a layer for kfac and ekfac. Raises ``ValueError`` for other values, a damping that is not positive,
-    an indefinite system (see ``indefinite``), a divergence, and a matrix that would not fit.
+    float64 factors a layer for kfac and ekfac. Raises ``ValueError`` for a solver that does not take the curvature, an
+    indefinite system (see ``indefinite``), a divergence, and a matrix that would not fit.
     """
-    options = _options(locals())
-    solution = solve(task, train, _asked(task, queries, chunk), **options)
-    return torch.cat([solution @ block.T for _, block in blocks(task, train, chunk)], dim=1).numpy()
+    solution = solve(task, train, query_gradients(task, queries, options.chunk), options)
+    return torch.cat([solution @ block.T for _, block in blocks(task, train, options.chunk)], dim=1).numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryOptions(Options):
+    checkpoints: Whole = option(0, "of the run (0: all)")
 
 
 @method(
@@ -153,33 +138,12 @@ def attribute(
     paper="Koh and Liang 2017",
     needs=("params", "checkpoints", "outputs"),
     signed=True,
+    options_type=TrajectoryOptions,
 )
-def attribute_trajectory(
-    task: Task,
-    train: Examples,
-    queries: Examples,
-    *,
-    seed: Whole = 0,
-    chunk: Count = CHUNK,
-    curvature: one_of(named.CURVATURES) = "ekfac",
-    fisher: one_of(FISHERS) = "sampled",
-    damping: Positive = 0.1,
-    unit: one_of(named.UNITS) = "relative",
-    layers: Pattern = "",
-    rest: one_of(UNTRACKED) = "drop",
-    checkpoints: Whole = 0,
-) -> np.ndarray:
-    """:func:`attribute` (exact solver) summed over ``checkpoints`` of the run (0: all), [Q, N], with their learning
-    rates as weights and each query's scores scaled to unit mean magnitude (:func:`tda.tools.summed.along`).
-    """
-    options = _options(locals())
-    parts = trajectory(task, checkpoints)
-    return along([(attribute(part, train, queries, **options), weight) for part, weight in parts])
-
-
-def _options(arguments: dict) -> dict:
-    """A method's arguments without its data."""
-    return {k: v for k, v in arguments.items() if k not in ("task", "train", "queries", "checkpoints")}
+def attribute_trajectory(task: Task, train: Examples, queries: Examples, options: TrajectoryOptions) -> np.ndarray:
+    """:func:`attribute` summed over ``checkpoints`` of the run, [Q, N]."""
+    given = {k: v for k, v in vars(options).items() if k != "checkpoints"}
+    return over_checkpoints(task, options.checkpoints, lambda part: attribute(part, train, queries, **given))
 
 
 def self_influence(task: Task, train: Examples, examples: Examples | None = None, **options) -> np.ndarray:
@@ -187,9 +151,10 @@ def self_influence(task: Task, train: Examples, examples: Examples | None = None
 
     C comes from ``train``; ``examples`` are the training examples by default. ``options``: those of :func:`attribute`.
     """
+    chosen = read("influence", Options, options)
     given = {"train": train, "examples": train if examples is None else examples}
     with entered(task, ("params",), **given) as (train, examples):
-        found = np.empty(n_examples(examples), np.float32)
-        for part, block in blocks(task, examples, options.get("chunk", CHUNK)):
-            found[part] = (solve(task, train, block, **options) * block).sum(1).numpy()
-        return found
+        scores = np.empty(n_examples(examples), np.float32)
+        for part, block in blocks(task, examples, chosen.chunk):
+            scores[part] = (solve(task, train, block, chosen) * block).sum(1).numpy()
+        return scores

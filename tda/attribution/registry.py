@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -41,23 +42,46 @@ METHODS: dict[str, Method] = {}
 BY_GRADIENTS = ("gradient", "curvature", "unlearning", "unrolling")  # families in which a row of zeros says nothing
 
 
-def method(name: str, *, family: str, paper: str, needs: tuple[str, ...] = (), signed: bool, cost: str = "amortised"):
-    """Decorator that registers ``attribute(task, train, queries, *, seed=0, chunk=..., **options)`` under ``name``."""
+def method(
+    name: str,
+    *,
+    family: str,
+    paper: str,
+    needs: tuple[str, ...] = (),
+    signed: bool,
+    cost: str = "amortised",
+    options_type: type | None = None,
+):
+    """Decorator that registers ``attribute(task, train, queries, *, seed=0, chunk=..., **options)`` under ``name``.
+
+    ``options_type``: the dataclass of the method's options (:mod:`tda.tools.options`); the function then takes one of
+    it as its fourth argument. Callers give keywords in either case, and see the options in the signature and the help.
+    """
 
     def register(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         if name in METHODS:
             raise ValueError(f"a method named {name!r} is registered already; choose another name.")
-        allowed = options.rules(function)
+        allowed = options.rules(options_type or function)
+
+        def call(task: Task, train: Examples, queries: Examples, given: dict) -> np.ndarray:
+            if options_type:
+                return function(task, train, queries, options_type(**given))
+            return function(task, train, queries, **given)
 
         @functools.wraps(function)
         def checked(task: Task, train: Examples, queries: Examples, **given) -> np.ndarray:
             options.check(name, allowed, given)
             _check_needs(METHODS[name], task)
             with door.entered(task, needs, train=train, queries=queries) as (train, queries):
-                scores = function(task, train, queries, **given)
+                scores = call(task, train, queries, given)
                 _check_scores(METHODS[name], np.asarray(scores, np.float32), (n_examples(queries), n_examples(train)))
                 return scores
 
+        if options_type:
+            signature = inspect.signature(function)
+            data = [p for p in signature.parameters.values() if p.name != "options"]
+            checked.__signature__ = signature.replace(parameters=[*data, *options.parameters(options_type)])
+            checked.__doc__ = f"{inspect.getdoc(function)}\n\nOptions:\n\n{options.described(options_type)}"
         METHODS[name] = Method(name, checked, family, paper, needs, signed, cost, allowed)
         return checked
 

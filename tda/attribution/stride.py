@@ -25,113 +25,93 @@ Only the order of measurements is simulated: their size is about inverse to the 
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 
 from tda.attribution.registry import method
-from tda.steering import recovery as solver
+from tda.steering import recovery
 from tda.steering.fitting import Weights, train
 from tda.steering.operators import Operators, effects
 from tda.steering.snapshot import depth, snapshot
 from tda.task import Examples, Task, n_examples
 from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK
-from tda.tools.options import Count, NotNegative, Share, Whole, one_of, whole
+from tda.tools.options import Count, NotNegative, Share, Whole, one_of, option, whole
 
 DESIGNS = ("left_regular", "bernoulli")
 SUBSETS, RANK = 1000, 16  # as published, where documents and activations allow it
 
 
-@method("stride", family="simulation", paper="STRIDE", needs=("params", "outputs"), signed=True)
-def attribute(
-    task: Task,
-    train: Examples,
-    queries: Examples,
-    *,
-    seed: Whole = 0,
-    chunk: Count = CHUNK,
-    subsets: Whole = 0,
-    degree: Count = 10,
-    rank: Whole = 0,
-    layer: whole(-1) = -1,
-    design: one_of(DESIGNS) = "left_regular",
-    fidelity: NotNegative = 1.0,
-    stability: NotNegative = 100.0,
-    linearity: NotNegative = 1.0,
-    steps: Whole = 30,
-    rate: Share = 0.05,
-    recovery: one_of(solver.METHODS) = "lasso",
-    penalty: NotNegative = 0.0,
-    sparsity: Whole = 0,
-) -> np.ndarray:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The subsets, the operators trained on them, and the recovery of the documents' weights."""
+
+    seed: Whole = option(0, "draws everything")
+    chunk: Count = option(CHUNK, "examples in a forward pass")
+    subsets: Whole = option(0, "K; 0: twice the documents, at most 1000")
+    degree: Count = option(10, "d, the subsets that a document joins; its mean for design bernoulli")
+    rank: Whole = option(0, "r; 0: 16, at most the width")
+    layer: whole(-1) = option(-1, "depth at which activations are read; -1: 0.6 of the blocks")
+    design: one_of(DESIGNS) = option("left_regular", "how subsets are drawn")
+    fidelity: NotNegative = option(1.0, "weight of that loss; 0 drops it")
+    stability: NotNegative = option(100.0, "weight of that loss; 0 drops it")
+    linearity: NotNegative = option(1.0, "weight of that loss; 0 drops it")
+    steps: Whole = option(30, "of the descent; 0: the closed-form start")
+    rate: Share = option(0.05, "of the descent")
+    recovery: one_of(recovery.METHODS) = option("lasso", "how documents' weights are solved for")
+    penalty: NotNegative = option(0.0, "relative, of lasso and ridge; 0: by held-out measurements")
+    sparsity: Whole = option(0, "k: warn where K is below k log(n / k)")
+
+    def of_operators(self) -> Options:
+        """Without what only the recovery reads: equal for all recoveries from the same operators."""
+        return replace(self, recovery="lasso", penalty=0.0, sparsity=0)
+
+
+@method(
+    "stride",
+    family="simulation",
+    paper="STRIDE",
+    needs=("params", "outputs"),
+    signed=True,
+    options_type=Options,
+)
+def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
     """STRIDE scores [Q, N]: simulated nats per document of a subset, on a scale that ``stability`` sets; their order
     within a query is what counts.
 
-    Options: ``subsets`` K (0: twice the documents, at most 1000), ``degree`` d (subsets that a document joins; its mean
-    for ``design`` bernoulli), ``rank`` r (0: 16, at most the width), ``layer`` (depth; -1: 0.6 of the blocks);
-    ``fidelity``, ``stability``, ``linearity``: weights of the losses, 0 drops one; ``steps`` and ``rate`` of the
-    descent (0 steps: the closed-form start); ``recovery`` lasso, ridge or correlation with the relative ``penalty``
-    (0: by held-out measurements); ``sparsity`` k: warn where K is below k log(n / k). ``seed`` draws everything.
-    Raises ``ValueError`` for other options, empty subsets, a layer that does not exist, a rank above the width, and
-    measurements that do not vary (no fidelity, for example).
+    Raises ``ValueError`` for empty subsets, a layer that does not exist, a rank above the width, and measurements that
+    do not vary (no fidelity, for example).
     """
-    trained = operators(
-        task, train, seed=seed, chunk=chunk, subsets=subsets, degree=degree, rank=rank, layer=layer, design=design,
-        fidelity=fidelity, stability=stability, linearity=linearity, steps=steps, rate=rate,
-    )  # fmt: skip
-    y = measurements(trained, task, queries, chunk)
-    return solver.recover(trained.measure, y, recovery, seed=seed, penalty=penalty or None, sparsity=sparsity or None)
+    trained = operators(task, train, options.of_operators())
+    y = measurements(trained, task, queries, options.chunk)
+    penalty, sparsity = options.penalty or None, options.sparsity or None
+    return recovery.recover(trained.measure, y, options.recovery, seed=options.seed, penalty=penalty, sparsity=sparsity)
 
 
 @remembered(2)
-def operators(
-    task: Task,
-    train_examples: Examples,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    subsets: int = 0,
-    degree: int = 10,
-    rank: int = 0,
-    layer: int = -1,
-    design: str = "left_regular",
-    fidelity: float = 1.0,
-    stability: float = 100.0,
-    linearity: float = 1.0,
-    steps: int = 30,
-    rate: float = 0.05,
-) -> Operators:
-    """The operators of a design of random subsets: the set-up, to which no query is known. Options as in
-    :func:`attribute`.
+def operators(task: Task, train: Examples, options: Options) -> Operators:
+    """The operators of a design of random subsets: the set-up, to which no query is known.
+
+    Shared by recoveries, which ask with :meth:`Options.of_operators`.
     """
-    n = n_examples(train_examples)
-    measure = draw(design, n, subsets or min(SUBSETS, 2 * n), degree, seed)
-    weights = Weights(fidelity, stability, linearity)
-    how = {"seed": seed, "chunk": chunk, "rank": rank, "layer": layer, "steps": steps, "rate": rate}
-    return operators_for(task, train_examples, measure, weights=weights, **how)
+    n = n_examples(train)
+    subsets = draw(options.design, n, options.subsets or min(SUBSETS, 2 * n), options.degree, options.seed)
+    return operators_for(task, train, subsets, options)
 
 
-def operators_for(
-    task: Task,
-    train_examples: Examples,
-    measure: np.ndarray,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    *,
-    rank: int = 0,
-    layer: int = -1,
-    weights: Weights | None = None,
-    steps: int = 30,
-    rate: float = 0.05,
-) -> Operators:
-    """Operators for given subsets ``measure`` bool [K, n]. Options as in :func:`attribute`."""
+def operators_for(task: Task, train_examples: Examples, measure: np.ndarray, options: Options) -> Operators:
+    """Operators for given subsets ``measure`` bool [K, n]."""
     if measure.shape[-1] != n_examples(train_examples):
         raise ValueError(
             f"stride: subsets of {measure.shape[-1]} documents, but there are {n_examples(train_examples)}; one column "
             f"of measure belongs to each document."
         )
-    layer = depth(task, layer)
-    shot = snapshot(task, train_examples, layer, chunk)
-    rank = rank or min(RANK, shot.states.shape[1])
-    return train(shot, measure, layer, rank, weights, steps=steps, rate=rate, seed=seed)
+    layer = depth(task, options.layer)
+    shot = snapshot(task, train_examples, layer, options.chunk)
+    rank = options.rank or min(RANK, shot.states.shape[1])
+    weights = Weights(options.fidelity, options.stability, options.linearity)
+    return train(shot, measure, layer, rank, weights, steps=options.steps, rate=options.rate, seed=options.seed)
 
 
 def draw(design: str, n: int, subsets: int, degree: int, seed: int) -> np.ndarray:
@@ -140,8 +120,8 @@ def draw(design: str, n: int, subsets: int, degree: int, seed: int) -> np.ndarra
         raise ValueError(f"stride: design={design!r}; one of {DESIGNS}.")
     seed = [seed, 81]
     if design == "bernoulli":
-        return solver.bernoulli(n, subsets, degree / subsets, seed)
-    return solver.left_regular(n, subsets, degree, seed)
+        return recovery.bernoulli(n, subsets, degree / subsets, seed)
+    return recovery.left_regular(n, subsets, degree, seed)
 
 
 def measurements(trained: Operators, task: Task, queries: Examples, chunk: int = CHUNK) -> np.ndarray:

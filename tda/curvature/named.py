@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from tda.curvature import empirical
-from tda.curvature.exact import block_ggn, dense_ggn, dense_hessian, ggn, hessian
 from tda.curvature.kronecker import diagonal, ekfac, kfac
 from tda.curvature.operators import Diagonal, Dual, Operator, Spectral
+from tda.curvature.second_derivatives import block_ggn, dense_ggn, dense_hessian, ggn, hessian
 from tda.task import Examples, Task, n_examples
 from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK
@@ -39,7 +39,7 @@ def operator(
     ``dense``: hessian and ggn as matrices with eigenvectors (small nets), or matrix-free. ``seed``: of sampled labels.
     """
     if curvature in ("hessian", "ggn", "block_ggn"):
-        return _exact(curvature, task, train, dense)
+        return _second_derivatives(curvature, task, train, dense)
     if curvature in ("kfac", "ekfac"):
         return {"kfac": kfac, "ekfac": ekfac}[curvature](task, train, fisher, layers, rest, seed, chunk)
     if curvature == "diagonal":
@@ -52,7 +52,7 @@ def operator(
 
 
 @remembered(DENSE)
-def _exact(curvature: str, task: Task, train: Examples, dense: bool) -> Operator:
+def _second_derivatives(curvature: str, task: Task, train: Examples, dense: bool) -> Operator:
     if curvature == "block_ggn":
         return block_ggn(task, train)
     return {"hessian": (hessian, dense_hessian), "ggn": (ggn, dense_ggn)}[curvature][dense](task, train)
@@ -67,7 +67,7 @@ def _dual(task: Task, train: Examples, chunk: int) -> Dual:
     return Dual(empirical.gradients(task, train, chunk), empirical.gram(task, train, chunk))
 
 
-def absolute(found: Operator, damping: float, unit: str = "relative") -> float:
+def absolute_damping(operator: Operator, damping: float, unit: str = "relative") -> float:
     """The number added to the eigenvalues: ``damping``, in units of the operator's ``scale`` if ``unit`` is relative.
 
     Raises ``ValueError`` for a damping that is not positive, and for an operator that is zero.
@@ -81,12 +81,12 @@ def absolute(found: Operator, damping: float, unit: str = "relative") -> float:
         )
     if unit == "absolute":
         return float(damping)
-    if not 0 < found.scale < float("inf"):
+    if not 0 < operator.scale < float("inf"):
         raise ValueError(
-            f"the mean eigenvalue of the curvature is {found.scale}: every gradient of the model vanishes, or is not "
-            f"finite. Attribute an earlier checkpoint, or check the model's losses."
+            f"the mean eigenvalue of the curvature is {operator.scale}: every gradient of the model vanishes, or is "
+            f"not finite. Attribute an earlier checkpoint, or check the model's losses."
         )
-    return float(damping) * found.scale
+    return float(damping) * operator.scale
 
 
 def damped(values: Tensor, damping: float, indefinite: str = "refuse") -> Tensor:
@@ -125,8 +125,8 @@ def inverse(
     ``kind``: one of :data:`CURVATURES`; ``options``: those of :func:`operator`. A parameter that the operator leaves
     out (``rest="drop"``) is zero in the result.
     """
-    found = operator(kind, task, train, chunk=chunk, **options)
-    if not isinstance(found, Spectral):
+    curvature = operator(kind, task, train, chunk=chunk, **options)
+    if not isinstance(curvature, Spectral):
         raise ValueError(f"{kind} without eigenvectors has no closed inverse; use dense=True or tda.curvature.solvers.")
-    shift = absolute(found, damping, unit)
-    return lambda v: found.function(lambda w: damped(w, shift, indefinite), v)
+    shift = absolute_damping(curvature, damping, unit)
+    return lambda v: curvature.function(lambda w: damped(w, shift, indefinite), v)

@@ -1,10 +1,7 @@
-"""Solvers of ``(C + damping) x = v`` from products with C alone, and what each costs.
+"""Solvers of ``(C + damping) x = v`` from products with C alone.
 
-Every solver takes an operator, right-hand sides ``v`` [B, P] and an absolute ``damping``, and returns a
-:class:`Solved`: ``solution`` [B, P] and a ``trace``, one dict a recorded step with ``hvps`` (products with C over the
-*whole* data per right-hand side; a mini-batch counts as its share), ``seconds`` (without the time of keeping the
-trace), ``residual`` (mean over B of |(C + damping) x - v| / |v|, where the solver knows it) and ``error`` (mean of |x -
-exact| / |exact|, if ``exact`` [B, P] is given; else NaN).
+Every iterative solver takes an operator, right-hand sides ``v`` [B, P] and an absolute ``damping``, and yields a
+:class:`Step` after every iteration; :func:`last` runs it to its end.
 
 CG, LiSSA and the Neumann series that it samples need C + damping positive definite. An indefinite system is detected
 and refused, because all of them return a number there, and it means nothing.
@@ -13,50 +10,35 @@ and refused, because all of them return a number there, and it means nothing.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tda.curvature.exact import OverData
 from tda.curvature.named import damped
 from tda.curvature.operators import Blocks, Operator, Spectral
+from tda.curvature.second_derivatives import OverData
 from tda.task import n_examples
 
 
-@dataclass
-class Solved:
-    """A solution [B, P] and the way to it."""
+class Step(NamedTuple):
+    """Where a solver stands: ``solution()`` [B, P]; ``hvps``, the products with C over the *whole* data so far, per
+    right-hand side (a mini-batch counts as its share); ``residual``, the mean over B of |(C + damping) x - v| / |v|,
+    where the solver knows it.
+    """
 
-    solution: Tensor
-    trace: list[dict[str, float]]
-
-
-@dataclass
-class _Clock:
-    """Keeps a trace; the time spent on measuring errors is taken off."""
-
-    exact: Tensor | None
-    trace: list[dict[str, float]] = field(default_factory=list)
-    began: float = field(default_factory=time.perf_counter)
-
-    def note(self, hvps: float, x: Callable[[], Tensor], residual: float = math.nan) -> None:
-        now, error = time.perf_counter(), math.nan
-        if self.exact is not None:
-            error = float(((x() - self.exact).norm(dim=1) / self.exact.norm(dim=1)).mean())
-        self.trace.append({"hvps": hvps, "seconds": now - self.began, "residual": residual, "error": error})
-        self.began += time.perf_counter() - now
+    hvps: float
+    solution: Callable[[], Tensor]
+    residual: float = math.nan
 
 
-def exact(operator: Spectral, v: Tensor, damping: float, indefinite: str = "refuse") -> Solved:
-    """Through the eigenvectors. ``indefinite``: see :func:`tda.curvature.named.damped`."""
-    clock = _Clock(None)
-    x = operator.function(lambda w: damped(w, damping, indefinite), v)
-    clock.note(0, lambda: x)
-    return Solved(x, clock.trace)
+def last(steps: Iterator[Any]) -> Any:
+    """The last of the steps; the others are not kept."""
+    for step in steps:
+        end = step
+    return end
 
 
 def cg(
@@ -67,26 +49,25 @@ def cg(
     iterations: int = 100,
     tolerance: float = 1e-6,
     preconditioner: Spectral | None = None,
-    exact: Tensor | None = None,
-) -> Solved:
+) -> Iterator[Step]:
     """Conjugate gradients, all right-hand sides side by side, until every relative residual is below ``tolerance``.
 
     With ``preconditioner`` (an EK-FAC, say) its damped inverse turns CG into PCG; parameters that it leaves out count
     as eigenvalue 0 there. Raises ``ValueError`` on a direction of negative curvature.
     """
-    clock, sizes = _Clock(exact), v.norm(dim=1)
+    sizes = v.norm(dim=1)
     scale = torch.where(sizes > 0, sizes, torch.ones_like(sizes))
 
-    def move(r: Tensor) -> Tensor:
+    def preconditioned(r: Tensor) -> Tensor:
         if preconditioner is None:
             return r
         z = preconditioner.function(lambda w: 1.0 / (w + damping), r)
         return torch.where(preconditioner.covered, z, r / damping) if isinstance(preconditioner, Blocks) else z
 
     x, r = torch.zeros_like(v), v.clone()
-    z = move(r)
+    z = preconditioned(r)
     p, rz = z.clone(), (r * z).sum(1)
-    clock.note(0, lambda: x, 1.0)
+    yield Step(0, lambda x=x: x, 1.0)
     for step in range(1, iterations + 1):
         moved = operator.matvec(p) + damping * p
         curvature, length = (p * moved).sum(1), (p * p).sum(1)
@@ -100,15 +81,14 @@ def cg(
             )
         alpha = torch.where(active, rz / curvature.where(active, torch.ones_like(rz)), torch.zeros_like(rz))
         x, r = x + alpha[:, None] * p, r - alpha[:, None] * moved
-        z = move(r)
+        z = preconditioned(r)
         new = (r * z).sum(1)
         beta = torch.where(active, new / rz.where(active, torch.ones_like(rz)), torch.zeros_like(rz))
         p, rz = z + beta[:, None] * p, new
         relative = r.norm(dim=1) / scale
-        clock.note(step, lambda x=x: x, float(relative.mean()))
+        yield Step(step, lambda x=x: x, float(relative.mean()))
         if (relative <= tolerance).all():
             break
-    return Solved(x, clock.trace)
 
 
 def lissa(
@@ -122,14 +102,14 @@ def lissa(
     repeats: int = 1,
     seed: int = 0,
     every: int = 25,
-    exact: Tensor | None = None,
-) -> Solved:
+) -> Iterator[Step]:
     """LiSSA (Agarwal et al. 2017): ``x <- v + x - (C_B x + damping x) / scale``, answer ``x / scale``.
 
     C_B is the curvature of a seeded mini-batch of ``batch`` examples; ``repeats`` independent runs are averaged. It
     needs 0 <= C_B + damping < 2 scale; ``scale`` 0 takes the largest of 8 mini-batches' top eigenvalues, times 1.5,
     plus the damping. Where every C_B lies between 0 and scale - damping, |answer| <= |v| / damping. Twice that bound is
-    proof of divergence, and refused with the scale that would do.
+    proof of divergence, looked for (and a step yielded) at ``every`` so many iterations and the last, and refused with
+    the scale that would do.
     """
     rng, n = np.random.default_rng(seed), n_examples(operator.train)
     batch = min(batch, n)
@@ -137,29 +117,26 @@ def lissa(
     def draw() -> OverData:
         return operator.subset(np.sort(rng.choice(n, batch, replace=False)))
 
+    def safe_scale() -> float:
+        return 1.5 * max(largest(draw(), seed) for _ in range(8)) + damping
+
     hvps = 0.0
     if not scale > 0:
-        scale = 1.5 * max(largest(draw(), seed) for _ in range(8)) + damping
-        hvps = 8 * POWER_STEPS * batch / n
-    clock, runs, bound = _Clock(exact), [v.clone() for _ in range(repeats)], 2.0 * v.norm(dim=1) / damping
-
-    def answer() -> Tensor:
-        return sum(runs) / (repeats * scale)
-
+        scale, hvps = safe_scale(), 8 * POWER_STEPS * batch / n
+    runs, bound = [v.clone() for _ in range(repeats)], 2.0 * v.norm(dim=1) / damping
     for step in range(1, iterations + 1):
         for i, x in enumerate(runs):
             runs[i] = v + x - (draw().matvec(x) + damping * x) / scale
         hvps += repeats * batch / n
         if step % every == 0 or step == iterations:
             if not all((x.norm(dim=1) / scale <= bound).all() for x in runs):
-                top = 1.5 * max(largest(draw(), seed) for _ in range(8)) + damping
+                top = safe_scale()
                 raise ValueError(
                     f"LiSSA diverged by step {step}: scale={scale:.3g} is too small for mini-batches of {batch}, or "
                     f"the matrix is indefinite. Use scale={top:.3g} or more (their largest eigenvalue is near "
                     f"{(top - damping) / 1.5:.3g}), larger batches, or more damping; a 'ggn' is never indefinite."
                 )
-            clock.note(hvps, answer)
-    return Solved(answer(), clock.trace)
+            yield Step(hvps, lambda: sum(runs) / (repeats * scale))
 
 
 POWER_STEPS = 15
@@ -174,8 +151,8 @@ def largest(operator: Operator, seed: int = 0) -> float:
     return float(moved.norm())
 
 
-def lanczos(operator: Operator, steps: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """``(Q [k, P], diagonal [k], off-diagonal [k - 1])`` with Q C Q^T tridiagonal, k <= steps; one product a step.
+def lanczos(operator: Operator, steps: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """After every product ``(Q [k, P], diagonal [k], off-diagonal [k - 1])`` with Q C Q^T tridiagonal, k <= ``steps``.
 
     Starts from a seeded Gaussian vector; orthogonalised fully, twice. Ends early where the Krylov space is exhausted.
     """
@@ -184,16 +161,15 @@ def lanczos(operator: Operator, steps: int, seed: int = 0) -> tuple[Tensor, Tens
     for _ in range(min(steps, operator.size)):
         moved = operator.matvec(rows[-1].unsqueeze(0).to(operator.dtype))[0].double()
         diagonal.append(moved @ rows[-1])
-        known = torch.stack(rows)
+        basis = torch.stack(rows)
+        yield basis, torch.stack(diagonal), torch.stack(off) if off else start.new_zeros(0)
         for _ in range(2):
-            moved = moved - (known @ moved) @ known
+            moved = moved - (basis @ moved) @ basis
         length = moved.norm()
         if length <= 1e-7 * max(abs(d) for d in diagonal):
             break
         off.append(length)
         rows.append(moved / length)
-    k = len(diagonal)
-    return torch.stack(rows[:k]), torch.stack(diagonal), torch.stack(off[: k - 1]) if k > 1 else start.new_zeros(0)
 
 
 def arnoldi(
@@ -206,44 +182,38 @@ def arnoldi(
     complement: bool = False,
     indefinite: str = "refuse",
     seed: int = 0,
-    every: int = 5,
-    exact: Tensor | None = None,
-) -> Solved:
+) -> Iterator[Step]:
     """Arnoldi influence (Schioppa et al. 2022), which is Lanczos for a symmetric C: the ``rank`` Ritz pairs of largest
     magnitude (0: all) of a Krylov space of ``iterations`` products, shared by all right-hand sides.
 
     What they do not span is dropped, as published, or divided by the damping (``complement=True``).
     """
-    clock = _Clock(exact)
-    basis, diagonal, off = lanczos(operator, iterations, seed)
 
-    def answer(k: int) -> Tensor:
-        values, vectors = torch.linalg.eigh(
-            torch.diag(diagonal[:k]) + torch.diag(off[: k - 1], 1) + torch.diag(off[: k - 1], -1)
-        )
-        best = values.abs().argsort(descending=True)[: rank or k]
-        ritz, inverse = (vectors[:, best].T @ basis[:k]).to(v.dtype), damped(values[best], damping, indefinite)
+    def answer(basis: Tensor, diagonal: Tensor, off: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(tridiagonal(diagonal, off))
+        best = values.abs().argsort(descending=True)[: rank or len(values)]
+        ritz, inverse = (vectors[:, best].T @ basis).to(v.dtype), damped(values[best], damping, indefinite)
         if complement:
             return v / damping + (v @ ritz.T * (inverse - 1.0 / damping).to(v.dtype)) @ ritz
         return (v @ ritz.T * inverse.to(v.dtype)) @ ritz
 
-    k, spent = len(diagonal), time.perf_counter() - clock.began
-    for part in sorted({*range(every, k, every), k}):
-        clock.note(part, lambda part=part: answer(part))
-        clock.trace[-1]["seconds"] = spent * part / k  # one run gives all the shorter ones
-    return Solved(answer(k), clock.trace)
+    for space in lanczos(operator, iterations, seed):
+        yield Step(len(space[0]), lambda space=space: answer(*space))
 
 
-def nystrom(
-    operator: Operator, v: Tensor, damping: float, *, rank: int = 50, seed: int = 0, exact: Tensor | None = None
-) -> Solved:
-    """Nystroem (Hataya and Yamada 2023): C is replaced by ``C_K^T C_KK^-1 C_K`` on ``rank`` seeded coordinates K.
+def tridiagonal(diagonal: Tensor, off: Tensor) -> Tensor:
+    """The symmetric matrix [k, k] with this ``diagonal`` [k] and ``off``-diagonal [k - 1]."""
+    return torch.diag(diagonal) + torch.diag(off, 1) + torch.diag(off, -1)
+
+
+def nystrom(operator: Operator, v: Tensor, damping: float, *, rank: int = 50, seed: int = 0) -> Iterator[Step]:
+    """Nystroem (Hataya and Yamada 2023), in one step: C is replaced by ``C_K^T C_KK^-1 C_K`` on ``rank`` seeded
+    coordinates K.
 
     ``x = v / d - C_K^T (C_KK + C_K C_K^T / d)^-1 C_K v / d^2`` with the damping d; ``rank`` products in all. Needs C
     without negative eigenvalues; a C_KK that has some is refused.
     """
-    clock, rng = _Clock(exact), np.random.default_rng(seed)
-    rank = min(rank, operator.size)
+    rng, rank = np.random.default_rng(seed), min(rank, operator.size)
     chosen = torch.from_numpy(np.sort(rng.choice(operator.size, rank, replace=False)))
     unit = torch.zeros(rank, operator.size, dtype=operator.dtype)
     unit[torch.arange(rank), chosen] = 1.0
@@ -257,11 +227,10 @@ def nystrom(
         )
     inner = torch.linalg.pinv(middle + columns @ columns.T / damping, hermitian=True)
     x = v.double() / damping - (v.double() @ columns.T) @ inner @ columns / damping**2
-    clock.note(rank, lambda: x.to(v.dtype))
-    return Solved(x.to(v.dtype), clock.trace)
+    yield Step(rank, lambda: x.to(v.dtype))
 
 
-def datainf(rows: Tensor, groups: dict[str, Tensor], v: Tensor, damping: float, *, relative: bool = True) -> Solved:
+def datainf(rows: Tensor, groups: dict[str, Tensor], v: Tensor, damping: float, *, relative: bool = True) -> Tensor:
     """DataInf (Kwon et al. 2024): the mean of the inverses in place of the inverse of the mean, layer by layer.
 
     For each layer, with g_i its part of the gradient of example i (``rows`` [N, P], ``groups`` {layer: positions}):
@@ -270,13 +239,12 @@ def datainf(rows: Tensor, groups: dict[str, Tensor], v: Tensor, damping: float, 
 
     (``relative=False``: d = damping). No product with C at all, and no convergence: swapping the two is its error.
     """
-    clock, n, x = _Clock(None), len(rows), torch.empty_like(v)
+    n, x = len(rows), torch.empty_like(v)
     for name, index in groups.items():
-        part, asked = rows[:, index], v[:, index]
+        part, sides = rows[:, index], v[:, index]
         squares = part.square().sum(1)
         shift = damping * float(squares.mean()) / len(index) if relative else damping
         if not shift > 0:
             raise ValueError(f"DataInf: every gradient of {name!r} vanishes; there is nothing to damp it by.")
-        x[:, index] = (asked - ((asked @ part.T) / (shift + squares)) @ part / n) / shift
-    clock.note(0, lambda: x)
-    return Solved(x, clock.trace)
+        x[:, index] = (sides - ((sides @ part.T) / (shift + squares)) @ part / n) / shift
+    return x

@@ -54,9 +54,6 @@ class Weights:
     linearity: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not (np.isfinite(value) and value >= 0):
-                raise ValueError(f"stride: {name}={value}; a weight is a number of at least 0 (0 drops the loss).")
         if not self.fidelity + self.stability:
             raise ValueError("stride: fidelity=0 and stability=0 leave the codes nothing to train on; keep one.")
 

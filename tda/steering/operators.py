@@ -12,20 +12,15 @@ f = log E_p[e^delta] this gives all that is asked of a code:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tda.artefacts import load_arrays, require, save_arrays
 from tda.steering.snapshot import Snapshot
 
 BLOCK = 1 << 22  # shifted logits held at once: positions x subsets x classes
-KIND = "stride_operators"
 
 
 @dataclass(frozen=True)
@@ -44,28 +39,6 @@ class Operators:
     def read(self, states: Tensor) -> Tensor:
         """B(h) of activations [..., D]: [..., r]."""
         return ((states - self.mean) * self.scale) @ self.readout
-
-    def save(self, path: str | PathLike, about: Mapping | None = None) -> Path:
-        """Write all of it as one artefact (``.npz`` and record); :func:`load` gives it back to the bit. ``about`` says
-        what the operators are of, such as ``{"testbed": ..., "key": ...}``.
-        """
-        arrays = {name: getattr(self, name).numpy() for name in ("mean", "scale", "readout", "codes")}
-        return save_arrays(
-            path, arrays | {"measure": self.measure}, {**(about or {}), "kind": KIND, "layer": self.layer}
-        )
-
-
-def load(path: str | PathLike, expect: Mapping | None = None) -> Operators:
-    """What :meth:`Operators.save` wrote. Raises :class:`tda.artefacts.ArtefactError` for a damaged file, and for one
-    whose record does not say ``expect`` (fields of ``about``).
-    """
-    arrays, made = load_arrays(path, KIND, ("measure", "mean", "scale", "readout", "codes"), expect)
-    measure, (wide, rank) = arrays.pop("measure"), arrays["readout"].shape[:1] + arrays["readout"].shape[-1:]
-    fits = measure.dtype == bool and arrays["codes"].shape[:2] == (len(measure), rank)
-    fits = fits and arrays["mean"].shape == arrays["scale"].shape == (wide,)
-    fits = fits and all(found.dtype == np.float32 and np.isfinite(found).all() for found in arrays.values())
-    require(fits, path, "its arrays do not fit each other or are not finite float32", "delete it and train again")
-    return Operators(measure, made["layer"], **{name: torch.from_numpy(found) for name, found in arrays.items()})
 
 
 def log_mean_exp(p: Tensor, delta: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""What the options of a method may be: type and range, stated once, in the signature of the method.
+"""What the options of a method may be: type and range, stated once.
 
 ``damping: Positive = 0.1`` is checked wherever an option enters: when the method is called, and when the configuration
-is read, so that a row with ``damping: "0.1"`` stops there and not in the middle of a chapter.
+is read, so that a row with ``damping: "0.1"`` stops there and not in the middle of a chapter. It stands in the method's
+signature or, where there are many, in a frozen dataclass with keyword-only fields, each made by :func:`option`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import numbers
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 
@@ -64,14 +65,35 @@ Pattern = Annotated[str, Rule("it must be a regular expression", lambda value: _
 Flag = Annotated[bool, Rule("it must be true or false", lambda value: isinstance(value, (bool, np.bool_)))]
 
 
-def rules(function: Callable) -> dict[str, Rule]:
-    """The rule of every option of a method, in the order of its signature; one that states none may be anything."""
-    hints, found = typing.get_type_hints(function, include_extras=True), {}
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            stated = [x for x in getattr(hints.get(parameter.name), "__metadata__", ()) if isinstance(x, Rule)]
-            found[parameter.name] = stated[0] if stated else ANYTHING
-    return found
+Options = TypeVar("Options")
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of a dataclass of options: its default and a line of help."""
+    return field(default=default, metadata={"help": help})
+
+
+def parameters(declared: Callable) -> list[inspect.Parameter]:
+    """The options that a method, or a dataclass of options, declares: its keyword-only parameters."""
+    return [p for p in inspect.signature(declared).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
+def rules(declared: Callable) -> dict[str, Rule]:
+    """The rule of every option of :func:`parameters`, in their order; one that states none may be anything."""
+    hints = typing.get_type_hints(declared, include_extras=True)
+    annotations = {p.name: getattr(hints.get(p.name), "__metadata__", ()) for p in parameters(declared)}
+    return {name: next((x for x in stated if isinstance(x, Rule)), ANYTHING) for name, stated in annotations.items()}
+
+
+def described(kind: type) -> str:
+    """A line for each option of a dataclass: its name, its default, its help."""
+    return "\n".join(f"- ``{f.name}`` ({f.default!r}): {f.metadata['help']}." for f in fields(kind))
+
+
+def read(name: str, kind: type[Options], given: Mapping[str, Any]) -> Options:
+    """The dataclass ``kind`` of the options ``given`` to method ``name``, after :func:`check`."""
+    check(name, rules(kind), given)
+    return kind(**given)
 
 
 def check(name: str, allowed: Mapping[str, Rule], options: Mapping[str, Any]) -> None:

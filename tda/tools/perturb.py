@@ -27,17 +27,23 @@ UNITS = ("relative", "absolute")
 
 
 def natural_steps(
-    task: Task, asked: Examples, apply: Callable[[Tensor], Tensor], sign: int, step: float, steps: int, unit: str
+    task: Task,
+    queries: Examples,
+    sign: int,
+    step: float,
+    steps: int,
+    unit: str,
+    precondition: Callable[[Tensor], Tensor],
 ) -> tuple[Params, Tensor]:
     """``theta <- theta + sign eta P g(theta)``, T times, P fixed: BGO in its natural-gradient form.
 
     Returns parameters [B, ...] of the B models, and eta [B], in relative units ``step l_q / (T g^T P g)`` of the first
     step. Raises ``ValueError`` for a query whose gradient is zero.
     """
-    theta, own, gradient = _start(task, asked)
+    theta, own, gradient = _start(task, queries)
     for done in range(steps):
         g = gradient(theta)
-        direction = apply(g)
+        direction = precondition(g)
         if not done:
             slope = (g * direction).sum(1)
             _refuse_flat(slope)
@@ -48,12 +54,12 @@ def natural_steps(
 
 def ewc_steps(
     task: Task,
-    asked: Examples,
-    fisher: Tensor,
+    queries: Examples,
     sign: int,
     step: float,
     steps: int,
     unit: str,
+    fisher: Tensor,
     weight: float,
     released: bool,
 ) -> tuple[Params, Tensor]:
@@ -64,7 +70,7 @@ def ewc_steps(
     Returns parameters [B, ...] and AdamW's learning rate [B]; in relative units ``step l_q / (T |g|_1)``, because its
     first step moves every parameter by the learning rate.
     """
-    theta, own, gradient = _start(task, asked)
+    theta, own, gradient = _start(task, queries)
     origin, first, second = theta, torch.zeros_like(theta), torch.zeros_like(theta)
     for done in range(steps):
         g = gradient(theta)
@@ -82,13 +88,13 @@ def ewc_steps(
     return unflatten(theta, task.params), rate
 
 
-def _start(task: Task, asked: Examples) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+def _start(task: Task, queries: Examples) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
     """B copies of the parameters [B, P], the queries' losses [B], and the gradient of each at its own copy."""
     per_query = over_examples(example_gradient(task), in_dims=(0, 0))
     origin = flatten({k: v.unsqueeze(0) for k, v in task.params.items()})
     with torch.no_grad():
-        own = task.loss_fn(task.params, asked, "example")
-    return origin.expand(len(own), -1), own, lambda theta: flatten(per_query(unflatten(theta, task.params), asked))
+        own = task.loss_fn(task.params, queries, "example")
+    return origin.expand(len(own), -1), own, lambda theta: flatten(per_query(unflatten(theta, task.params), queries))
 
 
 def _refuse_flat(slope: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -32,6 +33,11 @@ def trajectory(task: Task, checkpoints: int) -> list[tuple[Task, float]]:
     starts = [0, *(place + 1 for place in last[:-1])]
     weights = [sum(c.lr_sum for c in known[a : b + 1]) for a, b in zip(starts, last, strict=True)]
     return [(replace(task, params=known[place].params), w) for place, w in zip(last, weights, strict=True)]
+
+
+def over_checkpoints(task: Task, count: int, score: Callable[[Task], np.ndarray]) -> np.ndarray:
+    """``score(task)`` [Q, N] at ``count`` checkpoints of the run (0: all), summed as :func:`along` does it."""
+    return along([(score(part), weight) for part, weight in trajectory(task, count)])
 
 
 def along(parts: list[tuple[np.ndarray, float]]) -> np.ndarray:

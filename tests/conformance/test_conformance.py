@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from tda import attribute
 from tda.attribution import trak, unroll
 from tda.config import ROOT
-from tda.curvature import Kronecker, exact, products
+from tda.curvature import Kronecker, products, second_derivatives
 from tda.evaluation import lds
 from tda.studies import conformance
 from tda.studies.conformance import comparison, ekfac, faults
@@ -62,9 +62,9 @@ def missing_transpose(patch):
 
 
 def factor_two(patch):
-    moments, matvec = exact.moments, exact.OverData.matvec
-    patch.setattr(exact, "moments", lambda *known: {k: 2 * v for k, v in moments(*known).items()})
-    patch.setattr(exact.OverData, "matvec", lambda self, v: 2 * matvec(self, v))
+    moments, matvec = second_derivatives.moments, second_derivatives.OverData.matvec
+    patch.setattr(second_derivatives, "moments", lambda *known: {k: 2 * v for k, v in moments(*known).items()})
+    patch.setattr(second_derivatives.OverData, "matvec", lambda self, v: 2 * matvec(self, v))
 
 
 def lost_biases(patch):

@@ -23,16 +23,8 @@ for how in ("lasso", "ridge"):
         1 - lds(some, truth.subsets, outputs_of).mean() / lds(every, truth.subsets, outputs_of).mean()
     )  # a share
 # %% 3 solution
-strong = Weights(fidelity=1.0, stability=1e4, linearity=0.0)
-alone = stride.operators_for(
-    task,
-    bed.train,
-    np.eye(n, dtype=bool),
-    rank=operators.readout.shape[1],
-    layer=operators.layer,
-    weights=strong,
-    steps=0,
-)
+strong = stride.Options(rank=operators.readout.shape[1], layer=operators.layer, stability=1e4, linearity=0.0, steps=0)
+alone = stride.operators_for(task, bed.train, np.eye(n, dtype=bool), strong)
 
 
 def read(examples, i):
@@ -54,16 +46,8 @@ asked_pull = torch.stack([pull(take(queries, test), q) for q in range(int(test.s
 solved_pull = torch.linalg.solve(H + 1e-3 * torch.eye(H.shape[1]), documents_pull.permute(2, 1, 0))  # [C, r, n]
 direct = torch.einsum("qrc,crn->qn", asked_pull, solved_pull).numpy()
 # %% 3 wrong
-strong = Weights(fidelity=1.0, stability=1e4, linearity=0.0)
-alone = stride.operators_for(
-    task,
-    bed.train,
-    np.eye(n, dtype=bool),
-    rank=operators.readout.shape[1],
-    layer=operators.layer,
-    weights=strong,
-    steps=0,
-)
+strong = stride.Options(rank=operators.readout.shape[1], layer=operators.layer, stability=1e4, linearity=0.0, steps=0)
+alone = stride.operators_for(task, bed.train, np.eye(n, dtype=bool), strong)
 
 
 def pull(examples, i):

@@ -15,8 +15,8 @@ from scipy.linalg import lapack
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from tda.curvature.exact import hessian
 from tda.curvature.operators import finite
+from tda.curvature.second_derivatives import hessian
 from tda.task import Examples, Params, Task, chunks, n_examples, tensors
 from tda.tools.gradients import flatten
 from tda.tools.memory_limit import require

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tda.curvature.exact import dense_hessian, hessian
 from tda.curvature.kronecker import diagonal, ekfac, kfac
 from tda.curvature.operators import Diagonal, Spectral
-from tda.curvature.solvers import cg, lanczos
+from tda.curvature.second_derivatives import dense_hessian, hessian
+from tda.curvature.solvers import cg, lanczos, last, tridiagonal
 from tda.studies.hessians.basis import in_basis
 from tda.studies.hessians.indefinite import solve_hessian
 from tda.studies.hessians.spanned import spanned_ggn
@@ -124,14 +124,14 @@ def hessian_alone(
     solved, residual = solve_hessian(task, train, asked.double(), decay)
     answers = [Answer("Hessian", decay, 0.0, 0.0, (solved @ own.double().T).float().numpy())]
     operator = hessian(task, train, n_examples(train))
-    _, on, off = lanczos(operator, LANCZOS)
-    least = float(torch.linalg.eigvalsh(torch.diag(on) + torch.diag(off, 1) + torch.diag(off, -1))[0])
+    _, on, off = last(lanczos(operator, LANCZOS))
+    least = float(torch.linalg.eigvalsh(tridiagonal(on, off))[0])
     together = torch.cat([asked, own[:probes]])
     for d in (d for d in dampings if d != decay and d > -MARGIN * least):
-        solution = cg(operator, together, d, iterations=PRODUCTS, tolerance=TOLERANCE)
-        if solution.trace[-1]["residual"] > TOLERANCE:
+        end = last(cg(operator, together, d, iterations=PRODUCTS, tolerance=TOLERANCE))
+        if end.residual > TOLERANCE:
             continue
-        found = solution.solution
+        found = end.solution()
         scores, x = (found[: len(asked)] @ own.T).numpy(), found[len(asked) :]
         answers.append(Answer("Hessian", d, *inverse_error(operator.matvec(x) + decay * x, own[:probes]), scores))
     return answers, least, residual

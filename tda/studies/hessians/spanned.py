@@ -11,9 +11,9 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from tda.curvature.exact import moments, parameter_groups
 from tda.curvature.operators import DENSE_ADVICE, Blocks, Dense, Spectral, finite
 from tda.curvature.outputs import pseudo_gradients, require_outputs
+from tda.curvature.second_derivatives import moments, parameter_groups
 from tda.task import Examples, Task, n_examples, take, tensors
 from tda.tools.memory_limit import require
 
