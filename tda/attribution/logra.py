@@ -16,6 +16,8 @@ products keep their size. Embeddings, layer norms and biases have no part in the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,73 +30,68 @@ from tda.tools.cache import remembered
 from tda.tools.door import entered
 from tda.tools.gradients import CHUNK, batch_of
 from tda.tools.memory_limit import require
-from tda.tools.options import Count, NotNegative, Whole, one_of
+from tda.tools.options import Count, NotNegative, Whole, one_of, option, read
 from tda.tools.projection import damped_inverse
 
 SIDES = ("random", "pca")
 Layers = dict[str, Tensor]
 
 
-@method("logra", family="curvature", paper="Choe et al. 2024", needs=("params", "outputs"), signed=True)
-def attribute(
-    task: Task,
-    train: Examples,
-    queries: Examples,
-    *,
-    seed: Whole = 0,
-    chunk: Count = CHUNK,
-    rank: Count = 32,
-    sides: one_of(SIDES) = "random",
-    damping: NotNegative = 0.1,
-) -> np.ndarray:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The two projections of a layer and the damping of its Fisher."""
+
+    seed: Whole = option(0, "draws random sides")
+    chunk: Count = option(CHUNK, "examples in a backward pass")
+    rank: Count = option(32, "k of both sides")
+    sides: one_of(SIDES) = option("random", "or the principal components of the training documents")
+    damping: NotNegative = option(0.1, "in units of each Fisher's mean eigenvalue")
+
+
+@method(
+    "logra",
+    family="curvature",
+    paper="Choe et al. 2024",
+    needs=("params", "outputs"),
+    signed=True,
+    options_type=Options,
+)
+def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
     """LoGra scores, [Q, N], in nats per unit of weight on a document's loss (an influence function of the mean loss).
 
-    Options: ``rank`` k of both sides; ``sides`` random (drawn by ``seed``) or pca (of the training documents);
-    ``damping`` in units of each Fisher's mean eigenvalue. Memory: (N + Q) x layers x k^2 x 4 bytes.
-    Raises ``ValueError`` for other options, a task without linear layers or logits, a Fisher that is singular without
-    damping, gradients that are not finite.
+    Memory: (N + Q) x layers x k^2 x 4 bytes. Raises ``ValueError`` for a task without linear layers or logits, a Fisher
+    that is singular without damping, gradients that are not finite.
     """
-    documents, asked = (_projected(task, train, part, rank, sides, seed, chunk, damping) for part in (train, queries))
+    documents, asked = (_projected(task, train, part, options) for part in (train, queries))
     n, total = n_examples(train), 0.0
     for name, rows in documents.items():
-        total += n * damped_inverse(rows, damping, f"logra, layer {name!r}")(asked[name]) @ rows.double().T
+        solve = damped_inverse(rows, options.damping, f"logra, layer {name!r}")
+        total += n * solve(asked[name]) @ rows.double().T
     return total.numpy()
 
 
-def self_influence(
-    task: Task,
-    train: Examples,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    rank: int = 32,
-    sides: str = "random",
-    damping: float = 0.1,
-) -> np.ndarray:
+def self_influence(task: Task, train: Examples, **options) -> np.ndarray:
     """Score of every document with itself, [N], at least 0. Options as in :func:`attribute`."""
+    chosen, total = read("logra", Options, options), 0.0
     with entered(task, ("params",), train=train) as (train,):
-        documents, total = _projected(task, train, train, rank, sides, seed, chunk, damping), 0.0
-        for name, rows in documents.items():
-            total += len(rows) * (damped_inverse(rows, damping, f"logra, layer {name!r}")(rows) * rows).sum(1)
+        for name, rows in _projected(task, train, train, chosen).items():
+            solve = damped_inverse(rows, chosen.damping, f"logra, layer {name!r}")
+            total += len(rows) * (solve(rows) * rows).sum(1)
         return total.numpy()
 
 
-def _projected(task, train, examples, rank, sides, seed, chunk, damping) -> Layers:
+def _projected(task: Task, train: Examples, examples: Examples, options: Options) -> Layers:
     """``{layer: projected gradients [n, k_o k_i]}``."""
-    if sides not in SIDES:
-        raise ValueError(f"logra: sides={sides!r}; one of {SIDES}.")
-    if not rank >= 1 or rank != int(rank):
-        raise ValueError(f"logra: rank={rank}; it must be a whole number of at least 1.")
-    if not damping >= 0:
-        raise ValueError(f"logra: damping={damping}; it must be 0 or positive, in units of the mean eigenvalue.")
     linear = _linear(task)
     if not linear:
         missing = "no outputs_fn" if task.outputs_fn is None else "none whose weight is among its parameters"
         raise ValueError(f"logra works on linear layers, and the task {task.name!r} has {missing}. Use 'trak'.")
     weights = {f"{name}.weight" if name else "weight" for name in linear}
     say_share(task, {k: p.flatten() for k, p in task.params.items() if k not in weights}, "logra")
-    size = 4 * n_examples(examples) * rank**2 * len(linear)
+    size = 4 * n_examples(examples) * options.rank**2 * len(linear)
     require(size, f"logra features of {n_examples(examples)} examples", "Lower rank.")
-    return _features(task, examples, train if sides == "pca" else None, int(rank), seed, chunk)
+    pca_of = train if options.sides == "pca" else None
+    return _features(task, examples, pca_of, options.rank, options.seed, options.chunk)
 
 
 @remembered(8)
@@ -106,11 +103,13 @@ def _features(task: Task, examples: Examples, pca_of: Examples | None, rank: int
             left, right = basis[name]
             projected = torch.einsum("bto,bti->boi", gradients @ left, inputs @ right)
             parts.setdefault(name, []).append(projected.flatten(1))
-    found = {name: torch.cat(rows) for name, rows in parts.items()}
-    for name, rows in found.items():
-        if not rows.isfinite().all():
-            raise ValueError(f"gradients of {task.name!r} in layer {name!r} are not finite. Check the model's losses.")
-    return found
+    return {name: _finite(task, name, torch.cat(rows)) for name, rows in parts.items()}
+
+
+def _finite(task: Task, layer: str, value: Tensor) -> Tensor:
+    if not value.isfinite().all():
+        raise ValueError(f"gradients of {task.name!r} in layer {layer!r} are not finite. Check the model's losses.")
+    return value
 
 
 def _linear(task: Task) -> dict[str, Layer]:
@@ -128,12 +127,12 @@ def _sizes(layer: Layer) -> tuple[int, int]:
 
 def _random_sides(task: Task, rank: int, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
     """``{layer: (P_o [out, k], P_i [in, k])}`` with entries N(0, 1/k)."""
-    found, dtype = {}, next(iter(task.params.values())).dtype
+    sides, dtype = {}, next(iter(task.params.values())).dtype
     for place, (name, layer) in enumerate(_linear(task).items()):
         rng, k = np.random.default_rng([seed, 73, place]), min(rank, *_sizes(layer))
         drawn = [rng.standard_normal((width, k)) / k**0.5 for width in _sizes(layer)]
-        found[name] = tuple(torch.from_numpy(side).to(dtype) for side in drawn)
-    return found
+        sides[name] = tuple(torch.from_numpy(side).to(dtype) for side in drawn)
+    return sides
 
 
 @remembered(2)
@@ -142,16 +141,14 @@ def _principal_sides(task: Task, train: Examples, rank: int, chunk: int) -> dict
     squares: dict[str, list[Tensor]] = {}
     for part in chunks(n_examples(train), chunk):
         for name, (inputs, gradients) in _captured(task, batch_of(take(train, part))).items():
-            for place, found in enumerate((gradients.flatten(0, 1), inputs.flatten(0, 1))):
-                total = squares.setdefault(name, [0.0, 0.0])
-                total[place] = total[place] + found.T @ found
-    layers = _linear(task)
-    sides = {}
+            totals = squares.setdefault(name, [0.0, 0.0])
+            for side, rows in enumerate((gradients.flatten(0, 1), inputs.flatten(0, 1))):
+                totals[side] = totals[side] + rows.T @ rows
+    layers, sides = _linear(task), {}
     for name, pair in squares.items():
         k = min(rank, *_sizes(layers[name]))
-        if not all(total.isfinite().all() for total in pair):
-            raise ValueError(f"gradients of {task.name!r} in layer {name!r} are not finite. Check the model's losses.")
-        sides[name] = tuple(torch.linalg.eigh(total.double())[1][:, -k:].to(total.dtype) for total in pair)
+        finite = (_finite(task, name, total) for total in pair)
+        sides[name] = tuple(torch.linalg.eigh(total.double())[1][:, -k:].to(total.dtype) for total in finite)
     return sides
 
 

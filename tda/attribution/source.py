@@ -27,7 +27,7 @@ another optimiser is refused.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,11 +35,12 @@ from tda.attribution.registry import method
 from tda.curvature import named
 from tda.curvature.averaged import averaged
 from tda.curvature.kronecker import UNTRACKED
+from tda.curvature.operators import Spectral
 from tda.curvature.outputs import FISHERS
 from tda.task import Examples, Task, n_examples, take
 from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK, matrix
-from tda.tools.options import Count, Pattern, Whole, one_of
+from tda.tools.options import Count, Pattern, Whole, one_of, option, read
 from tda.tools.recorded import sgd_run
 from tda.tools.segments import Segment, scores_of, segments_of
 
@@ -47,77 +48,72 @@ VARIANTS = ("exponential", "exact", "fast")
 SAME = 1e-3  # largest difference of a parameter between the model and its last checkpoint
 
 
-@method("source", family="unrolling", paper="SOURCE", needs=("params", "outputs", "checkpoints"), signed=True)
-def attribute(
-    task: Task,
-    train: Examples,
-    queries: Examples,
-    *,
-    seed: Whole = 0,
-    chunk: Count = CHUNK,
-    segments: Count = 3,
-    curvature: one_of(named.CURVATURES) = "ekfac",
-    fisher: one_of(FISHERS) = "sampled",
-    layers: Pattern = "",
-    rest: one_of(UNTRACKED) = "drop",
-    variant: one_of(VARIANTS) = "exponential",
-) -> np.ndarray:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The segments, the curvature of each, and how it is used."""
+
+    seed: Whole = option(0, "of sampled labels")
+    chunk: Count = option(CHUNK, "examples whose gradients are formed together")
+    segments: Count = option(3, "L, at most one a checkpoint")
+    curvature: one_of(named.CURVATURES) = option("ekfac", "H")
+    fisher: one_of(FISHERS) = option("sampled", "labels of the Fisher of kfac, ekfac and diagonal")
+    layers: Pattern = option("", "a regex: the layers that kfac and ekfac cover")
+    rest: one_of(UNTRACKED) = option("drop", "parameters outside them; dropped ones take no part in the scores")
+    variant: one_of(VARIANTS) = option("exponential", "see the module's text")
+
+
+@method(
+    "source",
+    family="unrolling",
+    paper="SOURCE",
+    needs=("params", "outputs", "checkpoints"),
+    signed=True,
+    options_type=Options,
+)
+def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
     """SOURCE's scores, [Q, N]: the fall of each query's loss (nats) per unit of the weight of each training example.
 
-    Needs a recorded SGD run. Options: ``segments`` L, at most one a checkpoint; ``variant`` exponential, fast or exact;
-    ``curvature`` (hessian, ggn, block_ggn, kfac, ekfac, diagonal, empirical_fisher, identity), ``fisher``, ``layers``,
-    ``rest`` as in :func:`tda.curvature.operator`. Parameters that the curvature drops (``rest="drop"``) take no part.
-    There is no damping. Time: a sweep for gradients, and the curvature's, at every checkpoint (``fast``: once a
-    segment). Memory: that of L curvatures, of which the last two sets are remembered (but for ``fast``), of the
-    checkpoints, and (Q L + chunk) P. ``seed``: of sampled labels.
+    Needs a recorded SGD run; there is no damping. Time: a sweep for gradients, and the curvature's, at every checkpoint
+    (``fast``: once a segment). Memory: that of L curvatures, of which the last two sets are remembered (but for
+    ``fast``), of the checkpoints, and (Q L + chunk) P.
     Raises ``ValueError`` for a run of another optimiser, missing or foreign checkpoints, and a segment that explodes.
     """
-    options = {"curvature": curvature, "fisher": fisher, "layers": layers, "rest": rest}
-    known = {"seed": seed, "chunk": chunk, "segments": segments, "variant": variant}
-    return by_segment(task, train, queries, **known, **options).sum(0)
+    return by_segment(task, train, queries, **vars(options)).sum(0)
 
 
 def by_segment(
-    task: Task,
-    train: Examples,
-    queries: Examples,
-    *,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    segments: int = 3,
-    variant: str = "exponential",
-    stages: np.ndarray | None = None,
-    curvature: str = "ekfac",
-    fisher: str = "sampled",
-    layers: str = "",
-    rest: str = "drop",
+    task: Task, train: Examples, queries: Examples, *, stages: np.ndarray | None = None, **options
 ) -> np.ndarray:
     """:func:`attribute` taken apart: what each example taught in each segment, [L, Q, N]; the sum over L is the score.
 
     ``stages`` [L, N] bool: the examples that the batches of each segment were drawn from (all by default). An example
-    scores zero in the segments of another stage, and a segment's curvature is that of its own examples. The other
-    options are those of :func:`attribute`.
+    scores zero in the segments of another stage, and a segment's curvature is that of its own examples. ``options``:
+    those of :func:`attribute`.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"source: variant={variant!r}; one of {VARIANTS}.")
-    recipe, at_means = sgd_run(task, "source").recipe, variant == "fast"
-    build = _stretches if at_means or stages is not None else _remembered
-    parts, operators = build(task, train, segments, curvature, fisher, layers, rest, seed, chunk, at_means, stages)
-    asked = matrix(task, queries, chunk)
-    return scores_of(parts, operators, train, asked, recipe.momentum, recipe.weight_decay, variant, chunk)
+    chosen = read("source", Options, options)
+    recipe = sgd_run(task, "source").recipe
+    if chosen.variant == "fast" or stages is not None:
+        parts, operators = _stretches(task, train, chosen, stages)
+    else:
+        parts, operators = _remembered(task, train, replace(chosen, variant="exponential"), None)  # or exact: the same
+    gradients = matrix(task, queries, chosen.chunk)
+    run = recipe.momentum, recipe.weight_decay
+    return scores_of(parts, operators, train, gradients, *run, chosen.variant, chosen.chunk)
 
 
-def _stretches(task, train, segments, curvature, fisher, layers, rest, seed, chunk, at_means, stages) -> tuple:
-    """``(segments, the mean curvature of each, decomposed)``."""
-    parts = segments_of(task, task.run.checkpoints, task.run.learning_rates, segments, n_examples(train))
+def _stretches(
+    task: Task, train: Examples, options: Options, stages: np.ndarray | None
+) -> tuple[list[Segment], list[Spectral]]:
+    """The segments and the mean curvature of each, decomposed."""
+    parts = segments_of(task, task.run.checkpoints, task.run.learning_rates, options.segments, n_examples(train))
     _same_model(task, parts[-1].tasks[-1])
     if stages is not None:
         parts = [replace(part, members=members) for part, members in zip(parts, _checked(stages, parts), strict=True)]
-    if at_means:
+    if options.variant == "fast":
         parts = [replace(part, tasks=(at_mean(part.tasks),)) for part in parts]
-    options = {"curvature": curvature, "fisher": fisher, "layers": layers, "rest": rest, "seed": seed, "chunk": chunk}
+    known = {name: getattr(options, name) for name in ("curvature", "fisher", "layers", "rest", "seed", "chunk")}
     operators = [
-        averaged(tasks=part.tasks, train=train if part.members.all() else take(train, part.members), **options)
+        averaged(tasks=part.tasks, train=train if part.members.all() else take(train, part.members), **known)
         for part in parts
     ]
     for operator in operators:

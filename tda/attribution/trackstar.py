@@ -24,7 +24,7 @@ from tda.attribution.registry import method
 from tda.task import Examples, Task, n_examples
 from tda.tools.gradients import CHUNK
 from tda.tools.options import Count, Flag, NotNegative, Share, Whole, one_of
-from tda.tools.projection import KINDS, check, features
+from tda.tools.projection import KINDS, features
 
 
 @method("trackstar", family="curvature", paper="Chang et al. 2025", needs=("params", "checkpoints"), signed=True)
@@ -44,12 +44,10 @@ def attribute(
 ) -> np.ndarray:
     """TrackStar scores, [Q, N], in [-1, 1] (with ``unit_norm``).
 
-    Options: ``projection`` sparse, rademacher, gaussian or none; ``dimension`` d; ``damping``; ``mixing`` in [0, 1];
-    ``moments`` and ``unit_norm`` switch a step off, for ablations. ``seed`` draws the projection.
-    Memory: (N + Q) x d x 4 bytes, min(d, N + Q)^2 x 8 and chunk x P x 4.
-    Raises ``ValueError`` for other options, missing or foreign second moments, a singular R, gradients not finite.
+    Options: ``dimension`` d; ``moments`` and ``unit_norm`` switch a step off, for ablations; ``seed`` draws the
+    projection. Memory: (N + Q) x d x 4 bytes, min(d, N + Q)^2 x 8 and chunk x P x 4.
+    Raises ``ValueError`` for missing or foreign second moments, a singular R, gradients not finite.
     """
-    check("trackstar", task, "loss", projection, dimension, damping)
     options = ("loss", projection, dimension, seed, chunk, moments)
     rows = torch.cat([features(task, part, *options) for part in (train, queries)])
     documents, asked = whitened(rows, len(rows) - n_examples(queries), mixing, damping)

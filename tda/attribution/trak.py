@@ -17,6 +17,7 @@ which d must stay below N and the projection is coarse.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,35 +27,43 @@ from tda.attribution.registry import method
 from tda.task import Examples, Task, chunks, n_examples, take
 from tda.tools.door import entered
 from tda.tools.gradients import CHUNK, batch_of
-from tda.tools.options import Count, NotNegative, Whole, one_of
-from tda.tools.projection import KINDS, OUTPUTS, check, damped_inverse, features, log_odds
+from tda.tools.options import Count, NotNegative, Whole, one_of, option, read
+from tda.tools.projection import KINDS, OUTPUTS, damped_inverse, features, log_odds
 from tda.tools.summed import trajectory
 
 ROWS = 32  # features turned to float64 at once
 MEMBER = 100_000  # added to the seed of the projection for every further member of an ensemble
 
 
-@method("trak", family="curvature", paper="Park et al. 2023", needs=("params", "outputs"), signed=True)
-def attribute(
-    task: Task,
-    train: Examples,
-    queries: Examples,
-    *,
-    seed: Whole = 0,
-    chunk: Count = CHUNK,
-    output: one_of(OUTPUTS) = "margin",
-    projection: one_of(KINDS) = "sparse",
-    dimension: Count = 4096,
-    damping: NotNegative = 0.1,
-) -> np.ndarray:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is projected, how, and the kernel's damping."""
+
+    seed: Whole = option(0, "draws the projection")
+    chunk: Count = option(CHUNK, "examples whose gradients are formed together")
+    output: one_of(OUTPUTS) = option("margin", "f, the log-odds or the loss itself")
+    projection: one_of(KINDS) = option("sparse", "kind of S")
+    dimension: Count = option(4096, "d")
+    damping: NotNegative = option(0.1, "in units of the mean eigenvalue; 0, as published, is refused for d >= N")
+
+
+@method(
+    "trak", family="curvature", paper="Park et al. 2023", needs=("params", "outputs"), signed=True, options_type=Options
+)
+def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
     """TRAK scores of one model, [Q, N]; no unit (the kernel does not know the scale of the gradients).
 
-    Options: ``output`` margin or loss; ``projection`` sparse, rademacher, gaussian or none; ``dimension`` d;
-    ``damping`` in units of the mean eigenvalue of Phi^T Phi (0: the published kernel, which is refused for d >= N).
-    ``seed`` draws the projection. Memory: (N + Q) x d x 4 bytes and chunk x P x 4.
-    Raises ``ValueError`` for other options, a singular kernel, gradients that are not finite.
+    Memory: (N + Q) x d x 4 bytes and chunk x P x 4. Raises ``ValueError`` for a singular kernel and for gradients that
+    are not finite.
     """
-    return ensemble([task], train, queries, seed, chunk, output, projection, dimension, damping)
+    return ensemble([task], train, queries, **vars(options))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryOptions(Options):
+    """Those of TRAK, and the members of its ensemble."""
+
+    checkpoints: Whole = option(0, "of the run, evenly spaced (0: all)")
 
 
 @method(
@@ -63,77 +72,50 @@ def attribute(
     paper="Park et al. 2023",
     needs=("params", "outputs", "checkpoints"),
     signed=True,
+    options_type=TrajectoryOptions,
 )
-def attribute_trajectory(
-    task: Task,
-    train: Examples,
-    queries: Examples,
-    *,
-    seed: Whole = 0,
-    chunk: Count = CHUNK,
-    output: one_of(OUTPUTS) = "margin",
-    projection: one_of(KINDS) = "sparse",
-    dimension: Count = 4096,
-    damping: NotNegative = 0.1,
-    checkpoints: Whole = 0,
-) -> np.ndarray:
-    """TRAK with the checkpoints of one run as its ensemble (0: all), [Q, N]: members that cost no training.
+def attribute_trajectory(task: Task, train: Examples, queries: Examples, options: TrajectoryOptions) -> np.ndarray:
+    """TRAK with the checkpoints of one run as its ensemble, [Q, N]: members that cost no training.
 
-    Every checkpoint weighs the same, since the kernel does not know the scale of the gradients. Options as in
-    :func:`attribute`.
+    Every checkpoint weighs the same, since the kernel does not know the scale of the gradients.
     """
-    members = [part for part, _ in trajectory(task, checkpoints)]
-    return ensemble(members, train, queries, seed, chunk, output, projection, dimension, damping)
+    of_members = {name: value for name, value in vars(options).items() if name != "checkpoints"}
+    members = [part for part, _ in trajectory(task, options.checkpoints)]
+    return ensemble(members, train, queries, **of_members)
 
 
-def ensemble(
-    tasks: Sequence[Task],
-    train: Examples,
-    queries: Examples,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    output: str = "margin",
-    projection: str = "sparse",
-    dimension: int = 4096,
-    damping: float = 0.1,
-) -> np.ndarray:
+def ensemble(tasks: Sequence[Task], train: Examples, queries: Examples, **options) -> np.ndarray:
     """TRAK over several models of one recipe, [Q, N]: mean kernel times mean Q. Options as in :func:`attribute`.
 
     With ``output="loss"`` it needs no logits, and works on any task.
     """
     if not len(tasks):
         raise ValueError("trak: an ensemble of no models; give at least one task.")
-    for task in tasks:
-        check("trak", task, output, projection, dimension, damping)
+    chosen = read("trak", Options, options)
     kernels, weights = [], []
     for member, task in enumerate(tasks):  # members project independently, so that their projection errors average out
-        options = (output, projection, dimension, seed + MEMBER * member, chunk)
-        phi, asked = features(task, train, *options), features(task, queries, *options)
-        solved = damped_inverse(phi, damping, "trak")(asked)
+        own = replace(chosen, seed=chosen.seed + MEMBER * member)
+        phi = _features(task, train, own)
+        solved = damped_inverse(phi, own.damping, "trak")(_features(task, queries, own))
         kernels.append(torch.cat([solved @ part.double().T for part in phi.split(ROWS)], dim=1))
-        weights.append(residuals(task, train, output, chunk))
+        weights.append(residuals(task, train, own.output, own.chunk))
     return (sum(kernels) / len(tasks) * (sum(weights) / len(tasks))).numpy()
 
 
-def self_influence(
-    task: Task,
-    train: Examples,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    output: str = "margin",
-    projection: str = "sparse",
-    dimension: int = 4096,
-    damping: float = 0.1,
-) -> np.ndarray:
+def self_influence(task: Task, train: Examples, **options) -> np.ndarray:
     """Score of every document with itself, [N]: leverage phi_i^T (Phi^T Phi + delta)^-1 phi_i times Q_i, in [0, 1].
 
     High for documents that the model fits on their own account (mislabelled, odd). Options as in :func:`attribute`.
     """
-    check("trak", task, output, projection, dimension, damping)
+    chosen = read("trak", Options, options)
     with entered(task, ("params",), train=train) as (train,):
-        phi = features(task, train, output, projection, dimension, seed, chunk)
-        leverage = (damped_inverse(phi, damping, "trak")(phi) * phi).sum(1)
-        return (leverage * residuals(task, train, output, chunk)).numpy()
+        phi = _features(task, train, chosen)
+        leverage = (damped_inverse(phi, chosen.damping, "trak")(phi) * phi).sum(1)
+        return (leverage * residuals(task, train, chosen.output, chosen.chunk)).numpy()
+
+
+def _features(task: Task, examples: Examples, options: Options) -> Tensor:
+    return features(task, examples, options.output, options.projection, options.dimension, options.seed, options.chunk)
 
 
 def residuals(task: Task, train: Examples, output: str, chunk: int = CHUNK) -> Tensor:

@@ -38,21 +38,6 @@ BLOCK = 1 << 22  # entries of a dense projection drawn at once (16 MB)
 HELD = 1 << 24  # entries of a dense projection that is drawn once and held (64 MB)
 
 
-def check(name: str, task: Task, output: str, projection: str, dimension: int, damping: float) -> None:
-    """Refuse options that no projected method accepts, and an output that the task does not offer."""
-    for option, value, allowed in (("output", output, OUTPUTS), ("projection", projection, KINDS)):
-        if value not in allowed:
-            raise ValueError(f"{name}: {option}={value!r}; one of {allowed}.")
-    if not dimension >= 1 or dimension != int(dimension):
-        raise ValueError(f"{name}: dimension={dimension}; it must be a whole number of at least 1.")
-    if not damping >= 0:
-        raise ValueError(f"{name}: damping={damping}; it must be 0 or positive, in units of the mean eigenvalue.")
-    if output == "margin" and task.outputs_fn is None:
-        raise ValueError(
-            f"{name}: output='margin' needs logits, and the task {task.name!r} has no outputs_fn. Use output='loss'."
-        )
-
-
 @remembered()
 def projector(kind: str, width: int, dimension: int, seed: int) -> Callable[[Tensor], Tensor]:
     """``project(gradients [B, width]) -> [B, dimension]`` for one of :data:`KINDS`; the same arguments, the same map.
@@ -122,19 +107,21 @@ def features(
     chunk: int = CHUNK,
     moments: bool = False,
 ) -> Tensor:
-    """Projected gradients of the examples' outputs at ``task.params``, [n, d] (d = P without a projection).
-
-    ``output``: ``loss``, or ``margin`` (:func:`margins`).
+    """Projected gradients of the examples' ``output`` (one of :data:`OUTPUTS`), [n, d] (d = P without a projection).
 
     With ``moments`` every gradient is first divided by the root of the optimiser's second moments
     (:func:`inverse_root_moments`). Memory: n x d x 4 bytes, and chunk x P x 4 for the gradients in flight.
     """
+    if output == "margin" and task.outputs_fn is None:
+        raise ValueError(
+            f"output='margin' needs logits, and the task {task.name!r} has no outputs_fn. Use output='loss'."
+        )
     width = sum(p.numel() for p in task.params.values())
     n = n_examples(examples)
     size = n * (width if projection == "none" else dimension) + 2 * min(chunk, n) * width
     require(4 * size, f"{projection} features of {n} examples", "Use another projection, or lower dimension or chunk.")
     made = _features.__wrapped__ if projection == "none" else _features  # whole gradients are too large to keep
-    return made(task, examples, output, projection, int(dimension), seed, chunk, moments)
+    return made(task, examples, output, projection, dimension, seed, chunk, moments)
 
 
 @remembered(16)
