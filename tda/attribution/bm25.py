@@ -12,13 +12,13 @@ from tda.words import words
 
 def words_of(documents: list[str]) -> list[list[str]]:
     """:func:`tda.words.words` of every document. Raises ``ValueError`` if not one of them has a word."""
-    found = [words(text) for text in documents]
-    if not any(found):
+    tokens = [words(text) for text in documents]
+    if not any(tokens):
         raise ValueError(
             f"none of the {len(documents)} documents has a word (letters or digits), such as {documents[0][:40]!r}; "
             f"a lexical method has nothing to compare. Use a method that reads the model."
         )
-    return found
+    return tokens
 
 
 @method("bm25", family="lexical", paper="Robertson & Zaragoza 2009", needs=("text",), signed=False)
@@ -41,6 +41,6 @@ def attribute(
     index = bm25s.BM25(k1=k1, b=b)
     index.index(words_of(task.encode["text"](train)), show_progress=False)
     known = index.vocab_dict
-    asked = [[w for w in words(text) if w in known] for text in task.encode["text"](queries)]
+    query_words = [[w for w in words(text) if w in known] for text in task.encode["text"](queries)]
     empty = np.zeros(len(task.encode["text"](train)), np.float32)
-    return np.stack([index.get_scores(tokens) if tokens else empty for tokens in asked])
+    return np.stack([index.get_scores(tokens) if tokens else empty for tokens in query_words])

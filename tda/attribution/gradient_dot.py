@@ -30,6 +30,6 @@ def attribute_cosine(
     """The gradient dot product of unit gradients, in [-1, 1], [Q, N]: long documents and outliers lose their
     advantage.
     """
-    asked = torch.nn.functional.normalize(matrix(task, queries, chunk), dim=1)
-    parts = [asked @ torch.nn.functional.normalize(block, dim=1).T for _, block in blocks(task, train, chunk)]
+    unit_queries = torch.nn.functional.normalize(matrix(task, queries, chunk), dim=1)
+    parts = [unit_queries @ torch.nn.functional.normalize(block, dim=1).T for _, block in blocks(task, train, chunk)]
     return torch.cat(parts, dim=1).numpy()

@@ -20,6 +20,6 @@ def attribute(task: Task, train: Examples, queries: Examples, *, seed: Whole = 0
     """Cosine of mean-pooled final hidden states, centred on the documents' mean (their common direction says
     nothing).
     """
-    documents, asked = task.encode["features"](train), task.encode["features"](queries)
-    centre = documents.mean(0)
-    return cosine(asked - centre, documents - centre)
+    states, query_states = task.encode["features"](train), task.encode["features"](queries)
+    centre = states.mean(0)
+    return cosine(query_states - centre, states - centre)

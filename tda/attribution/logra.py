@@ -62,11 +62,11 @@ def attribute(task: Task, train: Examples, queries: Examples, options: Options) 
     Memory: (N + Q) x layers x k^2 x 4 bytes. Raises ``ValueError`` for a task without linear layers or logits, a Fisher
     that is singular without damping, gradients that are not finite.
     """
-    documents, asked = (_projected(task, train, part, options) for part in (train, queries))
+    documents, query_rows = (_projected(task, train, part, options) for part in (train, queries))
     n, total = n_examples(train), 0.0
     for name, rows in documents.items():
         solve = damped_inverse(rows, options.damping, f"logra, layer {name!r}")
-        total += n * solve(asked[name]) @ rows.double().T
+        total += n * solve(query_rows[name]) @ rows.double().T
     return total.numpy()
 
 

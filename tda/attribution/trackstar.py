@@ -50,10 +50,10 @@ def attribute(
     """
     options = ("loss", projection, dimension, seed, chunk, moments)
     rows = torch.cat([features(task, part, *options) for part in (train, queries)])
-    documents, asked = whitened(rows, len(rows) - n_examples(queries), mixing, damping)
+    documents, query_rows = whitened(rows, len(rows) - n_examples(queries), mixing, damping)
     if unit_norm:
-        documents, asked = (torch.nn.functional.normalize(part, dim=1) for part in (documents, asked))
-    return (asked @ documents.T).numpy()
+        documents, query_rows = (torch.nn.functional.normalize(part, dim=1) for part in (documents, query_rows))
+    return (query_rows @ documents.T).numpy()
 
 
 def whitened(rows: Tensor, n: int, mixing: float, damping: float) -> tuple[Tensor, Tensor]:
@@ -66,8 +66,8 @@ def whitened(rows: Tensor, n: int, mixing: float, damping: float) -> tuple[Tenso
     if d > count:
         values, vectors = torch.linalg.eigh((rows @ rows.T).double())
         rows = vectors * values.clamp(min=0).sqrt()
-    documents, asked = rows.double().split([n, count - n])
-    mixed = mixing * asked.T @ asked / len(asked) + (1 - mixing) * documents.T @ documents / n
+    documents, query_rows = rows.double().split([n, count - n])
+    mixed = mixing * query_rows.T @ query_rows / len(query_rows) + (1 - mixing) * documents.T @ documents / n
     values, vectors = torch.linalg.eigh(mixed)
     if not values.mean() > 0:
         raise ValueError("trackstar: every projected gradient is zero. Attribute an earlier checkpoint.")
@@ -79,4 +79,4 @@ def whitened(rows: Tensor, n: int, mixing: float, damping: float) -> tuple[Tenso
         )
     delta = damping * values.sum() / min(d, members)
     root = (vectors * (values + delta).rsqrt()) @ vectors.T
-    return documents @ root, asked @ root
+    return documents @ root, query_rows @ root

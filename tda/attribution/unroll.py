@@ -82,14 +82,14 @@ def unrolled(
     Raises ``ValueError`` if that does not fit, for other options, for a run that diverges and for one that does not end
     at ``final``.
     """
-    cuts, total, asked = [int(cut) for cut in cuts], len(recording.steps), n_examples(queries)
+    cuts, total, count = [int(cut) for cut in cuts], len(recording.steps), n_examples(queries)
     if store not in STORES:
         raise ValueError(f"unroll: store={store!r}; one of {STORES}.")
     if sorted(set(cuts)) != cuts or any(not 0 < cut < total for cut in cuts):
         raise ValueError(f"unroll: cuts={cuts}; increasing steps between 1 and {total - 1}.")
     replay = Replay(loss_fn, data, recording)
     stride = total if store == "all" else math.ceil(math.sqrt(2 * total))  # states are (theta, v), steps only theta
-    _forecast(replay.start, store, stride, total, asked)
+    _forecast(replay.start, store, stride, total, count)
     pieces = [range(start, min(start + stride, total)) for start in range(0, total, stride)]
     before, state, kept = [], None, []
     for piece in pieces:
@@ -100,7 +100,7 @@ def unrolled(
     p = vmap(grad(lambda at, example: replay.loss(at, _alone(example), "sum")), in_dims=(None, 0))(
         state[0], batch_of(queries)
     )
-    u, scores = torch.zeros_like(p), p.new_zeros(len(cuts) + 1, asked, n_examples(data))
+    u, scores = torch.zeros_like(p), p.new_zeros(len(cuts) + 1, count, n_examples(data))
     for piece in reversed(pieces):
         at_start = before.pop()
         if not kept:
@@ -147,12 +147,12 @@ def _second_order(
     return curved, torch.cat(slopes, 1)
 
 
-def _forecast(start: Tensor, store: str, stride: int, total: int, asked: int) -> None:
-    numbers = min(stride, total) + 2 * math.ceil(total / stride) + 4 * asked
+def _forecast(start: Tensor, store: str, stride: int, total: int, queries: int) -> None:
+    numbers = min(stride, total) + 2 * math.ceil(total / stride) + 4 * queries
     advice = (
         "Use store='sqrt', which keeps the square root of the steps and runs those between again."
         if store == "all"
         else "Ask fewer queries at a time, or unroll a shorter run or a smaller model."
     )
-    what = f"unroll with store={store!r} ({total} steps, {len(start)} parameters, {asked} queries)"
+    what = f"unroll with store={store!r} ({total} steps, {len(start)} parameters, {queries} queries)"
     require(numbers * len(start) * start.element_size(), what, advice)

@@ -42,19 +42,19 @@ def averaged(
     if curvature == "empirical_fisher":
         rows = _rows(tasks, train, chunk)
         return Dual(rows, (rows @ rows.T).double())
-    each = [operator(curvature, task, train, fisher=fisher, seed=seed, chunk=chunk) for task in tasks]
+    matrices = [operator(curvature, task, train, fisher=fisher, seed=seed, chunk=chunk) for task in tasks]
     if curvature == "diagonal":
-        return Diagonal(_mean(one.eigenvalues for one in each))
+        return Diagonal(_mean(matrix.eigenvalues for matrix in matrices))
     if curvature == "block_ggn":
-        first = each[0]
-        mean = {name: Dense(_mean(one.blocks[name][1].matrix for one in each)) for name in first.blocks}
+        first = matrices[0]
+        mean = {name: Dense(_mean(matrix.blocks[name][1].matrix for matrix in matrices)) for name in first.blocks}
         return Blocks(first.size, {name: (index, mean[name]) for name, (index, _) in first.blocks.items()})
-    return Dense(_mean(one.materialise() for one in each))
+    return Dense(_mean(matrix.materialise() for matrix in matrices))
 
 
 def _kronecker(curvature, tasks, train, fisher, layers, rest, seed, chunk) -> Blocks:
     each = [factors(task, train, fisher, layers, seed, chunk) for task in tasks]
-    known = {name: tuple(_mean(one[name][side] for one in each) for side in (0, 1)) for name in each[0]}
+    known = {name: tuple(_mean(pairs[name][side] for pairs in each) for side in (0, 1)) for name in each[0]}
     bases = [in_factors(task, train, known, fisher, layers, rest, seed, chunk) for task in tasks]
     if curvature == "kfac":  # they differ where no layer is, if that is kept
         return bases[0].with_eigenvalues(_mean(base.eigenvalues for base in bases))

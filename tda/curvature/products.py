@@ -37,8 +37,8 @@ def dot_products(
     layers = _single_pass(task, train)
     if not layers:
         return gradients.dot_products(task, train, queries, chunk)
-    asked, known = (_sides(task, examples, layers) for examples in (queries, train))
-    return sum((g @ known[name][1].T) * (a @ known[name][0].T) for name, (a, g) in asked.items())
+    query_sides, train_sides = (_sides(task, examples, layers) for examples in (queries, train))
+    return sum((g @ train_sides[name][1].T) * (a @ train_sides[name][0].T) for name, (a, g) in query_sides.items())
 
 
 def _single_pass(task: Task, train: Examples) -> dict[str, Layer]:
@@ -57,9 +57,9 @@ def _single_pass(task: Task, train: Examples) -> dict[str, Layer]:
 def _sides(task: Task, examples: Examples, layers: dict[str, Layer]) -> dict[str, tuple[Tensor, Tensor]]:
     """``{layer: (a [n, in + 1], g [n, out])}`` of every example."""
     parts = [
-        found
+        captured
         for part in chunks(n_examples(examples), AT_ONCE)
-        for found, _ in passes(task, batch_of(take(examples, part)), layers, "empirical")
+        for captured, _ in passes(task, batch_of(take(examples, part)), layers, "empirical")
     ]
     return {
         name: tuple(torch.cat([part[name][side] for part in parts]).squeeze(1) for side in (0, 1)) for name in layers

@@ -76,10 +76,10 @@ def _hessian_product(task: Task) -> Product:
     def product(params: Params, batch: Examples, v: Tensor) -> Tensor:
         slope = grad(lambda p: task.loss_fn(p, tensors(batch), "sum"))
 
-        def one(direction: Tensor) -> Tensor:
+        def along_direction(direction: Tensor) -> Tensor:
             return jvp(slope, (params,), (unflatten(direction, params),))[1]
 
-        return flatten(vmap(one)(v)).detach()
+        return flatten(vmap(along_direction)(v)).detach()
 
     return product
 
@@ -93,11 +93,11 @@ def _ggn_product(task: Task) -> Product:
         p, target = logits.softmax(-1), task.outputs_fn(params, batch)[1] != IGNORE
         share = (target.to(p.dtype) / target.sum(1, keepdim=True)).unsqueeze(-1)
 
-        def one(direction: Tensor) -> Params:
+        def along_direction(direction: Tensor) -> Params:
             moved = jvp(outputs, (params,), (unflatten(direction, params),))[1]
             return pull(share * p * (moved - (p * moved).sum(-1, keepdim=True)))[0]
 
-        return flatten(vmap(one)(v)).detach()
+        return flatten(vmap(along_direction)(v)).detach()
 
     return product
 
@@ -139,12 +139,12 @@ def block_ggn(task: Task, train: Examples, by: str = "layer", chunk: int = CHUNK
 
 def moments(task: Task, train: Examples, groups: dict[str, Tensor], chunk: int) -> dict[str, Tensor]:
     """Blocks of the second moment of the exact pseudo-gradients, float64."""
-    found = {k: torch.zeros(len(i), len(i), dtype=torch.float64) for k, i in groups.items()}
+    second_moments = {k: torch.zeros(len(i), len(i), dtype=torch.float64) for k, i in groups.items()}
     for rows in pseudo_gradients(task, train, "exact", chunk=chunk):
         for name, index in groups.items():
             part = rows[:, index].double()
-            found[name].addmm_(part.T, part, alpha=1.0 / n_examples(train))
-    return found
+            second_moments[name].addmm_(part.T, part, alpha=1.0 / n_examples(train))
+    return second_moments
 
 
 def parameter_groups(task: Task, by: str = "layer") -> dict[str, Tensor]:

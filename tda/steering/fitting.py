@@ -191,12 +191,12 @@ def subset_slopes(X: Tensor, shot: Snapshot, measure: np.ndarray) -> Tensor:
     documents of the mean of x (e_y - p)^T over their targets, [D, K, C]. A few documents at a time, for memory.
     """
     share = torch.from_numpy(measure / measure.sum(1, keepdims=True)).to(X.dtype)
-    found = torch.zeros(X.shape[1], len(share), shot.probabilities.shape[1], dtype=X.dtype)
+    by_subset = torch.zeros(X.shape[1], len(share), shot.probabilities.shape[1], dtype=X.dtype)
     for part in chunks(measure.shape[1], DOCUMENTS):
         slopes = torch.stack([_document_slope(X, shot, i) for i in range(part.start, part.stop)], 1)
-        for total, of_documents in zip(found, slopes, strict=True):
+        for total, of_documents in zip(by_subset, slopes, strict=True):
             total.addmm_(share[:, part], of_documents)
-    return found
+    return by_subset
 
 
 def _document_slope(X: Tensor, shot: Snapshot, i: int) -> Tensor:

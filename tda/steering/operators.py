@@ -70,14 +70,14 @@ def effects(operators: Operators, shot: Snapshot) -> np.ndarray:
         )
     flat = operators.codes.permute(1, 0, 2).reshape(rank, K * classes)
     read, weights, example = operators.read(shot.states), shot.weights.double(), shot.example
-    found = torch.zeros(len(shot.start) - 1, K, dtype=torch.float64)
+    effect = torch.zeros(len(shot.start) - 1, K, dtype=torch.float64)
     step = max(1, BLOCK // (K * classes))
     for first in range(0, len(read), step):
         part = slice(first, first + step)
         delta = (read[part] @ flat).view(-1, K, classes)
         shift = torch.log1p(torch.bmm(delta.expm1(), shot.probabilities[part].unsqueeze(-1)).squeeze(-1))
         own = delta.gather(-1, shot.labels[part].view(-1, 1, 1).expand(-1, K, 1)).squeeze(-1)
-        found.index_add_(0, example[part], (own - shift).double() * weights[part, None])
-    if not found.isfinite().all():
+        effect.index_add_(0, example[part], (own - shift).double() * weights[part, None])
+    if not effect.isfinite().all():
         raise ValueError("stride: some codes have diverged. Raise stability, or lower rate or steps.")
-    return found.T.numpy()
+    return effect.T.numpy()

@@ -151,15 +151,15 @@ def penalties(
     order = np.random.default_rng(seed).permutation(K)
     fit, out = order[:kept], order[kept:]
     X, Y = _centred(measure[fit]), y[fit] - y[fit].mean(0)
-    rest, asked = measure[out] - measure[fit].mean(0), y[out] - y[fit].mean(0)
+    X_held, Y_held = measure[out] - measure[fit].mean(0), y[out] - y[fit].mean(0)
     solve = _SOLVERS[method](X)
     path, patience = (LASSO_PATH, PATIENCE) if method == "lasso" else (RIDGE_PATH, len(RIDGE_PATH))
     chosen = []
-    for column, wanted in zip(Y.T, asked.T, strict=True):
+    for column, wanted in zip(Y.T, Y_held.T, strict=True):
         errors, w = [], np.zeros(X.shape[1])
         for at in path:
             w = solve(column, at, w)
-            errors.append(((wanted - rest @ w) ** 2).mean())
+            errors.append(((wanted - X_held @ w) ** 2).mean())
             if min(errors) < min(errors[-patience:]):
                 break
         chosen.append(path[int(np.argmin(errors))])

@@ -52,9 +52,9 @@ def places(task: Task) -> list[tuple[str, nn.Module, bool]]:
     lists = [(name, m) for name, m in task.model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
     if not lists:
         return [(name, layer.module, False) for name, layer in tracked(task).items()]
-    name, blocks = max(lists, key=lambda found: len(found[1]))
-    found = [(f"{name}.{i}", block, False) for i, block in enumerate(blocks)]
-    return [*found, (f"{name}.{len(blocks) - 1}", blocks[-1], True)]
+    name, blocks = max(lists, key=lambda inputs: len(inputs[1]))
+    inputs = [(f"{name}.{i}", block, False) for i, block in enumerate(blocks)]
+    return [*inputs, (f"{name}.{len(blocks) - 1}", blocks[-1], True)]
 
 
 def depth(task: Task, layer: int) -> int:
@@ -79,16 +79,18 @@ def snapshot(task: Task, examples: Examples, layer: int = -1, chunk: int = CHUNK
             logits, targets = task.outputs_fn(task.params, batch_of(take(examples, part)))
         if len(seen["layer"]) != 1:
             raise ValueError(f"stride: layer {layer} is called {len(seen['layer'])} times a pass; choose another.")
-        found = seen["layer"][0][int(after)]
+        activations = seen["layer"][0][int(after)]
         real = targets != IGNORE
         if targets.shape[1] == 1:
-            found = found.flatten(1).unsqueeze(1)  # a classifier: one position, however many axes the layer has
-        states.append(found[real])
+            activations = activations.flatten(1).unsqueeze(
+                1
+            )  # a classifier: one position, however many axes the layer has
+        states.append(activations[real])
         probabilities.append(logits[real].softmax(-1))
         labels.append(targets[real])
         counts.append(real.sum(1))
         forecast = int(real.sum()) / len(real) * (n_examples(examples) - part.stop)  # positions still to come
-        width = found.shape[-1] + logits.shape[-1]
+        width = activations.shape[-1] + logits.shape[-1]
         require(forecast * width * logits.element_size(), f"stride: a snapshot of {width} numbers a target position",
                 "Give fewer or shorter examples.")  # fmt: skip
     start = torch.cat([torch.zeros(1, dtype=torch.long), torch.cat(counts).cumsum(0)])

@@ -90,12 +90,14 @@ class _Reader:
             self.add(cell.cell_contents)
         # Of the module's own names: what libraries hold does not change, and is large.
         for name in self.code(value.__code__):
-            found = value.__globals__.get(name)
-            own = getattr(found, "__module__", None) if isinstance(found, (FunctionType, type)) else value.__module__
-            inside = own == value.__module__ and not isinstance(found, (ModuleType, NoneType))
-            if isinstance(found, DATA) or (inside and not value.__module__.startswith(LIBRARIES)):
+            global_ = value.__globals__.get(name)
+            own = (
+                getattr(global_, "__module__", None) if isinstance(global_, (FunctionType, type)) else value.__module__
+            )
+            inside = own == value.__module__ and not isinstance(global_, (ModuleType, NoneType))
+            if isinstance(global_, DATA) or (inside and not value.__module__.startswith(LIBRARIES)):
                 self.note(name)
-                self.add(found)
+                self.add(global_)
 
     def code(self, value: CodeType) -> list[str]:
         """Note the code, inner functions included; return the names that it reads."""

@@ -32,24 +32,24 @@ def admit(examples: Any, what: str) -> Examples:
             f"{what} is a {type(examples).__name__}; examples are a dict of tensors and lists, the example axis first. "
             f"Of a datasets.Dataset take dataset.with_format('torch')[:]."
         )
-    found = {column: _column(value, f"{what}: column {column!r}") for column, value in examples.items()}
-    sizes = {column: len(value) for column, value in found.items()}
+    columns = {column: _column(value, f"{what}: column {column!r}") for column, value in examples.items()}
+    sizes = {column: len(value) for column, value in columns.items()}
     if not sizes or not all(sizes.values()):
         raise ValueError(f"{what} is empty; attribution needs at least one document and one query.")
     if len(set(sizes.values())) > 1:
         raise ValueError(f"{what}: its columns differ in length ({sizes}); the first axis of all is the example axis.")
-    for column, value in tensors(found).items():
+    for column, value in tensors(columns).items():
         if value.is_floating_point() and not value.isfinite().all():
             rows = _rows(~value.flatten(1).isfinite().all(1) if value.dim() > 1 else ~value.isfinite())
             raise ValueError(f"{what}: column {column!r} is not finite in rows {rows}. Repair or remove them.")
-    labels = tensors(found).get("labels")
+    labels = tensors(columns).get("labels")
     if labels is not None and not labels.is_floating_point():
         empty = (labels == IGNORE).reshape(len(labels), -1).all(1)
         if empty.any():
             raise ValueError(
                 f"{what}: rows {_rows(empty)} have no target tokens; give each at least one label other than {IGNORE}."
             )
-    return found
+    return columns
 
 
 def _column(value: Any, where: str) -> Any:
@@ -134,36 +134,36 @@ def entered(task: Task, needs: Collection[str], **given: Any) -> Iterator[list[E
     """
     if not isinstance(task, Task):
         raise ValueError(f"the task is a {type(task).__name__}; give a tda.task.Task.")
-    found = {what: admit(examples, what) for what, examples in given.items()}
+    admitted = {what: admit(examples, what) for what, examples in given.items()}
     if _inside:  # one method calls another: the outer call has checked
-        yield list(found.values())
+        yield list(admitted.values())
         return
     _inside.append(task)
     try:
         with evaluating(task), torch.inference_mode(False), torch.enable_grad():
-            yield from _entered(task, needs, found)
+            yield from _entered(task, needs, admitted)
     finally:
         _inside.remove(task)
 
 
-def _entered(task: Task, needs: Collection[str], found: dict[str, Examples]) -> Iterator[list[Examples]]:
+def _entered(task: Task, needs: Collection[str], admitted: dict[str, Examples]) -> Iterator[list[Examples]]:
     if "params" in needs:
         check_model(task, "outputs" in needs)
-        for what, examples in found.items():
+        for what, examples in admitted.items():
             probe(task, examples, what)
-    for what, examples in found.items():
+    for what, examples in admitted.items():
         for need in {"text", "group", "features"} & set(needs):
             with named_errors(f"{what}: encode[{need!r}] of task {task.name!r}", examples):
                 task.encode[need](take(examples, slice(0, 1)))
     try:
-        yield list(found.values())
+        yield list(admitted.values())
     except (ValueError, RuntimeError, IndexError, KeyError, TypeError) as error:
         if "forward AD" in str(error):  # a NotImplementedError, which is a RuntimeError
             raise ValueError(
                 f"task {task.name!r}: its fused attention has no forward-mode derivative, which this needs. Load "
                 f"the model with attn_implementation='eager'."
             ) from error
-        names = "".join(broken(task, x, what) for what, x in found.items()) if "params" in needs else ""
+        names = "".join(broken(task, x, what) for what, x in admitted.items()) if "params" in needs else ""
         if not names:
             raise
         kind = type(error) if isinstance(error, ValueError) else ValueError

@@ -69,10 +69,10 @@ def over_examples(function: Callable, in_dims: tuple[int | None, ...]) -> Callab
 def _row(arguments: tuple, in_dims: tuple[int | None, ...], i: int) -> list:
     """The arguments of example i: the i-th row of those with an example axis."""
 
-    def one(value):
+    def row(value):
         return {k: v[i] for k, v in value.items()} if isinstance(value, dict) else value[i]
 
-    return [value if dim is None else one(value) for value, dim in zip(arguments, in_dims, strict=True)]
+    return [value if dim is None else row(value) for value, dim in zip(arguments, in_dims, strict=True)]
 
 
 def blocks(
@@ -96,5 +96,5 @@ def dot_products(
     task: Task, train: Examples, queries: Examples, chunk: int = CHUNK, params: Params | None = None
 ) -> Tensor:
     """``<grad l_q, grad l_i>`` for all pairs, [Q, N]. Holds the Q query gradients and one block of documents."""
-    asked = matrix(task, queries, chunk, params)
-    return torch.cat([asked @ block.T for _, block in blocks(task, train, chunk, params)], dim=1)
+    query_gradients = matrix(task, queries, chunk, params)
+    return torch.cat([query_gradients @ block.T for _, block in blocks(task, train, chunk, params)], dim=1)

@@ -120,11 +120,11 @@ def sweep(task: Task, models: Params, train: Examples, tokens: int = SWEEP, redu
         for b in range(count):
             params = {k: v[b] for k, v in models.items()}
             for rows, batch in batches:
-                found = task.loss_fn(params, batch, reduction)
+                batch_losses = task.loss_fn(params, batch, reduction)
                 if reduction == "example":
-                    losses[b, rows] = found
+                    losses[b, rows] = batch_losses
                 else:
-                    losses[b, rows, : found.shape[1]] = found
+                    losses[b, rows, : batch_losses.shape[1]] = batch_losses
     return losses
 
 

@@ -37,13 +37,13 @@ def probe(task: Task, examples: Examples, what: str) -> None:
             f"task {task.name!r} cannot be attributed.{broken(task, examples, what)} Repair or remove them."
         )
     alone = [take(few, slice(i, i + 1)) for i in range(count)]
-    cut = torch.cat([_losses(task, batch_of(one), what) for one in alone])
+    cut = torch.cat([_losses(task, batch_of(example), what) for example in alone])
     total = _losses(task, few, what, "sum")
     if total.dim():
         raise ValueError(f"task {task.name!r}: its 'sum' has shape {tuple(total.shape)}, where one number is expected.")
     for other, problem, cure in (
         (_losses(task, few, what), "draws at random (two calls differ)", "put the model that it uses into task.model"),
-        (torch.cat([_losses(task, one, what) for one in alone]), "mixes the examples of a batch",
+        (torch.cat([_losses(task, example, what) for example in alone]), "mixes the examples of a batch",
          "each example must have a loss of its own"),
         (cut, "reads what follows the last target of an example",
          "give an attention_mask, which says what is padding, or call the ids other than 'input_ids'"),
@@ -129,10 +129,10 @@ def named_errors(who: str, batch: Examples) -> Iterator[None]:
         raise ValueError(f"{who} fails on the first examples ({type(error).__name__}: {line}).") from error
 
 
-def _gap(one: Tensor, other: Tensor) -> float:
+def _gap(loss: Tensor, other: Tensor) -> float:
     """The largest difference of two losses, 0 where it may be rounding."""
-    gap = (one - other).abs()
-    return 0.0 if (gap <= TOLERANCE * one.abs().clamp(min=1.0)).all() else float(gap.max())
+    gap = (loss - other).abs()
+    return 0.0 if (gap <= TOLERANCE * loss.abs().clamp(min=1.0)).all() else float(gap.max())
 
 
 def _spread(examples: Examples) -> np.ndarray:
@@ -165,8 +165,8 @@ def _probe_outputs(task: Task, examples: Examples, what: str) -> None:
         odd = ((labels < 0) & (labels != IGNORE)) | (labels > highest)
         suspects = torch.nonzero(odd.reshape(len(labels), -1).any(1)).flatten()[:1].numpy()
         if len(suspects):  # unless the task means something else by them, and turns them into targets itself
-            found = outputs(take(examples, suspects))[1].detach()
-            wrong = found[(found != IGNORE) & ((found < 0) | (found > highest))]
+            suspect_targets = outputs(take(examples, suspects))[1].detach()
+            wrong = suspect_targets[(suspect_targets != IGNORE) & ((suspect_targets < 0) | (suspect_targets > highest))]
             if len(wrong):
                 raise ValueError(
                     f"{what}: row {int(suspects[0])} holds the label {int(wrong[0])}; labels are 0 to {highest}, or "
@@ -177,10 +177,10 @@ def _probe_outputs(task: Task, examples: Examples, what: str) -> None:
             f"task {task.name!r}: outputs_fn and loss_fn disagree about the losses of {what}, by up to {gap:.3g} nats; "
             f"the loss must be the mean cross-entropy of these logits and targets."
         )
-    one, leaves = take(few, slice(0, 1)), {k: v.detach().clone().requires_grad_() for k, v in task.params.items()}
+    example, leaves = take(few, slice(0, 1)), {k: v.detach().clone().requires_grad_() for k, v in task.params.items()}
     with torch.enable_grad():
-        direct = task.loss_fn(leaves, tensors(one), "sum")
-        taken = _cross_entropy(*outputs(one, leaves)).sum()
+        direct = task.loss_fn(leaves, tensors(example), "sum")
+        taken = _cross_entropy(*outputs(example, leaves)).sum()
         slopes = [torch.autograd.grad(x, list(leaves.values()), materialize_grads=True) for x in (direct, taken)]
     apart, size = (sum(float((a - s * b).square().sum()) for a, b in zip(*slopes, strict=True)) for s in (1, 0))
     if apart > TOLERANCE**2 * size + TOLERANCE**4:
@@ -204,16 +204,11 @@ def broken(task: Task, examples: Examples, what: str) -> str:
         try:
             return _losses(task, take(examples, rows), what).isfinite()
         except ValueError:
-            one = rows.stop - rows.start == 1
-            return (
-                torch.tensor([False])
-                if one
-                else torch.cat([finite(slice(i, i + 1)) for i in range(rows.start, rows.stop)])
-            )
+            if rows.stop - rows.start == 1:
+                return torch.tensor([False])
+            return torch.cat([finite(slice(i, i + 1)) for i in range(rows.start, rows.stop)])
 
-    good = torch.cat([finite(part) for part in chunks(n_examples(examples), CHUNK)])
-    return (
-        ""
-        if good.all()
-        else f" The losses of {what} {torch.nonzero(~good).flatten()[:5].tolist()} are not finite, or fail."
-    )
+    bad = ~torch.cat([finite(part) for part in chunks(n_examples(examples), CHUNK)])
+    if not bad.any():
+        return ""
+    return f" The losses of {what} {torch.nonzero(bad).flatten()[:5].tolist()} are not finite, or fail."

@@ -63,9 +63,9 @@ def projector(kind: str, width: int, dimension: int, seed: int) -> Callable[[Ten
 
 
 def _dense(gradients: Tensor, drawn: Iterable[Tensor], rows: int) -> Tensor:
-    products = (part @ one.to(part.dtype) for part, one in zip(gradients.split(rows, dim=1), drawn, strict=True))
-    found = sum(products)
-    return found / found.shape[1] ** 0.5
+    products = (part @ block.to(part.dtype) for part, block in zip(gradients.split(rows, dim=1), drawn, strict=True))
+    total = sum(products)
+    return total / total.shape[1] ** 0.5
 
 
 def _drawn(kind: str, width: int, dimension: int, seed: int, rows: int) -> Iterator[Tensor]:
@@ -132,16 +132,16 @@ def _features(task, examples, output, projection, dimension, seed, chunk, moment
     width = sum(p.numel() for p in task.params.values())
     project = projector(projection, width, dimension, seed)
     scale = inverse_root_moments(task) if moments else None
-    found = None
+    projected = None
     for part, block in blocks(source, examples, chunk):
         rows = project(block if scale is None else block * scale)
         if not rows.isfinite().all():
             raise ValueError(
                 f"gradients of {task.name!r} are not finite. Check the model's losses on the documents and queries."
             )
-        found = rows.new_empty(n_examples(examples), rows.shape[1]) if found is None else found
-        found[part] = rows
-    return found
+        projected = rows.new_empty(n_examples(examples), rows.shape[1]) if projected is None else projected
+        projected[part] = rows
+    return projected
 
 
 def inverse_root_moments(task: Task) -> Tensor:

@@ -47,12 +47,12 @@ def segments_of(task: Task, checkpoints: Sequence[Checkpoint], rates: np.ndarray
             f"Checkpoints are missing or of another run; train again."
         )
     last = [round((i + 1) * len(checkpoints) / count) for i in range(int(count))]
-    at, found = _tasks_at(task, checkpoints), []
+    at, segments = _tasks_at(task, checkpoints), []
     for begin, end in zip([0, *last[:-1]], last, strict=True):
         first_step = checkpoints[begin - 1].step if begin else 0
         taken = np.asarray(rates)[first_step : checkpoints[end - 1].step]
-        found.append(Segment(at[begin:end], taken, np.ones(n, bool)))
-    return found
+        segments.append(Segment(at[begin:end], taken, np.ones(n, bool)))
+    return segments
 
 
 @remembered(2)
@@ -69,7 +69,7 @@ def responses(eigenvalues: Tensor, rates: np.ndarray, momentum: float) -> Tensor
     """
     w = eigenvalues.double()
     enter = torch.eye(2, dtype=w.dtype).reshape(2, 2, *(1,) * w.dim())
-    p, u = (one * torch.ones_like(w) for one in enter)
+    p, u = (unit * torch.ones_like(w) for unit in enter)
     added = torch.zeros_like(p)
     for rate in np.asarray(rates, float)[::-1]:
         a = u - rate * p
@@ -78,15 +78,20 @@ def responses(eigenvalues: Tensor, rates: np.ndarray, momentum: float) -> Tensor
 
 
 def propagate(
-    operators: Sequence, rates: Sequence[np.ndarray], asked: Tensor, momentum: float, weight_decay: float, variant: str
+    operators: Sequence,
+    rates: Sequence[np.ndarray],
+    query_gradients: Tensor,
+    momentum: float,
+    weight_decay: float,
+    variant: str,
 ) -> list[Tensor]:
-    """The directions ``r_l S_{l+1} ... S_L g_q``, [Q, P] for each segment l, from the query gradients ``asked`` [Q, P].
+    """The directions ``r_l S_{l+1} ... S_L g_q``, [Q, P] for each segment l, from ``query_gradients`` [Q, P].
 
     ``operators``: the mean curvature of each segment, anything with ``function(f, V [B, P]) -> V f(H)``; ``rates``: its
     learning rates. Raises ``ValueError`` where frozen curvature makes a perturbation explode.
     """
-    p, u, directions = asked, torch.zeros_like(asked), []
-    through = _exact if variant == "exact" else _exponential
+    p, u, directions = query_gradients, torch.zeros_like(query_gradients), []
+    through = _recursion if variant == "exact" else _exponential
     for place in reversed(range(len(operators))):
         try:
             direction, p, u = through(operators[place], np.asarray(rates[place], float), p, u, momentum, weight_decay)
@@ -119,12 +124,12 @@ def _exponential(operator, rates: np.ndarray, p: Tensor, u: Tensor, momentum: fl
     return operator.function(injected, p), after, u
 
 
-def _exact(operator, rates: np.ndarray, p: Tensor, u: Tensor, momentum: float, weight_decay: float):
+def _recursion(operator, rates: np.ndarray, p: Tensor, u: Tensor, momentum: float, weight_decay: float):
     def factor(row: int, column: int):
         def f(w: Tensor) -> Tensor:
-            found = responses(w.double() + weight_decay, rates, momentum)
-            _bounded(found[1, 0])
-            return found[row, column]
+            response = responses(w.double() + weight_decay, rates, momentum)
+            _bounded(response[1, 0])
+            return response[row, column]
 
         return f
 
@@ -143,16 +148,16 @@ def scores_of(
     segments: Sequence[Segment],
     operators: Sequence,
     train: Examples,
-    asked: Tensor,
+    query_gradients: Tensor,
     momentum: float,
     weight_decay: float,
     variant: str,
     chunk: int = CHUNK,
 ) -> np.ndarray:
     """Scores by segment, [L, Q, N]: what the examples taught in each stretch. Their sum is SOURCE's score."""
-    along = propagate(operators, [s.rates for s in segments], asked, momentum, weight_decay, variant)
-    scores = np.zeros((len(segments), len(asked), n_examples(train)))
-    for place, (segment, direction) in enumerate(zip(segments, along, strict=True)):
+    directions = propagate(operators, [s.rates for s in segments], query_gradients, momentum, weight_decay, variant)
+    scores = np.zeros((len(segments), len(query_gradients), n_examples(train)))
+    for place, (segment, direction) in enumerate(zip(segments, directions, strict=True)):
         rows = np.flatnonzero(segment.members)
         inside = take(train, rows)
         for task in segment.tasks:

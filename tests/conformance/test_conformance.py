@@ -92,7 +92,7 @@ def no_curvature(patch):
 
 
 def no_momentum(patch):
-    for name in ("_exact", "_exponential"):
+    for name in ("_recursion", "_exponential"):
         through = getattr(segments, name)
         patch.setattr(segments, name, lambda h, rates, p, u, mu, wd, through=through: through(h, rates, p, u, 0.0, wd))
 
