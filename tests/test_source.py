@@ -377,7 +377,7 @@ def test_the_method_is_the_formula_on_a_recorded_run(run, segments):
 
 def test_the_curvature_of_a_segment_is_built_once(run, monkeypatch):
     """Other queries, the exact form and a row along other segments read what is there, and get what a new object gets;
-    another seed, another loss, FAST and stages do not."""
+    another seed, another loss and FAST do not."""
     task, train, asked = replace(run[0], name="built once"), run[1], run[2]
     built, fitted = [], []
     monkeypatch.setattr(source, "averaged", lambda **o: built.append(len(o["tasks"])) or averaged(**o))
@@ -404,10 +404,9 @@ def test_the_curvature_of_a_segment_is_built_once(run, monkeypatch):
     at(fresh, segments=3)
     assert built == [2, 2, 2] and not fitted
     at(fresh, variant="fast")
-    by_segment(fresh, train, asked, segments=2, curvature="ggn", stages=np.arange(60) < np.array([[30], [60]]))
-    assert built[3:] == [1, 1, 3, 3], "neither is remembered"
+    assert built[3:] == [1, 1], "not remembered"
     at(fresh)
-    assert len(built) == 7, "nor do they push out what is"
+    assert len(built) == 5, "nor does it push out what is"
 
 
 def test_whoever_reads_a_remembered_curvature_is_charged_for_its_eigenvectors(run, monkeypatch):
@@ -477,18 +476,6 @@ def test_chunks_queries_and_repetition_do_not_matter(run):
     np.testing.assert_allclose(some, whole[[3, 0]], rtol=1e-4, atol=1e-6)
 
 
-def test_stages_of_a_run_use_their_own_examples(run):
-    """Segment 1 sees the first 40 images only, in its gradients and in its curvature."""
-    task, train, asked = run
-    stages = np.array([np.arange(60) < 40, np.ones(60, bool)])
-    found = by_segment(task, train, asked, segments=2, curvature="ggn", stages=stages)
-    plain = by_segment(task, train, asked, segments=2, curvature="ggn")
-    np.testing.assert_allclose(found[1], plain[1], rtol=1e-9)
-    assert (found[0][:, 40:] == 0).all()
-    first = by_segment(task, take(train, slice(0, 40)), asked, segments=2, curvature="ggn")
-    assert ranks(found[0][:, :40], first[0]) > 0.9 and not np.allclose(found[0][:, :40], 1.5 * plain[0][:, :40])
-
-
 def test_other_runs_are_refused(run):
     task, train, asked = run
 
@@ -507,8 +494,6 @@ def test_other_runs_are_refused(run):
     other, _, _ = sgd_runs.digits(double=True, seed=1)
     refused("the checkpoints are of another run", replace(other, run=task.run))
     refused("variant='slow'; one of", variant="slow")
-    for stages in (np.ones((2, 60), bool), np.ones((3, 60)), np.zeros((3, 60), bool)):
-        refused("stages is", stages=stages)
 
 
 def test_parameters_outside_the_layers_are_averaged_too(run):

@@ -37,7 +37,7 @@ from tda.curvature.averaged import averaged
 from tda.curvature.kronecker import UNTRACKED
 from tda.curvature.operators import Spectral
 from tda.curvature.outputs import FISHERS
-from tda.task import Examples, Task, n_examples, take
+from tda.task import Examples, Task, n_examples
 from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK, matrix
 from tda.tools.options import Count, Pattern, Whole, one_of, option, read
@@ -81,57 +81,36 @@ def attribute(task: Task, train: Examples, queries: Examples, options: Options) 
     return by_segment(task, train, queries, **vars(options)).sum(0)
 
 
-def by_segment(
-    task: Task, train: Examples, queries: Examples, *, stages: np.ndarray | None = None, **options
-) -> np.ndarray:
+def by_segment(task: Task, train: Examples, queries: Examples, **options) -> np.ndarray:
     """:func:`attribute` taken apart: what each example taught in each segment, [L, Q, N]; the sum over L is the score.
 
-    ``stages`` [L, N] bool: the examples that the batches of each segment were drawn from (all by default). An example
-    scores zero in the segments of another stage, and a segment's curvature is that of its own examples. ``options``:
-    those of :func:`attribute`.
+    ``options``: those of :func:`attribute`.
     """
     chosen = read("source", Options, options)
     recipe = sgd_run(task, "source").recipe
-    if chosen.variant == "fast" or stages is not None:
-        parts, operators = _stretches(task, train, chosen, stages)
-    else:
-        parts, operators = _remembered(task, train, replace(chosen, variant="exponential"), None)  # or exact: the same
+    if chosen.variant == "fast":
+        parts, operators = _stretches(task, train, chosen)
+    else:  # exponential and exact read the same segments
+        parts, operators = _remembered(task, train, replace(chosen, variant="exponential"))
     gradients = matrix(task, queries, chosen.chunk)
     run = recipe.momentum, recipe.weight_decay
     return scores_of(parts, operators, train, gradients, *run, chosen.variant, chosen.chunk)
 
 
-def _stretches(
-    task: Task, train: Examples, options: Options, stages: np.ndarray | None
-) -> tuple[list[Segment], list[Spectral]]:
+def _stretches(task: Task, train: Examples, options: Options) -> tuple[list[Segment], list[Spectral]]:
     """The segments and the mean curvature of each, decomposed."""
     parts = segments_of(task, task.run.checkpoints, task.run.learning_rates, options.segments, n_examples(train))
     _same_model(task, parts[-1].tasks[-1])
-    if stages is not None:
-        parts = [replace(part, members=members) for part, members in zip(parts, _checked(stages, parts), strict=True)]
     if options.variant == "fast":
         parts = [replace(part, tasks=(at_mean(part.tasks),)) for part in parts]
     known = {name: getattr(options, name) for name in ("curvature", "fisher", "layers", "rest", "seed", "chunk")}
-    operators = [
-        averaged(tasks=part.tasks, train=train if part.members.all() else take(train, part.members), **known)
-        for part in parts
-    ]
+    operators = [averaged(tasks=part.tasks, train=train, **known) for part in parts]
     for operator in operators:
         operator.eigenvalues  # noqa: B018  (a dense one decomposes when first asked: here, where it is charged)
     return parts, operators
 
 
 _remembered = remembered(2)(_stretches)  # for other queries, and for the other way of reading the same segments
-
-
-def _checked(stages: np.ndarray, parts: list[Segment]) -> np.ndarray:
-    stages, expected = np.asarray(stages), (len(parts), len(parts[0].members))
-    if stages.dtype != bool or stages.shape != expected or not stages.any(1).all():
-        raise ValueError(
-            f"source: stages is {stages.dtype} {stages.shape}; bool {expected} is wanted, [segments, training "
-            f"examples], with at least one example in each segment."
-        )
-    return stages
 
 
 def _same_model(task: Task, last: Task) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from tda.attribution.registry import method
@@ -21,6 +23,6 @@ def attribute(task: Task, train: Examples, queries: Examples, *, seed: Whole = 0
     (:mod:`tda.curvature.products`).
     """
     return sum(
-        checkpoint.lr_sum * dot_products(task, train, queries, chunk, checkpoint.params).numpy()
+        checkpoint.lr_sum * dot_products(replace(task, params=checkpoint.params), train, queries, chunk).numpy()
         for checkpoint in task.run.checkpoints
     )

@@ -22,15 +22,14 @@ ROWS = 64  # unit vectors sent through a matvec at once when a matrix is written
 
 
 class Operator:
-    """A symmetric matrix seen through its products. ``scale``: its mean eigenvalue, the unit of a relative damping."""
+    """A symmetric matrix seen through its products ``matvec(v)`` = ``v C`` for every row of ``v`` [B, P]. ``scale``: its
+    mean eigenvalue, the unit of a relative damping.
+    """
 
     size: int
     dtype: torch.dtype
     scale: float
-
-    def matvec(self, v: Tensor) -> Tensor:
-        """``v C`` for every row of ``v`` [B, P]."""
-        raise NotImplementedError
+    matvec: Callable[[Tensor], Tensor]
 
     def materialise(self) -> Tensor:
         """C as a matrix [P, P]. Refused with its size in MB where it does not fit."""
@@ -43,21 +42,16 @@ DENSE_ADVICE = "Use curvature='ekfac', or solver='cg', which never writes the ma
 
 
 class Spectral(Operator):
-    """An operator with known eigenvectors: ``eigenvalues`` in the order of the coordinates that ``project`` returns."""
+    """An operator with known eigenvectors, and ``eigenvalues`` in their order.
+
+    ``project(v)``: the coordinates of the rows of ``v`` [B, P] along them; ``lift``: the vectors [B, P] with such
+    coordinates; ``with_eigenvalues``: the same eigenvectors with other eigenvalues. :class:`Dual` lacks all three.
+    """
 
     eigenvalues: Tensor
-
-    def project(self, v: Tensor) -> Tensor:
-        """Coordinates of the rows of ``v`` [B, P] along the eigenvectors."""
-        raise NotImplementedError
-
-    def lift(self, coordinates: Tensor) -> Tensor:
-        """The vectors [B, P] with these coordinates along the eigenvectors."""
-        raise NotImplementedError
-
-    def with_eigenvalues(self, eigenvalues: Tensor) -> Spectral:
-        """The same eigenvectors with other eigenvalues."""
-        raise NotImplementedError
+    project: Callable[[Tensor], Tensor]
+    lift: Callable[[Tensor], Tensor]
+    with_eigenvalues: Callable[[Tensor], Spectral]
 
     @property
     def size(self) -> int:

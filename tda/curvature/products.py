@@ -12,28 +12,23 @@ their gradients are sums of outer products: there the gradients are formed (:mod
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from tda.curvature.layers import Layer, passes, trackable, untracked, watching
 from tda.curvature.outputs import width_of
-from tda.task import Examples, Params, Task, chunks, n_examples, take
+from tda.task import Examples, Task, chunks, n_examples, take
 from tda.tools import gradients
 from tda.tools.gradients import CHUNK, batch_of
 
 AT_ONCE = 512  # examples whose layers are captured together; they hold inputs and slopes only
 
 
-def dot_products(
-    task: Task, train: Examples, queries: Examples, chunk: int = CHUNK, params: Params | None = None
-) -> Tensor:
-    """``<grad l_q, grad l_i>`` at ``params`` (the task's by default) for all pairs, [Q, N].
+def dot_products(task: Task, train: Examples, queries: Examples, chunk: int = CHUNK) -> Tensor:
+    """``<grad l_q, grad l_i>`` for all pairs, [Q, N].
 
     Memory: N x (inputs + outputs of all layers), or where gradients are formed (Q + ``chunk``) x P numbers.
     """
-    task = task if params is None else replace(task, params=params)
     layers = _single_pass(task, train)
     if not layers:
         return gradients.dot_products(task, train, queries, chunk)

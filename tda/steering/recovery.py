@@ -20,6 +20,8 @@ from math import ceil, log
 import numpy as np
 from sklearn.linear_model import lasso_path
 
+from tda.tools.options import is_whole
+
 METHODS = ("lasso", "ridge", "correlation")
 LASSO_PATH = np.geomspace(1.0, 1e-3, 25)  # in units of the penalty that leaves no document
 RIDGE_PATH = np.geomspace(1e3, 1e-5, 25)  # in units of the mean nonzero eigenvalue of the centred M^T M
@@ -38,7 +40,7 @@ def left_regular(n: int, K: int, d: int, seed: int = 0) -> np.ndarray:
     1 <= d < K, and where n * d memberships leave a subset empty.
     """
     _check_sizes(n, K)
-    if not _whole(d) or not 1 <= d < K:
+    if not is_whole(d) or not 1 <= d < K:
         raise ValueError(
             f"left_regular: d={d} with K={K} subsets; it must be a whole number from 1 to K - 1. Change d, or K."
         )
@@ -82,7 +84,7 @@ def bernoulli(n: int, K: int, p: float, seed: int = 0) -> np.ndarray:
 
 def enough(n: int, k: int) -> int:
     """Subsets that find k of n documents: k log(n / k) and at least k, the constant of the order being 1."""
-    if not _whole(k) or not 1 <= k <= n:
+    if not is_whole(k) or not 1 <= k <= n:
         raise ValueError(f"sparsity={k} of {n} documents; it must be a whole number from 1 to {n}.")
     return max(k, ceil(k * log(n / k)))
 
@@ -203,12 +205,8 @@ def _centred(measure: np.ndarray) -> np.ndarray:
     return measure - measure.mean(0)
 
 
-def _whole(value) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
 def _check_sizes(n: int, K: int) -> None:
-    if not (_whole(n) and _whole(K) and n >= 2 and K >= 2):
+    if not (is_whole(n) and is_whole(K) and n >= 2 and K >= 2):
         raise ValueError(f"a design of K={K} subsets of n={n} documents; both must be whole numbers of at least 2.")
 
 

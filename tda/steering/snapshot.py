@@ -52,7 +52,7 @@ def places(task: Task) -> list[tuple[str, nn.Module, bool]]:
     lists = [(name, m) for name, m in task.model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
     if not lists:
         return [(name, layer.module, False) for name, layer in tracked(task).items()]
-    name, blocks = max(lists, key=lambda inputs: len(inputs[1]))
+    name, blocks = max(lists, key=lambda pair: len(pair[1]))
     inputs = [(f"{name}.{i}", block, False) for i, block in enumerate(blocks)]
     return [*inputs, (f"{name}.{len(blocks) - 1}", blocks[-1], True)]
 
@@ -82,9 +82,7 @@ def snapshot(task: Task, examples: Examples, layer: int = -1, chunk: int = CHUNK
         activations = seen["layer"][0][int(after)]
         real = targets != IGNORE
         if targets.shape[1] == 1:
-            activations = activations.flatten(1).unsqueeze(
-                1
-            )  # a classifier: one position, however many axes the layer has
+            activations = activations.flatten(1).unsqueeze(1)  # a classifier has one position
         states.append(activations[real])
         probabilities.append(logits[real].softmax(-1))
         labels.append(targets[real])

@@ -30,11 +30,6 @@ def digest(value: Any) -> str:
     return reader.hash.hexdigest()
 
 
-def vars_of(value: Any) -> dict[str, Any]:
-    """The attributes of an object that has any."""
-    return dict(getattr(value, "__dict__", {}))
-
-
 class _Reader:
     def __init__(self) -> None:
         self.hash, self.seen = hashlib.sha256(), {}  # the fastest where the processor knows it
@@ -90,14 +85,12 @@ class _Reader:
             self.add(cell.cell_contents)
         # Of the module's own names: what libraries hold does not change, and is large.
         for name in self.code(value.__code__):
-            global_ = value.__globals__.get(name)
-            own = (
-                getattr(global_, "__module__", None) if isinstance(global_, (FunctionType, type)) else value.__module__
-            )
-            inside = own == value.__module__ and not isinstance(global_, (ModuleType, NoneType))
-            if isinstance(global_, DATA) or (inside and not value.__module__.startswith(LIBRARIES)):
+            held = value.__globals__.get(name)
+            own = getattr(held, "__module__", None) if isinstance(held, (FunctionType, type)) else value.__module__
+            inside = own == value.__module__ and not isinstance(held, (ModuleType, NoneType))
+            if isinstance(held, DATA) or (inside and not value.__module__.startswith(LIBRARIES)):
                 self.note(name)
-                self.add(global_)
+                self.add(held)
 
     def code(self, value: CodeType) -> list[str]:
         """Note the code, inner functions included; return the names that it reads."""
@@ -115,8 +108,8 @@ class _Reader:
             value = {name: x for name, x in vars(value).items() if not name.startswith("__")}
         elif hasattr(value, "to_dict"):  # the config of a model, which holds how it computes
             value = value.to_dict()
-        elif not isinstance(value, (Mapping, Sequence, Set, ModuleType)) and vars_of(value):
-            value = vars_of(value)
+        elif not isinstance(value, (Mapping, Sequence, Set, ModuleType)) and getattr(value, "__dict__", None):
+            value = dict(vars(value))
         if isinstance(value, Mapping):
             self.note(len(value))
             for key, item in value.items():

@@ -75,26 +75,21 @@ def _row(arguments: tuple, in_dims: tuple[int | None, ...], i: int) -> list:
     return [value if dim is None else row(value) for value, dim in zip(arguments, in_dims, strict=True)]
 
 
-def blocks(
-    task: Task, examples: Examples, chunk: int = CHUNK, params: Params | None = None
-) -> Iterator[tuple[slice, Tensor]]:
+def blocks(task: Task, examples: Examples, chunk: int = CHUNK) -> Iterator[tuple[slice, Tensor]]:
     """``(slice, gradients [b, P])`` over all examples, at most ``chunk`` at a time. The loss is each example's own
     mean.
     """
     per_example = over_examples(example_gradient(task), in_dims=(None, 0))
-    at = task.params if params is None else params
     for part in chunks(n_examples(examples), chunk):
-        yield part, flatten(per_example(at, batch_of(take(examples, part)))).detach()
+        yield part, flatten(per_example(task.params, batch_of(take(examples, part)))).detach()
 
 
-def matrix(task: Task, examples: Examples, chunk: int = CHUNK, params: Params | None = None) -> Tensor:
+def matrix(task: Task, examples: Examples, chunk: int = CHUNK) -> Tensor:
     """All gradients [n, P] at once: n x P x 4 bytes. For queries; stream documents with :func:`blocks`."""
-    return torch.cat([block for _, block in blocks(task, examples, chunk, params)])
+    return torch.cat([block for _, block in blocks(task, examples, chunk)])
 
 
-def dot_products(
-    task: Task, train: Examples, queries: Examples, chunk: int = CHUNK, params: Params | None = None
-) -> Tensor:
+def dot_products(task: Task, train: Examples, queries: Examples, chunk: int = CHUNK) -> Tensor:
     """``<grad l_q, grad l_i>`` for all pairs, [Q, N]. Holds the Q query gradients and one block of documents."""
-    query_gradients = matrix(task, queries, chunk, params)
-    return torch.cat([query_gradients @ block.T for _, block in blocks(task, train, chunk, params)], dim=1)
+    query_gradients = matrix(task, queries, chunk)
+    return torch.cat([query_gradients @ block.T for _, block in blocks(task, train, chunk)], dim=1)

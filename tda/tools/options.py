@@ -31,7 +31,8 @@ class Rule:
 ANYTHING = Rule("anything", lambda value: True)
 
 
-def _whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """An integer of Python or NumPy, and no truth value."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
@@ -49,7 +50,7 @@ def _compiles(value: Any) -> bool:
 def whole(least: int) -> Any:
     """An integer of at least ``least``."""
     words = f"it must be a whole number of at least {least}"
-    return Annotated[int, Rule(words, lambda value: _whole(value) and value >= least)]
+    return Annotated[int, Rule(words, lambda value: is_whole(value) and value >= least)]
 
 
 def one_of(names: Sequence[str]) -> Any:
