@@ -22,8 +22,9 @@ ROWS = 64  # unit vectors sent through a matvec at once when a matrix is written
 
 
 class Operator:
-    """A symmetric matrix seen through its products ``matvec(v)`` = ``v C`` for every row of ``v`` [B, P]. ``scale``: its
-    mean eigenvalue, the unit of a relative damping.
+    """A symmetric matrix seen through its products: ``matvec(v)`` is ``v C`` for every row of ``v`` [B, P].
+
+    ``scale``: its mean eigenvalue, the unit of a relative damping.
     """
 
     size: int
