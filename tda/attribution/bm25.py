@@ -32,9 +32,9 @@ def attribute(
     k1: NotNegative = 1.5,
     b: Share = 0.75,
 ) -> np.ndarray:
-    """BM25 of every document for the words of the query, [Q, N], with the usual k1 and b; no stemming, no stop
-    words. A query that shares no word with any document scores 0 everywhere; documents without a single word are a
-    ``ValueError``. Words are those of :func:`tda.words.words`.
+    """BM25 of every document for the words (:func:`tda.words.words`) of the query, [Q, N]; no stemming, no stop words.
+
+    A query that shares no word with any document scores 0 everywhere.
     """
     import bm25s
 

@@ -48,11 +48,10 @@ def attribute(
 ) -> np.ndarray:
     """The derivative of each query's final loss by the weight of each training example, [Q, N], in nats.
 
-    Needs a recorded SGD run (``task.run``), and ``train`` must be its examples. Options: ``store`` all or sqrt (memory,
-    see :func:`unrolled`); ``chunk`` examples of a batch and ``queries_at_once`` queries are differentiated together.
+    Needs a recorded SGD run (``task.run``) without clipping, and ``train`` must be its examples. ``store``: see
+    :func:`unrolled`; ``chunk`` examples of a batch and ``queries_at_once`` queries are differentiated together.
     Time: about that of the training, and of two more trainings per query. No randomness.
-    Raises ``ValueError`` for a run of another optimiser, a clipped run, a record that lacks the start or the batches,
-    other training data, and a run that does not end at the model when it is repeated.
+    Raises ``ValueError`` for any other run, and for one that does not end at the model when it is repeated.
     """
     options = {"store": store, "chunk": chunk, "queries_at_once": queries_at_once, "final": task.params}
     return unrolled(task.loss_fn, train, queries, recording_of(task, train), **options).sum(0).numpy()
@@ -72,15 +71,13 @@ def unrolled(
 ) -> Tensor:
     """``- d l_q(theta_T) / d w_i``, [S, Q, N], through the steps of each of S = len(cuts) + 1 stretches of the run.
 
-    Parameters: ``loss_fn`` as in :class:`tda.task.Task`; ``data`` the N training examples that ``recording.steps``
-    index; ``cuts`` the steps at which a new stretch begins (none: one stretch, the whole run). The sum over the
-    stretches is the score; a stretch holds what its own batches taught. ``final``: the parameters that the run is known
-    to end at, to be compared with. Precision is that of the initial parameters.
+    ``data``: the N training examples that ``recording.steps`` index; ``cuts``: the steps at which a new stretch begins.
+    The sum over the stretches is the score; a stretch holds what its own batches taught. ``final``: the parameters that
+    the run is known to end at, to be compared with. Precision is that of the initial parameters.
     Memory for P parameters and T steps: ``store="all"`` T P numbers (every theta_t is kept); ``"sqrt"`` about
     2.8 sqrt(T) P (every k-th state is kept, the steps between are run again, but for the last k); and 4 Q P
     for the adjoints.
-    Raises ``ValueError`` if that does not fit, for other options, for a run that diverges and for one that does not end
-    at ``final``.
+    Raises ``ValueError`` if that does not fit, for a run that diverges and for one that does not end at ``final``.
     """
     cuts, total, count = [int(cut) for cut in cuts], len(recording.steps), n_examples(queries)
     if store not in STORES:
@@ -97,7 +94,7 @@ def unrolled(
         state = replay.run(state, piece, kept if piece is pieces[-1] else None)
     if final is not None:
         replay.compare(state[0], final)
-    p = vmap(grad(lambda at, example: replay.loss(at, _alone(example), "sum")), in_dims=(None, 0))(
+    p = vmap(grad(lambda at, query: replay.loss(at, {k: v.unsqueeze(0) for k, v in query.items()}, "sum")), (None, 0))(
         state[0], batch_of(queries)
     )
     u, scores = torch.zeros_like(p), p.new_zeros(len(cuts) + 1, count, n_examples(data))
@@ -114,10 +111,6 @@ def unrolled(
             p = p + curved / divisor + recording.weight_decay * a
             u = recording.momentum * a
     return scores.detach()
-
-
-def _alone(example: Examples) -> Examples:
-    return {k: v.unsqueeze(0) for k, v in example.items()}
 
 
 def _second_order(

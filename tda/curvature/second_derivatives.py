@@ -131,10 +131,8 @@ def block_ggn(task: Task, train: Examples, by: str = "layer", chunk: int = CHUNK
     """
     groups = parameter_groups(task, by)
     require(24.0 * sum(len(i) ** 2 for i in groups.values()), "the blocks of the Gauss-Newton matrix", DENSE_ADVICE)
-    blocks = moments(task, train, groups, chunk)
-    return Blocks(
-        sum(p.numel() for p in task.params.values()), {k: (index, Dense(blocks[k])) for k, index in groups.items()}
-    )
+    blocks, width = moments(task, train, groups, chunk), sum(p.numel() for p in task.params.values())
+    return Blocks(width, {name: (index, Dense(blocks[name])) for name, index in groups.items()})
 
 
 def moments(task: Task, train: Examples, groups: dict[str, Tensor], chunk: int) -> dict[str, Tensor]:

@@ -102,9 +102,7 @@ def train(
     rate: float = 0.05,
     seed: int = 0,
 ) -> Operators:
-    """Operators for the subsets ``measure`` bool [K, n] of the documents of ``shot``. Memory: K x D x C x 4 bytes
-    for the exact part. Raises ``ValueError`` for empty or whole subsets, a rank above the width, bad options.
-    """
+    """Operators for the subsets ``measure`` bool [K, n] of the documents of ``shot``. Memory: K x D x C x 4 bytes."""
     weights, (K, n) = weights or Weights(), measure.shape
     width, classes = shot.states.shape[1], shot.probabilities.shape[1]
     check(measure, rank, width, steps, rate)
