@@ -130,15 +130,17 @@ def moved_losses(task: Task, train: Examples, queries: Examples, sign: int, opti
 
 def _mover(task: Task, train: Examples, sign: int, options: Options) -> Callable[[Examples], tuple[Params, Tensor]]:
     """``move(batch of queries) -> (parameters [B, ...], eta [B])``."""
-    kind, step = options.preconditioner, (sign, options.step, options.steps, options.unit)
+    kind = options.preconditioner
+    moves = {"sign": sign, "step": options.step, "steps": options.steps, "unit": options.unit}
     if kind.startswith("ewc"):
-        penalty = empirical.diagonal(task, train, options.chunk), options.ewc_weight, kind == "ewc_released"
-        return lambda batch: ewc_steps(task, batch, *step, *penalty)
+        fisher, released = empirical.diagonal(task, train, options.chunk), kind == "ewc_released"
+        moves |= {"fisher": fisher, "weight": options.ewc_weight, "released": released}
+        return lambda batch: ewc_steps(task, batch, **moves)
     if kind == "ekfac":
         precondition = named.inverse("ekfac", task, train, options.damping, options.chunk, rest="diagonal")
     else:
         precondition = empirical.inverse(kind, task, train, options.damping, options.chunk)
-    return lambda batch: natural_steps(task, batch, *step, precondition)
+    return lambda batch: natural_steps(task, batch, **moves, precondition=precondition)
 
 
 def token_scores(
