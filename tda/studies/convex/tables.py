@@ -12,7 +12,7 @@ NAMES = ("breast cancer", "wine", "iris", "diabetes", "digits 3-8", "digits 4-9"
 
 @dataclass(frozen=True)
 class Table:
-    """Training rows X, y and held-out rows held_out, held_out_labels; raw features of both. Labels are 0 and 1."""
+    """Rows for training X [n, d], y [n] and held-out ones, and the raw features of both. Labels are 0 and 1."""
 
     X: np.ndarray
     y: np.ndarray
