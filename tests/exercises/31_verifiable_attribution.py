@@ -9,26 +9,26 @@ ratio = 0.25 * np.square(0.5 * top_.scores[0]).sum() / asked_.eps
 promised = "accept"  # the error is below eps
 
 # %% 2 solution
-from tda.verification.residual import residual as estimate_of
+from tda.studies.verification.residual import residual as estimate_of
 
 small_plain, found_ = replace(plain, bases=30, checks=20), []
 for number in range(400):
-    verifier_ = tv.Verifier(learner, small_plain, number.to_bytes(32, "big"))
+    verifier_ = Verifier(learner, small_plain, number.to_bytes(32, "big"))
     subsets_ = verifier_.coins.pairs[0]
     f = learner(subsets_, np.zeros(len(subsets_), int)).values[:, 0]
     design = np.column_stack([np.ones(len(f)), subsets_ - 0.5])
-    before = tv.fit("least_squares", learner, len(f), 0.5, np.random.default_rng([2, number]))
+    before = fit("least_squares", learner, len(f), 0.5, np.random.default_rng([2, number]))
     for claim_ in (np.linalg.lstsq(design, f, rcond=None)[0], np.append(before.mean, before.scores)):
         left_over = (f - design @ claim_).reshape(4, -1, 1)
         found_.append(estimate_of(left_over, RHO, constraint=False).value[0] / eps)
 late, early = np.mean(found_[::2]), np.mean(found_[1::2])
 
 # %% 2 wrong
-from tda.verification.residual import residual as estimate_of
+from tda.studies.verification.residual import residual as estimate_of
 
 small_plain, found_ = replace(plain, bases=30, checks=20), []
 for number in range(400):
-    verifier_ = tv.Verifier(learner, small_plain, number.to_bytes(32, "big"))
+    verifier_ = Verifier(learner, small_plain, number.to_bytes(32, "big"))
     subsets_ = verifier_.coins.pairs[0]
     f = learner(subsets_, np.zeros(len(subsets_), int)).values[:, 0].reshape(4, -1, 1)
     found_.append(estimate_of(f, RHO, constraint=False).value[0] / eps)  # nothing is subtracted
@@ -45,7 +45,7 @@ escape = (1 - least) ** statement.checks
 # %% 4 solution
 import base64
 
-from tda.verification.messages import decode, encode, pack
+from tda.studies.verification.messages import decode, encode, pack
 
 
 def edit(number, raw):

@@ -1,23 +1,21 @@
-"""What is trained: functions of (subset, seed) that both parties can repeat to the bit.
+"""What is trained: functions of (subset, seed) that both parties can repeat to the bit, and one whose truth is known.
 
 A learner turns subsets into outputs in [-1, 1] (divided by its ``bound`` and clipped), one a test point, and a SHA-256
 fingerprint of every trained model. Its :meth:`Learner.spec` is plain JSON, from which the other party builds the same
-learner (:func:`build`) and which binds the data by hash. Learners count their trainings: that is the cost of a party.
+learner (:func:`tda.studies.verification.statement.build`) and which binds the data by hash. Learners count their
+trainings: that is the cost of a party.
 """
 
 from __future__ import annotations
 
 import abc
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from tda.artefacts import key_of
-from tda.verification.subsets import check_probability, check_subsets, standard
-
-BUILDERS: dict[str, Callable[..., Learner]] = {}
+from tda.studies.verification.cube import Attribution, check_probability, check_subsets, standard
 
 
 @dataclass(frozen=True)
@@ -30,18 +28,19 @@ class Outputs:
 
 class Learner(abc.ABC):
     """``n`` examples, ``points`` test points, ``bound`` > 0 in the output's own unit; ``exact`` if a model has the same
-    bits whatever it is trained beside.
+    bits whatever it is trained beside; ``options``: what it was made with.
     """
 
     n: int
     points: int
     bound: float
+    options: dict
     exact: bool = True
     trainings: int = 0
 
     @abc.abstractmethod
     def spec(self) -> dict:
-        """JSON from which :func:`build` makes this learner; key ``learner`` names its kind."""
+        """JSON that makes this learner again: its kind (key ``learner``), its data by hash, its options."""
 
     @abc.abstractmethod
     def run(self, subsets: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, list[bytes]]:
@@ -76,9 +75,9 @@ class Learner(abc.ABC):
         return Outputs(clipped, np.frombuffer(digests, np.uint8).reshape(-1, 32))
 
 
-class Once:
-    """A learner that remembers: the same call is trained once. For experiments in which several claims meet the same
-    coins; a party of a real session has no use for it.
+class Remembering:
+    """A learner that trains the same call once. For experiments in which several claims meet the same coins; a party of
+    a real session has no use for it.
     """
 
     def __init__(self, learner: Learner):
@@ -94,39 +93,11 @@ class Once:
         return self.known[key]
 
 
-def register(kind: str):
-    """Class decorator: ``build({"learner": kind, ...})`` makes this learner from the other keys."""
-
-    def add(cls):
-        BUILDERS[kind] = cls
-        return cls
-
-    return add
-
-
-def build(spec: dict) -> Learner:
-    """The learner of a :meth:`Learner.spec`. Raises ``ValueError`` for unknown kinds or options and for other data."""
-    from tda.verification import networks, ridge  # noqa: F401  they register themselves
-
-    kind = spec.get("learner") if isinstance(spec, dict) else spec
-    if not isinstance(kind, str) or not isinstance(spec, dict) or kind not in BUILDERS:
-        raise ValueError(f"learner {kind!r} is unknown; there are {sorted(BUILDERS)}.")
-    options = {k: v for k, v in spec.items() if k not in ("learner", "data")}
-    try:
-        made = BUILDERS[spec["learner"]](**options)
-    except TypeError as error:
-        raise ValueError(f"learner {spec['learner']!r}: {error}. Give the options that its spec() has.") from None
-    if made.spec().get("data") != spec.get("data"):
-        raise ValueError(f"learner {spec['learner']!r}: its data here differ from those of the statement.")
-    return made
-
-
 def digest_of(*arrays: np.ndarray) -> str:
     """SHA-256 of arrays, with their types and shapes."""
     return key_of([(str(a.dtype), a.shape, hashlib.sha256(np.ascontiguousarray(a)).hexdigest()) for a in arrays])
 
 
-@register("polynomial")
 class Polynomial(Learner):
     """A function with known Fourier weights: no training at all, exact truth.
 
@@ -145,15 +116,8 @@ class Polynomial(Learner):
                 f"0, 1, ..., not all zero, points >= 1 and noise >= 0."
             )
         self.n, self.p, self.points, self.noise = n, check_probability(p), points, float(noise)
-        self.options = {
-            "n": n,
-            "p": p,
-            "energy": energy,
-            "points": points,
-            "seed": seed,
-            "concentration": concentration,
-            "noise": noise,
-        }
+        self.options = {"n": n, "p": p, "energy": energy, "points": points, "seed": seed}
+        self.options |= {"concentration": concentration, "noise": noise}
         rng, self.terms = np.random.default_rng([seed, 31]), []
         for degree, strength in enumerate(energy):
             members = [()] if degree == 0 else [(i,) for i in range(n)]
@@ -175,12 +139,10 @@ class Polynomial(Learner):
         """[K, Q]: B_0, B_1, ... of the scaled outputs."""
         return np.stack([np.square(size).sum(1) for _, size in self.terms]) / self.bound**2
 
-    def best(self, seed: int | None = None):
+    def best(self, seed: int | None = None) -> Attribution:
         """The best linear predictor of the scaled outputs: scores 2 f_i / sigma. With a ``seed``, of the trainings
         with it (noise is then part of the mean).
         """
-        from tda.verification.claims import Attribution
-
         slope = 1 / np.sqrt(self.p * (1 - self.p))
         mean = self.terms[0][1][:, 0] + (0.0 if seed is None else self._shift(np.array([seed]))[0])
         return Attribution(self.terms[1][1] * slope / self.bound, mean / self.bound, self.p)

@@ -1,7 +1,7 @@
 """Prover and verifier as two processes that exchange messages through a folder.
 
-python -m tda.verification verify problem.json folder
-python -m tda.verification prove  problem.json folder --method least_squares --budget 800
+python -m tda.studies.verification verify problem.json folder
+python -m tda.studies.verification prove  problem.json folder --budget 800
 
 ``problem.json`` is a statement (:meth:`Statement.to_json`). The verifier exits with 0 if it accepts and with 1 if it
 aborts; 2 means that the problem cannot be used, or that the other party did not appear.
@@ -12,22 +12,54 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 
+from tda.artefacts import atomic
+from tda.studies.verification import cheats
+from tda.studies.verification.messages import ProtocolError
+from tda.studies.verification.prover import FITS, Prover, fit
+from tda.studies.verification.statement import Statement, build
+from tda.studies.verification.verifier import Verifier
 from tda.task import use_threads
-from tda.verification import cheats, session
-from tda.verification.claims import FITS, fit
-from tda.verification.learners import build
-from tda.verification.messages import ProtocolError
-from tda.verification.prover import Prover
-from tda.verification.statement import Statement
-from tda.verification.verifier import Verifier
+
+
+def over_files(party: Verifier | Prover, folder: Path, timeout: float) -> None:
+    """One side of a session whose messages are files ``00.json``, ``01.json``, ... in a folder that both can reach.
+
+    Waits for the other side's next file at most ``timeout`` seconds, then raises ``TimeoutError``.
+    """
+    number = 0
+    if isinstance(party, Verifier):
+        _write(folder, 0, party.open())
+        number = 1
+    while True:
+        reply = party.receive(_wait(folder / f"{number:02d}.json", timeout))
+        if reply is not None:
+            _write(folder, number + 1, reply)
+        if party.verdict is not None:
+            return
+        number += 2
+
+
+def _write(folder: Path, number: int, raw: bytes) -> None:
+    with atomic(folder / f"{number:02d}.json") as path:
+        path.write_bytes(raw)
+
+
+def _wait(path: Path, timeout: float) -> bytes:
+    until = time.monotonic() + timeout
+    while not path.exists():
+        if time.monotonic() > until:
+            raise TimeoutError(f"{path} did not arrive within {timeout:g} seconds; is the other party running?")
+        time.sleep(0.02)
+    return path.read_bytes()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tda.verification", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tda.studies.verification", description=__doc__.splitlines()[0])
     parser.add_argument("role", choices=["verify", "prove"])
     parser.add_argument("problem", type=Path, help="a statement as JSON")
     parser.add_argument("folder", type=Path, help="where the messages are exchanged; empty at first")
@@ -47,20 +79,17 @@ def main(arguments: list[str] | None = None) -> int:
             rng = np.random.default_rng([given.seed, 31])
             claim = fit(given.method, learner, given.budget, statement.p, rng, statement.seed)
             party = Prover(learner, statement, cheats.scaled(claim, given.scale))
-        session.over_files(party, given.folder, given.timeout)
+        over_files(party, given.folder, given.timeout)
     except ProtocolError as error:
         print(f"stopped: {error}")
         return 1
     except (ValueError, OSError) as error:  # TimeoutError is an OSError
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    accepted, reason = (
-        (party.verdict.accepted, party.verdict.reason)
-        if given.role == "verify"
-        else (party.verdict["accepted"], party.verdict["reason"])
-    )
-    print(f"{'accepted' if accepted else 'aborted'}: {ascii(reason)}; {learner.trainings} trainings")
-    return 0 if accepted else 1
+    verdict = party.verdict if given.role == "prove" else vars(party.verdict)
+    word = "accepted" if verdict["accepted"] else "aborted"
+    print(f"{word}: {ascii(verdict['reason'])}; {learner.trainings} trainings")
+    return 0 if verdict["accepted"] else 1
 
 
 if __name__ == "__main__":
