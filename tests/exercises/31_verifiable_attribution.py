@@ -1,14 +1,4 @@
 # %% 1 solution
-_, asked_, top_ = world(share=0.3)
-ratio = 0.25 * np.square(0.5 * top_.scores[0]).sum() / asked_.eps
-promised = "nothing"  # between a quarter of eps and eps
-
-# %% 1 wrong
-_, asked_, top_ = world(share=0.3)
-ratio = 0.25 * np.square(0.5 * top_.scores[0]).sum() / asked_.eps
-promised = "accept"  # the error is below eps
-
-# %% 2 solution
 from tda.studies.verification.residual import residual as estimate_of
 
 small_plain, found_ = replace(plain, bases=30, checks=20), []
@@ -23,7 +13,7 @@ for number in range(400):
         found_.append(estimate_of(left_over, RHO, constraint=False).value[0] / eps)
 late, early = np.mean(found_[::2]), np.mean(found_[1::2])
 
-# %% 2 wrong
+# %% 1 wrong
 from tda.studies.verification.residual import residual as estimate_of
 
 small_plain, found_ = replace(plain, bases=30, checks=20), []
@@ -34,15 +24,7 @@ for number in range(400):
     found_.append(estimate_of(f, RHO, constraint=False).value[0] / eps)  # nothing is subtracted
 late = early = np.mean(found_)
 
-# %% 3 solution
-least = statement.winsor / 4
-escape = (1 - least) ** statement.checks
-
-# %% 3 wrong
-least = statement.winsor  # a share of the bases, not of the trainings
-escape = (1 - least) ** statement.checks
-
-# %% 4 solution
+# %% 2 solution
 import base64
 
 from tda.studies.verification.messages import decode, encode, pack
@@ -58,7 +40,7 @@ def edit(number, raw):
     return encode(message.session, message.number, message.kind, message.previous, body)[0]
 
 
-# %% 4 wrong
+# %% 2 wrong
 def edit(number, raw):
     if number != 3:
         return raw
