@@ -195,7 +195,7 @@ def test_subtracting_a_linear_predictor_leaves_the_residual_and_lowers_the_varia
 def test_plan_grows_as_it_says():
     fresh, bases = plan(0.002, 0.05, 0.001, 0.25)
     assert plan(0.002, 0.05, 0.002, 0.25)[1] > bases and plan(0.002, 0.01, 0.001, 0.25)[0] > fresh
-    wide = [plan(eps, 0.05, 0.01, 0.25, total=0.1)[0] for eps in (0.02, 0.01)]
+    wide = [plan(eps, 0.05, 1.0, 0.25)[0] for eps in (0.02, 0.01)]
     assert wide[1] / wide[0] == pytest.approx(4, rel=0.01)
     assert attained(0.002, 0.001, 0.25, bases) == pytest.approx(0.05, rel=0.01)
     assert attained(0.002, 0.001, 0.25, bases // 2, points=2) > 0.1

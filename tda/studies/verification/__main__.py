@@ -20,7 +20,7 @@ import numpy as np
 from tda.artefacts import atomic
 from tda.studies.verification import cheats
 from tda.studies.verification.messages import ProtocolError
-from tda.studies.verification.prover import FITS, Prover, fit
+from tda.studies.verification.prover import Prover, fit
 from tda.studies.verification.statement import Statement, build
 from tda.studies.verification.verifier import Verifier
 from tda.task import use_threads
@@ -31,22 +31,15 @@ def over_files(party: Verifier | Prover, folder: Path, timeout: float) -> None:
 
     Waits for the other side's next file at most ``timeout`` seconds, then raises ``TimeoutError``.
     """
-    number = 0
-    if isinstance(party, Verifier):
-        _write(folder, 0, party.open())
-        number = 1
+    number, reply = (0, party.open()) if isinstance(party, Verifier) else (-1, None)
     while True:
-        reply = party.receive(_wait(folder / f"{number:02d}.json", timeout))
         if reply is not None:
-            _write(folder, number + 1, reply)
+            with atomic(folder / f"{number:02d}.json") as path:
+                path.write_bytes(reply)
         if party.verdict is not None:
             return
+        reply = party.receive(_wait(folder / f"{number + 1:02d}.json", timeout))
         number += 2
-
-
-def _write(folder: Path, number: int, raw: bytes) -> None:
-    with atomic(folder / f"{number:02d}.json") as path:
-        path.write_bytes(raw)
 
 
 def _wait(path: Path, timeout: float) -> bytes:
@@ -64,9 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("problem", type=Path, help="a statement as JSON")
     parser.add_argument("folder", type=Path, help="where the messages are exchanged; empty at first")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for each message")
-    parser.add_argument("--method", choices=sorted(FITS), default="least_squares", help="how the prover fits its claim")
-    parser.add_argument("--budget", type=int, default=800, help="trainings that the prover spends on its claim")
-    parser.add_argument("--seed", type=int, default=0, help="of the prover's own subsets")
+    parser.add_argument("--budget", type=int, default=800, help="trainings that the prover fits its claim to")
     parser.add_argument("--scale", type=float, default=1.0, help="0.5 halves the scores: a cheat")
     given = parser.parse_args(arguments)
     use_threads()
@@ -76,8 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         if given.role == "verify":
             party = Verifier(learner, statement)
         else:
-            rng = np.random.default_rng([given.seed, 31])
-            claim = fit(given.method, learner, given.budget, statement.p, rng, statement.seed)
+            rng = np.random.default_rng([0, 31])  # the prover's own subsets
+            claim = fit("least_squares", learner, given.budget, statement.p, rng, statement.seed)
             party = Prover(learner, statement, cheats.scaled(claim, given.scale))
         over_files(party, given.folder, given.timeout)
     except ProtocolError as error:

@@ -10,7 +10,7 @@ from torch.func import functional_call, vmap
 
 from tda import classifiers
 from tda.many import AT_ONCE, stack, train_many, unstack
-from tda.studies.verification.learner import Learner, digest_of
+from tda.studies.verification.learner import Learner
 from tda.task import Params, Task
 from tda.testbeds.digits import CLASSES, flip, pixels
 from tda.training import Recipe
@@ -60,6 +60,8 @@ class Ridge(Learner):
     scores (``loss``). Deterministic to the bit, one solve of ``features`` unknowns a training.
     """
 
+    kind = "ridge"
+
     def __init__(self, n=100, features=24, decay=1.0, queries=(0,), output="margin", flips=0.1, data_seed=0, bound=2.0):
         self.x, self.y, tests, truth = images(n, flips, data_seed)
         queries = places_of(queries, len(tests), output)
@@ -69,9 +71,7 @@ class Ridge(Learner):
         self.options |= {"flips": flips, "data_seed": data_seed, "bound": bound}
         self.n, self.points, self.bound = n, len(queries), float(bound)
         self.tests, self.truth, self.hot = tests[queries], truth[queries], np.eye(CLASSES)[self.y]
-
-    def spec(self) -> dict:
-        return {"learner": "ridge", "data": digest_of(self.x, self.y, self.tests, self.truth)} | self.options
+        self.data = self.x, self.y, self.tests, self.truth
 
     def features(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Features of the training and of the test images."""
@@ -104,6 +104,7 @@ class Pixels(Learner):
     protocol certifies its best linear summary: a saliency map of the image.
     """
 
+    kind = "pixels"
     exact = False  # matrix products over all masks at once
 
     def __init__(self, queries=(0,), output="margin", data_seed=0, bound=2.0):
@@ -114,10 +115,8 @@ class Pixels(Learner):
         self.options = {"queries": queries, "output": output, "data_seed": data_seed, "bound": bound}
         self.n, self.points, self.bound = 64, len(queries), float(bound)
         self.mean, self.tests, self.truth = x.mean(0), tests[queries], truth[queries]
+        self.data = self.mean, self.tests, self.truth
         self.classifier = KernelRidge(alpha=1.0, kernel="rbf", gamma=0.05).fit(x, np.eye(CLASSES)[y])
-
-    def spec(self) -> dict:
-        return {"learner": "pixels", "data": digest_of(self.mean, self.tests, self.truth)} | self.options
 
     def run(self, subsets, seeds):
         shown = np.where(subsets[:, None, :], self.tests, self.mean)
@@ -133,6 +132,8 @@ class Network(Learner):
     side by side; a stacked model has the bits of the model trained alone only if ``at_once=1``.
     """
 
+    kind = "network"
+
     def __init__(
         self, n=100, depth=0, width=8, epochs=10, batch=25, lr=0.2, queries=(0,), output="margin", flips=0.1,
         data_seed=0, bound=10.0, at_once=AT_ONCE,
@@ -145,13 +146,10 @@ class Network(Learner):
         self.n, self.points, self.bound, self.exact = n, len(queries), float(bound), at_once == 1
         self.train = {"inputs": torch.from_numpy(x).float(), "labels": torch.from_numpy(y)}
         self.queries = {"inputs": torch.from_numpy(tests[queries]).float(), "labels": torch.from_numpy(truth[queries])}
+        self.data = tuple(part[k].numpy() for part in (self.train, self.queries) for k in ("inputs", "labels"))
         self.net = classifiers.mlp(depth, width, 0)
         self.loss_fn = classifiers.loss_function(self.net)
         self.recipe = Recipe.of(RECIPE | {"epochs": epochs, "batch": batch, "lr": lr})
-
-    def spec(self) -> dict:
-        data = [part[k].numpy() for part in (self.train, self.queries) for k in ("inputs", "labels")]
-        return {"learner": "network", "data": digest_of(*data)} | self.options
 
     def fitted(self, subsets: np.ndarray, seeds: np.ndarray) -> Params:
         """Stacked parameters. An empty subset leaves the initial ones."""

@@ -28,9 +28,11 @@ class Outputs:
 
 class Learner(abc.ABC):
     """``n`` examples, ``points`` test points, ``bound`` > 0 in the output's own unit; ``exact`` if a model has the same
-    bits whatever it is trained beside; ``options``: what it was made with.
+    bits whatever it is trained beside; ``kind``, ``data`` and ``options``: what it was made with.
     """
 
+    kind: str
+    data: tuple[np.ndarray, ...] = ()
     n: int
     points: int
     bound: float
@@ -38,9 +40,10 @@ class Learner(abc.ABC):
     exact: bool = True
     trainings: int = 0
 
-    @abc.abstractmethod
     def spec(self) -> dict:
         """JSON that makes this learner again: its kind (key ``learner``), its data by hash, its options."""
+        data = {"data": digest_of(*self.data)} if self.data else {}
+        return {"learner": self.kind} | data | self.options
 
     @abc.abstractmethod
     def run(self, subsets: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, list[bytes]]:
@@ -48,7 +51,7 @@ class Learner(abc.ABC):
 
     def task(self, seed: int):
         """``(task, train, queries)`` of the model trained on everything, for methods of the registry."""
-        raise ValueError(f"learner {self.spec()['learner']!r} has no gradients; fit its attribution by regression.")
+        raise ValueError(f"learner {self.kind!r} has no gradients; fit its attribution by regression.")
 
     def __call__(self, subsets: np.ndarray, seeds: np.ndarray) -> Outputs:
         """Train on every subset [M, n] bool with its seed [M] >= 0.
@@ -66,7 +69,7 @@ class Learner(abc.ABC):
         if not np.isfinite(values).all():
             bad = np.unique(np.argwhere(~np.isfinite(values))[:, 0])[:5].tolist()
             raise ValueError(
-                f"learner {self.spec()['learner']!r}: outputs of subsets {bad} are not finite. Lower its step size or "
+                f"learner {self.kind!r}: outputs of subsets {bad} are not finite. Lower its step size or "
                 f"raise its regularisation."
             )
         self.trainings += len(subsets)
@@ -108,6 +111,8 @@ class Polynomial(Learner):
     sum |f_T| max |phi_T|, so nothing is ever clipped.
     """
 
+    kind = "polynomial"
+
     def __init__(self, n, p=0.5, energy=(0.0, 1.0, 0.1), points=1, seed=0, concentration=0.0, noise=0.0):
         energy = [float(e) for e in energy]
         if n < 4 or not 2 <= len(energy) <= 5 or min(energy) < 0 or not sum(energy) > 0 or points < 1 or noise < 0:
@@ -131,9 +136,6 @@ class Polynomial(Learner):
         top = max(np.sqrt((1 - p) / p), np.sqrt(p / (1 - p)))
         sums = sum(np.abs(size).sum(1) * top**degree for degree, (_, size) in enumerate(self.terms))
         self.bound = float(sums.max() + np.sqrt(3 * self.noise))
-
-    def spec(self) -> dict:
-        return {"learner": "polynomial"} | self.options
 
     def weights(self) -> np.ndarray:
         """[K, Q]: B_0, B_1, ... of the scaled outputs."""

@@ -13,10 +13,9 @@ from tda.studies.verification.cube import Attribution, draw
 from tda.studies.verification.learner import Learner, Outputs
 from tda.studies.verification.messages import (
     Message,
+    Party,
     ProtocolError,
     decode,
-    encode,
-    expect,
     hexadecimal,
     keys,
     pack,
@@ -103,7 +102,7 @@ def commitment(claim: Attribution, salt: str) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-class Prover:
+class Prover(Party):
     """One run of the prover's side; ``receive`` takes a message of the verifier and returns the answer to it.
 
     ``attribution`` is what it claims. ``alter(subsets, outputs) -> outputs`` may change its answer: a lying prover
@@ -124,8 +123,7 @@ class Prover:
             )
         self.learner, self.statement, self.attribution, self.alter = learner, statement, attribution, alter
         self.salt = salt or secrets.token_hex(32)
-        self.session = self.last = self.promise = ""
-        self.number, self.due, self.verdict = 0, "open", None
+        self.promise, self.due, self.verdict = "", "open", None
 
     def receive(self, raw: bytes) -> bytes | None:
         if self.verdict is not None:
@@ -135,14 +133,8 @@ class Prover:
             self.session = hexadecimal(message.session, "session")
         elif message.kind == "verdict" and message.session == self.session:
             return self._believe(message)  # an abort may come early, and after a message that was lost
-        body = expect(message, self.session, self.number, self.due, self.last)
-        self.last, self.number = message.digest, self.number + 1
+        body = self._read(message)
         return self._commit(body) if self.due == "open" else self._answer(body)
-
-    def _send(self, kind: str, body: dict, due: str) -> bytes:
-        raw, self.last = encode(self.session, self.number, kind, self.last, body)
-        self.number, self.due = self.number + 1, due
-        return raw
 
     def _claim(self) -> dict:
         return {"scores": pack(self.attribution.scores), "mean": pack(self.attribution.mean)}
@@ -175,5 +167,5 @@ class Prover:
         if sha256(bytes.fromhex(hexadecimal(body["secret"], "the secret"))) != self.promise:
             raise ProtocolError("the verdict does not reveal the coins that were promised")
         if body["accepted"]:
-            expect(message, self.session, self.number, self.due, self.last)
+            self._read(message)
         self.verdict, self.due = body, "nothing"

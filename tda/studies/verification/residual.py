@@ -136,24 +136,21 @@ def spread(rho: float, degree: int = 2, coupled: bool = True) -> float:
     return float(c @ (common if coupled else np.eye(3)) @ c) + 2.0
 
 
-def plan(
-    eps: float, delta: float, best: float, rho: float, points: int = 1, total: float | None = None, off: float = 0.0
-) -> tuple[int, int]:
+def plan(eps: float, delta: float, best: float, rho: float, points: int = 1, off: float = 0.0) -> tuple[int, int]:
     """``(fresh, bases)``: how many subsets to measure the claim on, and how many bases for the residual.
 
     ``best``: the best residual B_{>=2} that is expected, all of it of degree 2. With these sizes (normal approximation)
     a claim of error eps / 4 passes, and one of error eps fails, with probability 1 - delta in each of ``points``
-    outputs. The noise is in proportion to E g^2 of the function g that is measured: best + error of the claim if the
-    claim is subtracted (``around="claim"``), and ``total`` = E f^2 otherwise, when it is given. A quarter of the
-    variance is left to the fresh subsets. Grows as (E g^2 / eps)^2, and with :func:`spread` in 1 / rho. ``off`` >= 0 is
-    the bias of the estimated residual where it is known (:func:`bias`): it leaves only eps / 2 - off to notice a false
-    claim.
+    outputs. The noise is in proportion to E g^2 of the function g that is measured: f minus the claim (``around =
+    "claim"``), so best + error of the claim. A quarter of the variance is left to the fresh subsets. Grows as
+    (E g^2 / eps)^2, and with :func:`spread` in 1 / rho. ``off`` >= 0 is the bias of the estimated residual where it is
+    known (:func:`bias`): it leaves only eps / 2 - off to notice a false claim.
     """
     check_rates(eps, delta)
     if not delta < points / 2:
         raise ValueError(f"delta={delta} for {points} test points; delta / points must lie below 1/2, a coin's error.")
     z = stats.norm.ppf(1 - delta / points)
-    variance = _room(eps, best, points, total, off) ** 2 / z**2
+    variance = _room(eps, best, points, off) ** 2 / z**2
     return int(np.ceil(4 * MSE_SPREAD / variance)), int(np.ceil(spread(rho) / variance * 4 / 3))
 
 
@@ -169,14 +166,13 @@ def attained(eps: float, best: float, rho: float, bases: int, points: int = 1) -
     return delta
 
 
-def _room(eps: float, best: float, points: int, total: float | None = None, off: float = 0.0) -> float:
+def _room(eps: float, best: float, points: int, off: float = 0.0) -> float:
     """How far the nearer of the two wrong decisions is, in units of E g^2."""
-    if not best > 0 or points < 1 or (total is not None and not total > 0):
-        raise ValueError(f"best={best}, points={points}, total={total}; all must be positive.")
+    if not best > 0 or points < 1:
+        raise ValueError(f"best={best}, points={points}; both must be positive.")
     if not 0 <= off < eps / 2:
         raise ValueError(f"off={off}; a bias of the residual lies in [0, eps / 2), or no size helps. Lower rho.")
-    honest, false = (best + eps / 4, best + eps) if total is None else (total, total)
-    return min(eps / 4 / honest, (eps / 2 - off) / false)
+    return min(eps / 4 / (best + eps / 4), (eps / 2 - off) / (best + eps))
 
 
 def check_rates(eps: float, delta: float) -> None:

@@ -15,7 +15,7 @@ from tda.studies.verification.digits import Network, Pixels, Ridge
 from tda.studies.verification.learner import Learner, Polynomial
 from tda.studies.verification.residual import check_rates, largest_share
 
-LEARNERS = {"polynomial": Polynomial, "ridge": Ridge, "pixels": Pixels, "network": Network}
+LEARNERS = {learner.kind: learner for learner in (Polynomial, Ridge, Pixels, Network)}
 CHOICES = {
     "form": ("interactive", "non-interactive"),
     "around": ("claim", "mean", "nothing"),

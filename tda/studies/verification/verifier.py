@@ -14,7 +14,7 @@ import numpy as np
 
 from tda.studies.verification.cube import Attribution
 from tda.studies.verification.learner import Learner, Outputs
-from tda.studies.verification.messages import ProtocolError, decode, encode, expect, hexadecimal, keys, pack, unpack
+from tda.studies.verification.messages import Party, ProtocolError, decode, hexadecimal, keys, pack, unpack
 from tda.studies.verification.prover import Prover, commitment
 from tda.studies.verification.residual import residual, winsorised
 from tda.studies.verification.statement import Coins, Statement, check_learner
@@ -91,7 +91,7 @@ def decide(mse: np.ndarray, best: np.ndarray, eps: float) -> tuple[bool, str]:
     return True, f"{over}, nowhere by more than eps / 2"
 
 
-class Verifier:
+class Verifier(Party):
     """One session: ``open()`` gives the first message, ``receive`` takes the prover's and returns the next;
     ``verdict`` is set when it has decided, once and for all. ``secret``: see :class:`Coins`.
 
@@ -102,8 +102,7 @@ class Verifier:
         check_learner(learner, statement)
         self.learner, self.statement = learner, statement
         self.coins = Coins(statement, learner.n, secret)
-        self.session, self.number, self.last, self.due = self.coins.session, 0, "", "nothing"
-        self.verdict: Verdict | None = None
+        self.session, self.verdict = self.coins.session, None
 
     def open(self) -> bytes:
         """The first message. Raises ``ValueError`` if the session has been opened or is over."""
@@ -119,13 +118,11 @@ class Verifier:
         before = self.learner.trainings  # a prover may share the object: what he has trained is not counted here
         mse = best = None
         try:
-            message = decode(raw)
-            body = expect(message, self.session, self.number, self.due, self.last)
-            self.last, self.number = message.digest, self.number + 1
+            body = self._read(decode(raw))
             if self.due == "commit":
                 self.committed = hexadecimal(keys(body, "commitment")["commitment"], "the commitment")
                 return self._ask()
-            claim, values = self._read(body)
+            claim, values = self._judged(body)
             mse, best = measure(claim, values, self.learner, self.coins)
             accepted, reason = decide(mse, best, self.statement.eps)
         except ProtocolError as error:
@@ -138,7 +135,7 @@ class Verifier:
         subsets, seeds = self.coins.pairs
         return self._send("queries", {"subsets": pack(subsets), "seeds": pack(seeds)}, "answer")
 
-    def _read(self, body: dict) -> tuple[Attribution, np.ndarray]:
+    def _judged(self, body: dict) -> tuple[Attribution, np.ndarray]:
         """The claim, and the outputs of the pairs: the prover's, spot-checked, or the verifier's own."""
         if self.due == "answer":
             claim, answer = read_answer(body, self.committed, self.learner, self.statement)
@@ -151,11 +148,6 @@ class Verifier:
         self.verdict = verdict
         body = {"accepted": verdict.accepted, "reason": verdict.reason, "secret": self.coins.secret.hex()}
         return self._send("verdict", body, "nothing")
-
-    def _send(self, kind: str, body: dict, due: str) -> bytes:
-        raw, self.last = encode(self.session, self.number, kind, self.last, body)
-        self.number, self.due = self.number + 1, due
-        return raw
 
 
 def run(
