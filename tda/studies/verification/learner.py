@@ -163,7 +163,7 @@ class Polynomial(Learner):
             phi = np.ones((len(members), len(values)))
             for column in members.T:
                 phi *= z[column]
-            values += np.stack([(phi * one[:, None]).sum(0) for one in size], axis=1)
+            values += np.stack([(phi * row[:, None]).sum(0) for row in size], axis=1)
         values = values[:-1]
         if self.noise:
             values += self._shift(seeds)[:, None]
