@@ -97,8 +97,8 @@ def compared_rows(config: dict, testbed: str, notebook: str) -> list[str]:
 def chapter_testbeds(config: dict, notebook: str) -> list[str | None]:
     """Testbeds on which a chapter runs, in config order; ``[None]`` if it runs once, on none, ``[]`` if not at all.
 
-    They are those of its rows and of the claims on its findings; for a chapter whose file has neither, those that the file
-    declares. A notebook whose file has neither and declares nothing has a rule of its own.
+    They are those of its rows and of the claims on its findings; for a chapter whose file has neither, those that the
+    file declares. A notebook whose file has neither and declares none has a rule of its own.
     """
     claims = [claim for claim in config["claims"] if claim["notebook"] == notebook]
     found = {claim["testbed"] for claim in claims if claim["metric"].startswith("finding_")}
@@ -112,7 +112,7 @@ def chapter_testbeds(config: dict, notebook: str) -> list[str | None]:
 
 
 def declared_figures(config: dict, notebook: str, testbed: str | None = None) -> list[str]:
-    """Figures and tables that a chapter's file declares, as paths below :func:`figures_dir`, on ``testbed`` if it is given."""
+    """Figures and tables that a chapter's file declares, as paths below :func:`figures_dir`."""
     names = config_files.chapters().get(notebook, {}).get("figures", {})
     return [name.replace("{testbed}", testbed) if testbed else name for name in names]
 

@@ -2,9 +2,9 @@
 
 ``workflow/config/chapters/<notebook>.yaml`` says what one chapter adds. Its rows and claims are those of the profile
 ``paper``; a section with another profile's name lists the rows and claims that the chapter has there. An entry of a
-section is an id (as in ``paper``), an id with the keys that differ (``tune``, ``tune_like`` and ``tune_every`` are one
-key: any of them takes the place of all three), or, if it states a method or a metric, whole. A profile that stands alone has
-what its sections list; one with a ``base`` has the base's rows and claims besides.
+section is an id (as in ``paper``), an id with the keys that differ (any of ``tune``, ``tune_like`` and ``tune_every``
+takes the place of all three), or, if it states a method or a metric, whole. A profile that stands alone has what its
+sections list; one with a ``base`` has the base's rows and claims besides.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ ORIGIN = ("origin",)  # key under which an entry carries the places of its keys;
 def profile(name: str) -> dict[str, Any]:
     """The content of a profile, with the chapters' rows and claims and laid over its base.
 
-    ``name`` as for :func:`tda.config.load`. Maps merge key by key. A row or claim takes the place of all entries of the base
-    that have its id; new ids are added at the end.
+    ``name`` as for :func:`tda.config.load`. Maps merge key by key. A row or claim takes the place of all entries of the
+    base that have its id; new ids are added at the end.
     """
     path = profile_path(name)
     raw = _with_chapters(path)
@@ -50,7 +50,7 @@ def profile(name: str) -> dict[str, Any]:
 
 
 def _with_chapters(path: Path) -> dict:
-    raw = read(path, path.name)
+    raw = read(path.read_bytes(), path.name)
     for part in WHOLE:
         entries = _entries(part, path.stem, based=bool(raw.get("base")))
         if entries and isinstance(raw.get(part, []), list):
@@ -60,83 +60,82 @@ def _with_chapters(path: Path) -> dict:
 
 def chapters() -> dict[str, dict]:
     """Notebook -> content of its file, checked, in the order in which their rows and claims stand in tables."""
-    paths = sorted((PROFILES / "chapters").glob("*.yaml"))
-    return _chapters(tuple((path, path.stat().st_mtime_ns) for path in paths))
-
-
-@functools.lru_cache(maxsize=1)
-def _chapters(stamped: tuple[tuple[Path, int], ...]) -> dict[str, dict]:
     found, numbers = {}, {}
-    for path, _ in stamped:
-        name, where = path.stem, f"chapters/{path.name}"
-        other = numbers.setdefault(name[:2], path.name)
+    for path in sorted((PROFILES / "chapters").glob("*.yaml")):
+        other = numbers.setdefault(path.stem[:2], path.name)
         if other != path.name:
-            raise ConfigError(f"{where}: number {name[:2]} is that of {other}; rename this file and its notebook")
-        if not (ROOT / "notebooks" / f"{name}.ipynb").exists():
-            raise ConfigError(f"{where}: notebooks/{name}.ipynb does not exist; a chapter's file has its notebook's name")
-        content = read(path, where)
-        if problem := config_schema.problem(content, "chapter"):
-            raise ConfigError(f"{where}: {problem}")
-        sections = [content, *(part for part in content.values() if isinstance(part, dict))]
-        if "paper" not in content and any(section.get("claims") for section in sections):
-            raise ConfigError(f"{where}: paper: missing; whose claims are they?")
-        if content.get("testbeds") == [] and any(section.get("rows") for section in sections):
-            raise ConfigError(f"{where}: rows: not allowed with testbeds: []; rows run on testbeds, name one")
-        found[name] = content
+            problem = f"number {path.stem[:2]} is that of {other}; rename this file and its notebook"
+            raise ConfigError(f"chapters/{path.name}: {problem}")
+        found[path.stem] = _chapter(path.stem, path.read_bytes())
     return dict(sorted(found.items(), key=lambda item: (item[1].get("place", int(item[0][:2])), item[0])))
 
 
+@functools.lru_cache(maxsize=1024)
+def _chapter(name: str, content: bytes) -> dict:
+    """A chapter's file, read and checked; nobody changes what is returned."""
+    where = f"chapters/{name}.yaml"
+    if not (ROOT / "notebooks" / f"{name}.ipynb").exists():
+        raise ConfigError(f"{where}: notebooks/{name}.ipynb does not exist; give both one name")
+    chapter = read(content, where)
+    if problem := config_schema.problem(chapter, "chapter"):
+        raise ConfigError(f"{where}: {problem}")
+    sections = [chapter, *(part for part in chapter.values() if isinstance(part, dict))]
+    if "paper" not in chapter and any(section.get("claims") for section in sections):
+        raise ConfigError(f"{where}: paper: missing; whose claims are they?")
+    if chapter.get("testbeds") == []:
+        if any(section.get("rows") for section in sections):
+            raise ConfigError(f"{where}: rows: not allowed with testbeds: []; rows run on testbeds, name one")
+        if each := [figure for figure in chapter.get("figures", ()) if "{testbed}" in figure]:
+            raise ConfigError(f"{where}: figures: {each[0]!r} is not allowed; testbeds: [] says that there is none")
+    return chapter
+
+
 def _entries(part: str, profile: str, based: bool) -> list[dict]:
-    """Rows or claims (``part``) of all chapters in a profile; with a base, only those of an id that some section names."""
-    own = {name: _own(part, name) for name in chapters()}
+    """Rows or claims (``part``) of all chapters in a profile; with a base, those of an id that some section names."""
+    found = chapters()
+    own = {name: _listed(part, name, chapter) for name, chapter in found.items()}
     if profile == HOME:
         return [entry for entries in own.values() for entry in entries]
-    changes = {name: _changes(part, name, profile) for name in own}
+    changes = {name: _listed(part, name, chapter, profile) for name, chapter in found.items()}
     named = {entry["id"] for entries in changes.values() for entry in entries} if based else set()
     return [entry for name in own for entry in _changed(part, name, own[name], changes[name], named)]
 
 
-def _common(part: str, name: str) -> dict:
-    """What a chapter's file says once for all of its rows or claims."""
-    chapter = chapters()[name]
+def _listed(part: str, name: str, chapter: dict, section: str = "") -> list[dict]:
+    """The entries of a list in a chapter's file as maps; whole ones hold what the file says once for all of them."""
     testbeds = chapter.get("testbeds", [])
-    if part == "rows":
-        return {"notebook": name, "testbeds": testbeds}
-    return {"notebook": name, "paper": chapter.get("paper"), "testbed": testbeds[0] if len(testbeds) == 1 else None}
-
-
-def _own(part: str, name: str) -> list[dict]:
-    common, where = _common(part, name), f"chapters/{name}.yaml: {part}"
-    entries = chapters()[name].get(part, [])
-    return [common | entry | {ORIGIN: {"": f"{where}[{index}]"}} for index, entry in enumerate(entries)]
-
-
-def _changes(part: str, name: str, profile: str) -> list[dict]:
-    """The entries of a section as maps; whole ones hold what the file says once."""
-    listed, where = chapters()[name].get(profile, {}).get(part, []), f"chapters/{name}.yaml: {profile}.{part}"
+    common = {"notebook": name, "testbeds": testbeds}
+    if part == "claims":
+        only = testbeds[0] if len(testbeds) == 1 else None
+        common = {"notebook": name, "paper": chapter.get("paper"), "testbed": only}
+    listed = (chapter.get(section, {}) if section else chapter).get(part, [])
+    where = f"chapters/{name}.yaml: {section}{'.' if section else ''}{part}"
     entries = [{"id": entry} if isinstance(entry, str) else entry for entry in listed]
     return [
-        (_common(part, name) if WHOLE[part] in entry else {}) | entry | {ORIGIN: {"": f"{where}[{index}]"}}
+        (common if WHOLE[part] in entry else {}) | entry | {ORIGIN: {"": f"{where}[{index}]"}}
         for index, entry in enumerate(entries)
     ]
 
 
 def _changed(part: str, name: str, own: list[dict], changes: list[dict], named: set[str]) -> list[dict]:
     """A chapter's entries of the ids in ``changes`` and ``named``, in their order, the changes laid over them."""
+    known = sorted({entry["id"] for entry in own})
     whole = [entry for entry in changes if WHOLE[part] in entry]
     over: dict[str, dict] = {}
-    ids = {entry["id"] for entry in own}
     for entry in changes:
         if WHOLE[part] in entry:
             continue
-        place = f"{entry[ORIGIN]['']}.id: {entry['id']!r} is not allowed; "
-        if entry["id"] not in ids:
-            allowed = f"{part} of {name}: {', '.join(sorted(ids)) or 'none'}; or state a {WHOLE[part]} for one of its own"
-            raise ConfigError(f"{place}{allowed}{close(entry['id'], ids)}")
-        if entry["id"] in over or entry["id"] in {other["id"] for other in whole}:
-            raise ConfigError(f"{place}it is listed twice; list it once")
-        over[entry["id"]] = entry
-    wanted = named | over.keys() | {entry["id"] for entry in whole}
+        if entry["id"] not in known:
+            problem = f"{part} of {name}: {', '.join(known) or 'none'}; with a {WHOLE[part]} it is a new one"
+        elif entry["id"] in over or entry["id"] in {other["id"] for other in whole}:
+            problem = "it is listed twice; list it once"
+        else:
+            over[entry["id"]] = entry
+            continue
+        raise ConfigError(
+            f"{entry[ORIGIN]['']}.id: {entry['id']!r} is not allowed; {problem}{close(entry['id'], known)}"
+        )
+    wanted = named | {entry["id"] for entry in changes}
     return _by_id([_over(entry, over.get(entry["id"])) for entry in own if entry["id"] in wanted], whole)
 
 
@@ -149,10 +148,10 @@ def _over(entry: dict, change: dict | None) -> dict:
 
 
 def origins(config: dict, where: str) -> Callable[[str], str]:
-    """Takes the places of the chapters' entries out of ``config``, for a function that puts one before an error message.
+    """Takes the places of the chapters' entries out of ``config``; returns a function that puts one before a message.
 
-    The message starts with its key; one on ``rows[57].tune`` then names the chapter's file and the place in it,
-    any other ``where``.
+    The message starts with its key. One on ``rows[57].tune`` then names the chapter's file and the place in it, any
+    other ``where``.
     """
     places = {}
     for part in WHOLE:
@@ -208,10 +207,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def read(path: Path, where: str) -> dict:
-    """The map in a YAML file; errors start with ``where``."""
+def read(text: bytes, where: str) -> dict:
+    """The map in the text of a YAML file; errors start with ``where``."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = yaml.load(text.decode("utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
@@ -238,7 +237,7 @@ def _by_id(base: list, own: list) -> list:
 
 
 def merge(base: Any, over: Any) -> Any:
-    """A copy of ``base`` with ``over`` laid over it: maps merge key by key, anything else takes the old value's place."""
+    """A copy of ``base`` with ``over`` laid over it: maps merge key by key, anything else replaces what was there."""
     if isinstance(base, dict) and isinstance(over, dict):
         return {
             key: merge(base[key], over[key])

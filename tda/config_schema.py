@@ -23,7 +23,7 @@ def _schema() -> dict:
 
 
 def problem(content: dict, definition: str | None = None) -> str | None:
-    """What is wrong with a configuration, or with another ``definition`` of the schema, in one line; ``None`` if nothing is.
+    """What is wrong with a configuration (or a part, ``definition`` of the schema) in one line; ``None`` if nothing.
 
     Draft 2020-12, except that 64.0 is not an integer: the number is used as a length.
     """

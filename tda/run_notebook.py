@@ -166,9 +166,9 @@ def check_made(notebook: str | os.PathLike, declared: list[str]) -> None:
     """Refuse a run that left out a file which was declared to come from it."""
     missing = [path for path in declared if not Path(path).exists()]
     if missing:
-        chapter = f"workflow/config/chapters/{Path(notebook).stem}.yaml"
         raise NotebookError(
-            f"{Path(notebook).name}: did not make {', '.join(missing)}; save it there, or take it out of the figures in {chapter}"
+            f"{Path(notebook).name}: did not make {', '.join(missing)}; save it in the notebook, or take it out of the "
+            f"figures in workflow/config/chapters/{Path(notebook).stem}.yaml"
         )
 
 

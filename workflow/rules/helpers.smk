@@ -85,7 +85,7 @@ def shown(path, caption, category, testbed=""):
 
 def caption_file(figure, text):
     """The caption of a figure as a file, which is how Snakemake's report takes it: a template, so braces are escaped."""
-    path = Path(DATA, "captions", figure.replace("_{testbed}", "").replace("/", "_") + ".rst").absolute()
+    path = Path(DATA, "captions", Path(figure).name.replace("_{testbed}", "") + ".rst").absolute()
     content = f"{{% raw %}}{text}{{% endraw %}}\n"
     if not path.exists() or path.read_text(encoding="utf-8") != content:
         with atomic(path) as temporary:
