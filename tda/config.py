@@ -111,8 +111,8 @@ def chapter_testbeds(config: dict, notebook: str) -> list[str | None]:
     return [name for name in config["testbeds"] if name in declared] if declared else [None]
 
 
-def declared_figures(config: dict, notebook: str, testbed: str | None = None) -> list[str]:
-    """Figures and tables that a chapter's file declares, as paths below :func:`figures_dir`."""
+def declared_figures(notebook: str, testbed: str | None = None) -> list[str]:
+    """Files below :func:`figures_dir` that a chapter says it makes, with ``{testbed}`` written out if one is given."""
     names = config_files.chapters().get(notebook, {}).get("figures", {})
     return [name.replace("{testbed}", testbed) if testbed else name for name in names]
 

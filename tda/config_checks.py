@@ -139,7 +139,7 @@ def _options_fit(row: dict, key: str, refuse: Callable[[str, Any, str], None]) -
     # Only once a configuration is whole, since it imports torch; by name, since no rule of the workflow depends on all
     # methods (tda.provenance.modules_used reads import statements).
     methods = importlib.import_module("tda.attribution").METHODS
-    check = importlib.import_module("tda.attribution.options").check
+    check = importlib.import_module("tda.tools.options").check
     if row["method"] not in methods:
         refuse(f"{key}.method", row["method"], f"registered methods: {_list(methods, row['method'])}")
     given = [("options", name, value) for name, value in row["options"].items()]

@@ -24,7 +24,6 @@ from tda.artefacts import (
     write_record,
     write_table,
 )
-from tda.attribution.fisher import unit_scale
 from tda.evaluation import lds as lds_module
 from tda.evaluation import removal, retrieval
 from tda.evaluation.ceiling import Ceiling, ceiling
@@ -36,6 +35,7 @@ from tda.evaluation.tailpatch import tail_patch
 from tda.provenance import Stopwatch, modules_used, record
 from tda.task import take
 from tda.testbeds import Testbed
+from tda.tools.summed import unit_scale
 
 
 def row_of(testbed: Testbed, row_id: str) -> dict:

@@ -31,9 +31,9 @@ from conftest import make_testbed
 
 from tda import bank, findings, models, queries, retrain, scores
 from tda.artefacts import SEAL, ArtefactError, digest, file_sha256, save_arrays, save_sealed, write_json, write_record
-from tda.attribution import steering
 from tda.evaluation import removal
 from tda.evaluation.intervals import Interval
+from tda.steering import operators
 from tda.task import use_threads
 from tda.testbeds import Testbed
 
@@ -99,7 +99,7 @@ class World:
         bank.ship(bed)
         rng = np.random.default_rng(self.seed)
         arrays = {n: rng.random(s).astype(np.float32) for n, s in SHAPES.items()}
-        about = {"kind": steering.KIND, "layer": 1, "testbed": bed.name, "key": models.model_key(bed)}
+        about = {"kind": operators.KIND, "layer": 1, "testbed": bed.name, "key": models.model_key(bed)}
         save_arrays(self.home / "operators.npz", arrays | {"measure": rng.random((4, 9)) < 0.5}, about)
 
 
@@ -168,7 +168,7 @@ def artefacts(here: World, other: World) -> Iterator[Artefact]:
     found = lambda w: tuple(vars(findings.measure(w.bed(), CLAIM)).values())  # noqa: E731
     yield add("findings", "figures/tables/20_findings_people.csv", found, near)
     expect = {"testbed": "people", "key": models.model_key(bed)}
-    ops = lambda w: _arrays(vars(steering.load(w.home / "operators.npz", expect)))  # noqa: E731
+    ops = lambda w: _arrays(vars(operators.load(w.home / "operators.npz", expect)))  # noqa: E731
     yield add("steering operators", "operators.npz", ops)
 
 

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from tda.attribution.gradients import unflatten
 from tda.lm import IGNORE
 from tda.task import Task, n_examples, take, tensors
+from tda.tools.gradients import unflatten
 
 
 def task_of(model, name="small", sequence=False):

@@ -13,12 +13,14 @@ import tda
 from tda import classifiers, lm, models
 from tda import queries as query_module
 from tda.attribution import METHODS as REGISTERED
-from tda.attribution import attribute, bgo, fisher, logra, minilm, projection, stride
-from tda.attribution.gradients import blocks, flatten, matrix, unflatten
+from tda.attribution import attribute, bgo, logra, minilm, stride
 from tda.attribution.registry import method
+from tda.curvature import empirical
 from tda.evaluation import retrieval
 from tda.task import Task, n_examples, take, tensors
 from tda.testbeds.digits import encoders, pixels
+from tda.tools import projection
+from tda.tools.gradients import blocks, flatten, matrix, unflatten
 from tda.training import Recipe, train_recorded
 
 # name -> why it cannot run on the tasks of this file; its own file repeats these tests on a recorded SGD run
@@ -117,7 +119,7 @@ def test_scores_have_the_contract(name, scored, task, tiny, queries):
     assert np.isfinite(scores).all() and METHODS[name].cost in ("per query", "amortised")
     if not METHODS[name].signed and name not in ("hidden_cosine", "minilm"):
         assert (scores >= 0).all()
-    bgo.moved_losses.forget(), bgo.base_losses.forget(), fisher.diagonal.forget(), fisher.gradients.forget()
+    bgo.moved_losses.forget(), bgo.base_losses.forget(), empirical.diagonal.forget(), empirical.gradients.forget()
     projection._features.forget(), logra._features.forget(), stride.operators.forget()
     again = attribute(name, task, tiny.train, queries)
     np.testing.assert_array_equal(again, scores, err_msg="the same call gives the same scores")

@@ -7,11 +7,12 @@ import torch
 from small_tasks import small
 from torch import nn
 
-from tda.attribution import attribute, logra, projection
-from tda.attribution.granularity import aggregate
-from tda.attribution.steering_training import READOUT_RATE, Descent, Weights
+from tda.attribution import attribute, logra
 from tda.lm import IGNORE
+from tda.steering.fitting import READOUT_RATE, Descent, Weights
+from tda.studies.granularity import aggregate
 from tda.task import Task
+from tda.tools import projection
 
 DOCUMENTS = [
     "a newt and a newt and a newt",

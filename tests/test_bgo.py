@@ -11,12 +11,15 @@ from scipy.stats import spearmanr
 from torch.func import jvp
 
 from tda import bank, config, lm, models, provenance, scores
-from tda.attribution import StepTooLarge, attribute, bgo, fisher, granularity, perturb
-from tda.attribution.gradients import flatten, matrix, unflatten
-from tda.attribution.memory import remembered
+from tda.attribution import StepTooLarge, attribute, bgo, fisher
+from tda.curvature import empirical
+from tda.studies import granularity
 from tda.task import Checkpoint, Task, TrainingRun, n_examples, take, tensors
+from tda.tools import perturb, summed
+from tda.tools.cache import remembered
+from tda.tools.gradients import flatten, matrix, unflatten
 
-KINDS = fisher.KINDS
+KINDS = empirical.KINDS
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +77,9 @@ def test_inverse_and_linear_scores_are_the_written_out_matrix(small, kind, dampi
     documents, of_queries = matrix(task, train), matrix(task, asked)
     inverse = written_out(kind, documents, damping)
     np.testing.assert_allclose(
-        fisher.inverse(kind, task, train, damping)(of_queries), of_queries @ inverse, rtol=1e-8, atol=1e-10
+        empirical.inverse(kind, task, train, damping)(of_queries), of_queries @ inverse, rtol=1e-8, atol=1e-10
     )
-    found = fisher.linear_scores(kind, task, train, asked, damping, 7)
+    found = empirical.linear_scores(kind, task, train, asked, damping, 7)
     np.testing.assert_allclose(found, of_queries @ inverse @ documents.T, rtol=1e-8, atol=1e-10)
 
 
@@ -101,17 +104,17 @@ def test_diagonal_fisher_is_an_explicit_loop(task, tiny):
         task.loss_fn(at, {k: v[i : i + 1] for k, v in tensors(tiny.train).items()}, "mean").backward()
         wanted = wanted + torch.cat([at[k].grad.flatten() for k in task.params]).square()
     wanted = wanted / n_examples(tiny.train)
-    np.testing.assert_allclose(fisher.diagonal(task, tiny.train, 7), wanted, rtol=1e-2, atol=1e-9)
+    np.testing.assert_allclose(empirical.diagonal(task, tiny.train, 7), wanted, rtol=1e-2, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_linear_scores_are_the_directional_derivative(exact, tiny, few, kind):
     """Forward mode as the oracle: d l_i along P g_q."""
-    apply = fisher.inverse(kind, exact, tiny.train, 0.3)
+    apply = empirical.inverse(kind, exact, tiny.train, 0.3)
     tangent = unflatten(apply(matrix(exact, few))[2], exact.params)
     batch = tensors(take(tiny.train, slice(0, 20)))
     _, wanted = jvp(lambda p: exact.loss_fn(p, batch, "example"), (exact.params,), (tangent,))
-    found = fisher.linear_scores(kind, exact, tiny.train, few, 0.3)[2, :20]
+    found = empirical.linear_scores(kind, exact, tiny.train, few, 0.3)[2, :20]
     np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-6, atol=1e-9 * np.abs(found).max())
 
 
@@ -120,10 +123,10 @@ def test_linear_scores_are_the_directional_derivative(exact, tiny, few, kind):
 def test_small_steps_tend_to_the_linear_limit(exact, tiny, few, kind, steps):
     size = 1e-4
     found = bgo.attribute(exact, tiny.train, few, preconditioner=kind, steps=steps, step=size, damping=0.3)
-    linear = fisher.linear_scores(kind, exact, tiny.train, few, 0.3)
+    linear = empirical.linear_scores(kind, exact, tiny.train, few, 0.3)
     own = exact.loss_fn(exact.params, tensors(few), "example").numpy()
     asked = matrix(exact, few)
-    slope = (asked * fisher.inverse(kind, exact, tiny.train, 0.3)(asked)).sum(1).numpy()
+    slope = (asked * empirical.inverse(kind, exact, tiny.train, 0.3)(asked)).sum(1).numpy()
     wanted = 2 * size * (own / slope)[:, None] * linear  # 2 T eta g_i P g_q, eta as documented
     for one, other in zip(np.asarray(found, float), wanted, strict=True):
         assert spearmanr(one, other).statistic > 0.999
@@ -132,7 +135,7 @@ def test_small_steps_tend_to_the_linear_limit(exact, tiny, few, kind, steps):
 
 def test_small_step_in_single_precision(task, tiny, few):
     """What users run: float32, the default damping, a step of one percent of the query's loss."""
-    linear = fisher.linear_scores("diagonal", task, tiny.train, few, 0.1)
+    linear = empirical.linear_scores("diagonal", task, tiny.train, few, 0.1)
     for found, wanted in zip(attribute("bgo", task, tiny.train, few, steps=1, step=0.01), linear, strict=True):
         assert spearmanr(found, wanted).statistic > 0.99
 
@@ -147,7 +150,7 @@ def test_damping_to_infinity_is_no_preconditioner(exact, tiny, few):
 def test_two_sided_error_is_of_third_order(small):
     """Halving the step divides the error of a central difference by 8 and that of a one-sided one by 4."""
     task, train, asked = small
-    linear = fisher.linear_scores("full", task, train, asked, 1.0)
+    linear = empirical.linear_scores("full", task, train, asked, 1.0)
 
     def error(direction, step):
         options = {"preconditioner": "full", "damping": 1.0, "steps": 1, "step": step, "unit": "absolute"}
@@ -236,7 +239,7 @@ def test_queries_at_once_do_not_matter(task, tiny, few, preconditioner):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_ewc_is_torchs_adamw_on_the_penalised_loss(small, released, sign):
     task, train, asked = small
-    diagonal, weight, rate, s = fisher.diagonal(task, train), 3.0, 0.01, -sign
+    diagonal, weight, rate, s = empirical.diagonal(task, train), 3.0, 0.01, -sign
     moved, _ = perturb.ewc_steps(task, asked, diagonal, sign, rate, 6, "absolute", weight, released)
     for q in range(n_examples(asked)):
         params = {k: v.clone().requires_grad_() for k, v in task.params.items()}
@@ -260,7 +263,7 @@ def test_the_released_penalty_pushes_ascent_away(task, tiny, few):
     for kind in ("ewc_released", "ewc_corrected"):
         options = {"preconditioner": kind, "ewc_weight": 1e6, "steps": 10, "step": 1e-3, "unit": "absolute"}
         moved, _ = bgo.perturbed(task, tiny.train, few, 1, **options)
-        weighted = fisher.diagonal(task, tiny.train) * (flatten(moved) - start).square()
+        weighted = empirical.diagonal(task, tiny.train) * (flatten(moved) - start).square()
         distance[kind] = weighted.sum(1)
     assert (distance["ewc_released"] > 2 * distance["ewc_corrected"]).all()
 
@@ -272,7 +275,7 @@ def test_trajectory_is_the_weighted_sum_of_scaled_checkpoints(task, tiny, few):
     found = attribute("fisher_influence_trajectory", task, tiny.train, few, preconditioner="diagonal")
     wanted = 0.0
     for c in task.run.checkpoints:
-        one = fisher.linear_scores("diagonal", replace(task, params=c.params), tiny.train, few, 0.1)
+        one = empirical.linear_scores("diagonal", replace(task, params=c.params), tiny.train, few, 0.1)
         wanted = wanted + c.lr_sum * one / np.abs(one).mean(1, keepdims=True)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
 
@@ -301,12 +304,12 @@ def test_fewer_checkpoints_keep_the_whole_learning_rate():
     known = tuple(Checkpoint(i, 0.1, float(i + 1), lambda: ({}, {})) for i in range(7))
     task = Task("t", None, {}, run=TrainingRun(0, known, np.zeros(1), np.zeros((1, 1)), {}))
     for count, weights in ((0, [1, 2, 3, 4, 5, 6, 7]), (1, [28]), (2, [10, 18]), (7, [1, 2, 3, 4, 5, 6, 7])):
-        assert [w for _, w in fisher.trajectory(task, count)] == weights
+        assert [w for _, w in summed.trajectory(task, count)] == weights
     for count in (8, -1):
         with pytest.raises(ValueError, match="recorded 7"):
-            fisher.trajectory(task, count)
+            summed.trajectory(task, count)
     with pytest.raises(ValueError, match="has no checkpoints"):
-        fisher.trajectory(replace(task, run=None), 0)
+        summed.trajectory(replace(task, run=None), 0)
 
 
 def test_a_row_over_seeds_is_the_sum_of_scaled_rows(tmp_path):
@@ -477,7 +480,7 @@ def test_shared_sweeps_give_what_separate_ones_give(task, tiny, few):
     options = {"preconditioner": "full", "step": 0.2}
     shared = {d: attribute("bgo", task, tiny.train, few, direction=d, **options) for d in bgo.DIRECTIONS}
     for direction, found in shared.items():
-        bgo.moved_losses.forget(), bgo.base_losses.forget(), fisher.gradients.forget(), fisher.gram.forget()
+        bgo.moved_losses.forget(), bgo.base_losses.forget(), empirical.gradients.forget(), empirical.gram.forget()
         np.testing.assert_array_equal(attribute("bgo", task, tiny.train, few, direction=direction, **options), found)
 
 

@@ -610,8 +610,7 @@ def test_testbeds_of_a_chapter_follow_from_its_rows_its_findings_or_its_file():
 
 
 def test_declared_figures_of_a_chapter():
-    paper = config.load("paper")
-    assert config.declared_figures(paper, "04_first_methods") == ["04_first_methods_{testbed}.png"]
-    assert config.declared_figures(paper, "04_first_methods", "people") == ["04_first_methods_people.png"]
-    assert config.declared_figures(paper, "63_conformance") == ["63_conformance.png", "tables/conformance.csv"]
-    assert config.declared_figures(paper, "00_quickstart") == []
+    assert config.declared_figures("04_first_methods") == ["04_first_methods_{testbed}.png"]
+    assert config.declared_figures("04_first_methods", "people") == ["04_first_methods_people.png"]
+    assert config.declared_figures("63_conformance") == ["63_conformance.png", "tables/conformance.csv"]
+    assert config.declared_figures("00_quickstart") == []

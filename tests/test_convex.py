@@ -5,9 +5,9 @@ import pytest
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
-from tda import convex
-from tda.convex import LOGISTIC, SQUARED, laws, removal, tables
-from tda.convex.sets import CHOICES
+from tda.studies import convex
+from tda.studies.convex import LOGISTIC, SQUARED, laws, removal, tables
+from tda.studies.convex.sets import CHOICES
 
 D = 5
 KS = (1, 3, D, 12)  # fewer than, as many as and more than the parameters

@@ -11,10 +11,11 @@ from small_tasks import flat, slow_ggn, slow_gradients, slow_hessian, small, tas
 from torch import nn
 
 from tda import curvature as cv
-from tda.attribution import budget, fisher
-from tda.attribution.gradients import blocks, matrix
-from tda.curvature import exact, kronecker, layers, named, outputs
+from tda.curvature import empirical, exact, kronecker, layers, named, outputs
+from tda.studies.hessians.basis import in_basis
 from tda.task import n_examples, take, tensors
+from tda.tools import memory_limit
+from tda.tools.gradients import blocks, matrix
 
 NAMES = ("logistic", "mlp", "conv", "sequence")
 SPECTRAL = ("hessian", "ggn", "block_ggn", "kfac", "ekfac", "diagonal", "empirical_fisher", "identity")
@@ -43,13 +44,13 @@ def written(operator):
 
 def test_budget_refuses_what_does_not_fit():
     free = psutil.virtual_memory().available
-    budget.require(0.3 * free, "a matrix", "")
+    memory_limit.require(0.3 * free, "a matrix", "")
     with pytest.raises(ValueError, match=r"a matrix needs \d+ MB; \d+ MB are free and at most 60% .* Take less\."):
-        budget.require(0.9 * free, "a matrix", "Take less.")
+        memory_limit.require(0.9 * free, "a matrix", "Take less.")
 
 
 def test_large_matrices_are_refused_before_they_are_made(nets, monkeypatch):
-    monkeypatch.setattr(budget, "SHARE", 1e-9)
+    monkeypatch.setattr(memory_limit, "SHARE", 1e-9)
     task, train = nets["mlp"]
     cv.named._dual.forget()
     for make in (cv.dense_hessian, cv.dense_ggn, cv.block_ggn, lambda *a: cv.operator("empirical_fisher", *a)):
@@ -160,7 +161,7 @@ def test_diagonal_is_the_diagonal(nets, kind):
     found = cv.diagonal(task, train, kind, chunk=5)
     close(written(found), torch.diag(rows.square().sum(0) / n_examples(train)))
     if kind == "empirical":
-        close(found.eigenvalues, fisher.diagonal(task, train))
+        close(found.eigenvalues, empirical.diagonal(task, train))
 
 
 def test_dual_is_the_empirical_fisher(nets):
@@ -177,7 +178,7 @@ def test_dual_is_the_empirical_fisher(nets):
             torch.linalg.solve(wanted + 0.01 * torch.eye(len(v[0])), v.T).T,
             1e-6,
         )
-        close(cv.inverse("empirical_fisher", task, train, 0.3)(v), fisher.inverse("full", task, train, 0.3)(v), 1e-6)
+        close(cv.inverse("empirical_fisher", task, train, 0.3)(v), empirical.inverse("full", task, train, 0.3)(v), 1e-6)
 
 
 # --- layers
@@ -315,7 +316,7 @@ def test_ekfac_is_the_ggn_projected_on_its_basis(nets, name):
     """Its own rung of the ladder: right eigenvalues in the K-FAC basis."""
     task, train = nets[name]
     close(
-        cv.in_basis(cv.kfac(task, train, "exact"), cv.ggn(task, train)).eigenvalues,
+        in_basis(cv.kfac(task, train, "exact"), cv.ggn(task, train)).eigenvalues,
         cv.ekfac(task, train, "exact").eigenvalues,
     )
 
@@ -323,16 +324,16 @@ def test_ekfac_is_the_ggn_projected_on_its_basis(nets, name):
 def test_ranked_eigenvalues_are_the_block_s_own(nets):
     task, train = nets["mlp"]
     base, full = cv.kfac(task, train, "exact"), slow_ggn(task, train)
-    found = cv.in_basis(base, cv.dense_ggn(task, train), "ranked")
+    found = in_basis(base, cv.dense_ggn(task, train), "ranked")
     for name, (index, part) in found.blocks.items():
         close(part.spectrum().flip(0), torch.linalg.eigvalsh(block(full, index)))
         order = base.blocks[name][1].eigenvalues.argsort()
         assert (part.eigenvalues[order].diff() >= 0).all(), "the largest sits on the largest"
     own = cv.block_ggn(task, train)
     for how in ("projected", "ranked"):  # a matrix in its own basis is itself
-        close(written(cv.in_basis(own, cv.dense_ggn(task, train), how)), written(own))
+        close(written(in_basis(own, cv.dense_ggn(task, train), how)), written(own))
     with pytest.raises(ValueError, match="how='x'"):
-        cv.in_basis(own, own, "x")
+        in_basis(own, own, "x")
 
 
 @pytest.mark.parametrize("name", NAMES)

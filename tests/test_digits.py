@@ -11,10 +11,10 @@ from conftest import bytes_of, make_testbed, same
 import tda.testbeds
 from tda import attribution, bank, classifiers, config, models, retrain, scores
 from tda.artefacts import ArtefactError
-from tda.attribution.gradients import flatten, matrix
 from tda.evaluation.lds import lds
 from tda.task import n_examples, take, tensors
 from tda.testbeds import anchors, build_corpus, digits, language
+from tda.tools.gradients import flatten, matrix
 from tda.training import Recipe, steps_of, train
 
 TINY = {

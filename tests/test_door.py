@@ -13,13 +13,14 @@ from torch import nn
 from torch.func import functional_call
 
 from tda import classifiers, config, lm
-from tda.attribution import METHODS, attribute, logra, memory, options
-from tda.attribution.content import digest
-from tda.attribution.memory import remembered
+from tda.attribution import METHODS, attribute, logra
 from tda.attribution.registry import method
 from tda.curvature import captured, tracked
 from tda.lm import IGNORE
 from tda.task import Task, say_once
+from tda.tools import cache, options
+from tda.tools.cache import remembered
+from tda.tools.content import digest
 
 LLAMA = {"vocab_size": 61, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
          "num_key_value_heads": 1, "max_position_embeddings": 16}  # fmt: skip
@@ -659,7 +660,7 @@ def test_results_are_those_of_the_contents_as_they_are_now(name):
         found = attribute(name, task, train, asked)
         fresh = net_task(mlp()), {k: v.clone() for k, v in train.items()}, {k: v.clone() for k, v in asked.items()}
         fresh[0].params.update({k: v.clone() for k, v in task.params.items()})
-        memory.forget()
+        cache.forget()
         np.testing.assert_array_equal(found, attribute(name, *fresh))
 
 

@@ -7,7 +7,6 @@ import pytest
 from scipy import stats
 
 from tda.evaluation.ceiling import ceiling, ceiling_curve, seeds_needed, spearman_brown_ceiling
-from tda.evaluation.coverage import simulate_coverage
 from tda.evaluation.intervals import (
     jackknife,
     lds_difference,
@@ -20,6 +19,7 @@ from tda.evaluation.intervals import (
 )
 from tda.evaluation.lds import group_lds, lds, output_ranks, prediction_ranks
 from tda.evaluation.ranks import small_sample_shortfall, spearman_rows
+from tda.studies.coverage import simulate_coverage
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from torch import nn
 
 from tda import curvature as cv
 from tda.attribution import attribute, influence
-from tda.attribution.gradients import matrix, unflatten
 from tda.curvature import kronecker, layers
 from tda.task import Checkpoint, TrainingRun, n_examples, take
+from tda.tools.gradients import matrix, unflatten
 
 ITERATIVE = ("cg", "pcg", "lissa", "arnoldi", "nystrom")
 

@@ -9,10 +9,11 @@ from small_tasks import slow_ggn, slow_gradients, slow_hessian, small, task_of
 from torch import nn
 
 from tda import curvature as cv
-from tda.attribution import budget
-from tda.curvature import basis, indefinite, ladder, spanned
 from tda.curvature.outputs import pseudo_gradients
+from tda.studies.hessians import basis, indefinite, ladder, spanned
+from tda.studies.hessians.spanned import spanned_ggn
 from tda.task import take
+from tda.tools import memory_limit
 
 DAMPINGS, DECAY = (1e-3, 1e-1, 5.0), 1e-1
 FUNCTIONS = {
@@ -47,8 +48,8 @@ def deep():
 def test_spanned_functions_are_those_of_the_matrix(deep, name):
     task, train, _ = deep
     full, f = slow_ggn(task, train), FUNCTIONS[name]
-    found = cv.spanned_ggn(task, train)
-    assert isinstance(found, cv.Spanned)
+    found = spanned_ggn(task, train)
+    assert isinstance(found, spanned.Spanned)
     values, vectors = torch.linalg.eigh(full)
     v = torch.randn(7, len(full), dtype=torch.float64)
     close(found.function(f, v), v @ vectors @ torch.diag(f(values.clamp(min=0))) @ vectors.T)
@@ -58,7 +59,7 @@ def test_spanned_functions_are_those_of_the_matrix(deep, name):
 
 def test_spanned_has_all_eigenvalues_and_an_orthogonal_basis(deep):
     task, train, _ = deep
-    full, found = slow_ggn(task, train), cv.spanned_ggn(task, train)
+    full, found = slow_ggn(task, train), spanned_ggn(task, train)
     close(found.spectrum(), torch.linalg.eigvalsh(full).flip(0), rtol=1e-10)
     unit = torch.eye(len(full), dtype=torch.float64)
     close(found.project(unit) @ found.project(unit).T, unit)
@@ -73,10 +74,10 @@ def test_spanned_has_all_eigenvalues_and_an_orthogonal_basis(deep):
 @pytest.mark.parametrize("by", ["layer", "tensor"])
 def test_every_block_has_its_smaller_form(deep, by):
     task, train, _ = deep
-    found, wanted = cv.spanned_ggn(task, train, by), cv.block_ggn(task, train, by)
+    found, wanted = spanned_ggn(task, train, by), cv.block_ggn(task, train, by)
     kinds = {name: type(block) for name, (_, block) in found.blocks.items()}
-    assert set(kinds.values()) == {cv.Spanned, cv.Dense}
-    assert all((kind is cv.Spanned) == (len(found.blocks[name][0]) > 18) for name, kind in kinds.items())
+    assert set(kinds.values()) == {spanned.Spanned, cv.Dense}
+    assert all((kind is spanned.Spanned) == (len(found.blocks[name][0]) > 18) for name, kind in kinds.items())
     v = torch.randn(4, found.size, dtype=torch.float64)
     for f in FUNCTIONS.values():
         close(found.function(f, v), wanted.function(lambda w, f=f: f(w.clamp(min=0)), v))
@@ -85,29 +86,29 @@ def test_every_block_has_its_smaller_form(deep, by):
 
 def test_a_net_with_more_pseudo_gradients_than_parameters_stays_dense_to_the_bit():
     task, train = small("mlp", n=40)
-    assert torch.equal(cv.spanned_ggn(task, train, chunk=32).materialise(), cv.dense_ggn(task, train, 32).materialise())
-    for name, (_, block) in cv.spanned_ggn(task, train, "layer", chunk=32).blocks.items():
+    assert torch.equal(spanned_ggn(task, train, chunk=32).materialise(), cv.dense_ggn(task, train, 32).materialise())
+    for name, (_, block) in spanned_ggn(task, train, "layer", chunk=32).blocks.items():
         assert torch.equal(block.matrix, cv.block_ggn(task, train).blocks[name][1].matrix)
 
 
 def test_spanned_treats_sequences_too():
     task, train = small("sequence", n=2)
-    found = cv.spanned_ggn(task, train, "layer")
+    found = spanned_ggn(task, train, "layer")
     close(found.materialise(), cv.block_ggn(task, train).materialise())
 
 
 def test_spanned_refuses(deep, monkeypatch):
     task, train, _ = deep
     with pytest.raises(ValueError, match="5 rows of 4 parameters; .* Use Dense"):
-        cv.Spanned(torch.ones(5, 4), 5)
+        spanned.Spanned(torch.ones(5, 4), 5)
     with pytest.raises(ValueError, match="pseudo-gradient is not finite"):
-        cv.Spanned(torch.full((2, 4), torch.nan), 2)
+        spanned.Spanned(torch.full((2, 4), torch.nan), 2)
     with pytest.raises(ValueError, match="no outputs_fn"):
-        cv.spanned_ggn(replace(task, outputs_fn=None), train)
-    monkeypatch.setattr(budget, "SHARE", 1e-9)
+        spanned_ggn(replace(task, outputs_fn=None), train)
+    monkeypatch.setattr(memory_limit, "SHARE", 1e-9)
     monkeypatch.setattr(spanned, "pseudo_gradients", lambda *a, **k: pytest.fail("asked for memory first"))
     with pytest.raises(ValueError, match=r"in 18 pseudo-gradients needs \d+ MB; .* solver='cg'"):
-        cv.spanned_ggn(task, train)
+        spanned_ggn(task, train)
 
 
 def test_forecast_of_the_spanned_form(deep, monkeypatch):
@@ -115,10 +116,10 @@ def test_forecast_of_the_spanned_form(deep, monkeypatch):
     seen = []
     monkeypatch.setattr(spanned, "require", lambda size, *_: seen.append(size))
     rows = torch.cat(list(pseudo_gradients(task, train, "exact")))
-    cv.spanned_ggn(task, train)
-    blocks = cv.spanned_ggn(task, train, "layer").blocks.values()
-    wide = sum(len(index) for index, block in blocks if isinstance(block, cv.Spanned))
-    held = sum(len(rows) ** 2 for _, block in blocks if isinstance(block, cv.Spanned))
+    spanned_ggn(task, train)
+    blocks = spanned_ggn(task, train, "layer").blocks.values()
+    wide = sum(len(index) for index, block in blocks if isinstance(block, spanned.Spanned))
+    held = sum(len(rows) ** 2 for _, block in blocks if isinstance(block, spanned.Spanned))
     assert 0 < wide < rows.shape[1], "some blocks of each form"
     dense = sum(len(index) ** 2 for index, block in blocks if isinstance(block, cv.Dense))
     assert seen[0] == 20 * rows.numel() + 24 * len(rows) ** 2
@@ -127,25 +128,25 @@ def test_forecast_of_the_spanned_form(deep, monkeypatch):
 
 def test_ranked_eigenvalues_from_blocks_write_nothing_down(deep, monkeypatch):
     task, train, _ = deep
-    base, blocks = cv.kfac(task, train, "exact"), cv.spanned_ggn(task, train, "layer")
-    wanted = cv.in_basis(base, cv.dense_ggn(task, train), "ranked")
+    base, blocks = cv.kfac(task, train, "exact"), spanned_ggn(task, train, "layer")
+    wanted = basis.in_basis(base, cv.dense_ggn(task, train), "ranked")
     assert any(not torch.equal(index, blocks.blocks[k][0]) for k, (index, _) in base.blocks.items()), "another order"
-    other = cv.in_basis(base, cv.spanned_ggn(task, train, "tensor"), "ranked")  # other blocks: written down
+    other = basis.in_basis(base, spanned_ggn(task, train, "tensor"), "ranked")  # other blocks: written down
     assert not torch.allclose(other.eigenvalues, wanted.eigenvalues)
-    for operator in (cv.Blocks, cv.Spanned, cv.Dense):
+    for operator in (cv.Blocks, spanned.Spanned, cv.Dense):
         monkeypatch.setattr(operator, "materialise", lambda self: pytest.fail("P x P"))
-    found = cv.in_basis(base, blocks, "ranked")
+    found = basis.in_basis(base, blocks, "ranked")
     close(found.eigenvalues, wanted.eigenvalues, rtol=1e-9)
 
 
 def test_blocks_of_other_parameters_are_not_taken_for_the_basis_s(deep):
     task, train, _ = deep
-    base, blocks = cv.kfac(task, train, "exact"), cv.spanned_ggn(task, train, "layer")
+    base, blocks = cv.kfac(task, train, "exact"), spanned_ggn(task, train, "layer")
     rows = torch.cat(list(pseudo_gradients(task, train, "exact")))
     index = torch.arange(1, 1 + len(base.blocks["0"][0]))  # as many, under the same name
-    other = cv.Blocks(base.size, {"0": (index, cv.Spanned(rows[:, index], 6))})
+    other = cv.Blocks(base.size, {"0": (index, spanned.Spanned(rows[:, index], 6))})
     part = cv.Blocks(base.size, {"0": base.blocks["0"]})
-    found = cv.in_basis(part, other, "ranked").eigenvalues.sort().values
+    found = basis.in_basis(part, other, "ranked").eigenvalues.sort().values
     own = base.blocks["0"][0]
     close(found, torch.linalg.eigvalsh(other.materialise()[own][:, own]))
     assert not torch.allclose(found, other.blocks["0"][1].spectrum().flip(0))
@@ -193,7 +194,7 @@ def test_the_residual_is_that_of_the_solution(deep, monkeypatch):
     monkeypatch.setattr(indefinite.lapack, "dsysv", lambda a, b, **k: (a, None, b, 3))
     with pytest.raises(ValueError, match=r"H \+ 0.1 is singular .* info 3"):
         indefinite.solve_hessian(task, train, v, 0.1)
-    monkeypatch.setattr(budget, "SHARE", 1e-9)
+    monkeypatch.setattr(memory_limit, "SHARE", 1e-9)
     with pytest.raises(ValueError, match="the Hessian of .* MB"):
         indefinite.solve_hessian(task, train, v, 0.1)
 

@@ -8,7 +8,7 @@ from tda import config, findings, scores
 from tda.artefacts import ArtefactError
 from tda.evaluation.claims import claims_table
 from tda.evaluation.intervals import Interval, lds_difference, lds_interval, mean_interval
-from tda.evaluation.pooled import combined, over_settings, pooled
+from tda.studies.hessians.pooled import combined, over_settings, pooled
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ import torch
 from small_tasks import networks, small, task_of
 from torch import nn
 
-from tda.attribution import gradients, products
+from tda.curvature import products
 from tda.task import take
+from tda.tools import gradients
 
 
 class Twice(nn.Module):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Lasso
 
-from tda.attribution import recovery
-from tda.attribution.recovery import bernoulli, enough, left_regular, penalties, recover
+from tda.steering import recovery
+from tda.steering.recovery import bernoulli, enough, left_regular, penalties, recover
 
 
 def planted(n=120, K=90, k=4, queries=5, noise=0.0, seed=0, d=8):

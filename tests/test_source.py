@@ -11,9 +11,6 @@ import torch
 from scipy.stats import spearmanr
 
 from tda.attribution import attribute, source
-from tda.attribution.gradients import matrix
-from tda.attribution.recorded import Recording, replayed
-from tda.attribution.segments import Segment, propagate, responses, scores_of, segments_of
 from tda.attribution.source import by_segment
 from tda.attribution.unroll import unrolled
 from tda.curvature import factors, named, operator
@@ -21,6 +18,9 @@ from tda.curvature.averaged import averaged
 from tda.curvature.exact import dense_ggn
 from tda.provenance import Stopwatch
 from tda.task import Checkpoint, Task, take
+from tda.tools.gradients import matrix
+from tda.tools.recorded import Recording, replayed
+from tda.tools.segments import Segment, propagate, responses, scores_of, segments_of
 
 N, WIDTH = 12, 5
 

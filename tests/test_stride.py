@@ -12,8 +12,9 @@ from torch import nn
 
 from tda import lm
 from tda.artefacts import ArtefactError
-from tda.attribution import attribute, recovery, snapshot, steering, steering_training, stride
-from tda.attribution.steering_training import Descent, Sampler, Weights
+from tda.attribution import attribute, stride
+from tda.steering import fitting, operators, recovery, snapshot
+from tda.steering.fitting import Descent, Sampler, Weights
 from tda.task import n_examples, take, tensors
 
 N, Q = 40, 6
@@ -73,7 +74,7 @@ def test_a_snapshot_that_does_not_fit_is_refused(images, monkeypatch):
     snapshot.snapshot(task, data, 1, chunk=30)
     assert asked == [10 * (16 + 10) * 8, 0], "ten images to come, of activations and outputs in float64"
     monkeypatch.undo()
-    monkeypatch.setattr("tda.attribution.budget.SHARE", 0.0)
+    monkeypatch.setattr("tda.tools.memory_limit.SHARE", 0.0)
     with pytest.raises(ValueError, match="a snapshot of 26 numbers a target position needs"):
         snapshot.snapshot(task, data, 1, chunk=30)
 
@@ -123,34 +124,34 @@ def test_losses_are_their_definitions(shifted):
     o, labels, delta = shifted
     p = o.softmax(-1)
     wanted = F.cross_entropy(o, labels, reduction="none") - F.cross_entropy(o + delta, labels, reduction="none")
-    torch.testing.assert_close(steering.gain(p, labels, delta), wanted)
+    torch.testing.assert_close(operators.gain(p, labels, delta), wanted)
     wanted = F.kl_div((o + delta).log_softmax(-1), p, reduction="none").sum(-1)
-    torch.testing.assert_close(steering.divergence(p, delta), wanted)
+    torch.testing.assert_close(operators.divergence(p, delta), wanted)
     tiny = 1e-9 * delta
     first = tiny[range(5), labels] - (p * tiny).sum(-1)
-    torch.testing.assert_close(steering.gain(p, labels, tiny), first, rtol=1e-6, atol=0)
+    torch.testing.assert_close(operators.gain(p, labels, tiny), first, rtol=1e-6, atol=0)
 
 
 def test_linearity_is_a_ridge_on_the_sketch():
     rng = np.random.default_rng(0)
     M, y = rng.random((9, 6)) < 0.4, rng.standard_normal((9, 4))
-    mixed = steering_training.sketch(torch.from_numpy(M).double(), np.random.default_rng(1))
+    mixed = fitting.sketch(torch.from_numpy(M).double(), np.random.default_rng(1))
     a = mixed.numpy()
     assert a.shape == (9, 3) and np.allclose(a.mean(0), 0)
     R = np.random.default_rng(1).standard_normal((6, 3))
     np.testing.assert_allclose(a, M @ R - (M @ R).mean(0))
     c, gamma = y - y.mean(0), 1e-3 * np.mean(np.diag(a.T @ a))
     wanted = ((a @ np.linalg.inv(a.T @ a + gamma * np.eye(3)) @ a.T @ c - c) ** 2).sum() / 4
-    np.testing.assert_allclose(steering_training.linearity(torch.from_numpy(y), mixed), wanted)
+    np.testing.assert_allclose(fitting.linearity(torch.from_numpy(y), mixed), wanted)
     inside = torch.from_numpy(M @ R + 3.0)
-    assert steering_training.linearity(inside, mixed) < 1e-4 * inside.var() * 9, "linear effects cost nothing"
+    assert fitting.linearity(inside, mixed) < 1e-4 * inside.var() * 9, "linear effects cost nothing"
 
 
 def descent(images, weights, measure, sample=None, seed=0):
     task, data, _ = images
     shot = snapshot.snapshot(task, data)
     X = (shot.states - shot.states.mean(0)) / 4
-    slopes = steering_training.subset_slopes(X, shot, measure)
+    slopes = fitting.subset_slopes(X, shot, measure)
     generator = np.random.default_rng(seed)
     sample = sample or Sampler(measure, shot.start, generator)
     return Descent(X, shot, measure, slopes, weights, sample, generator), X, shot
@@ -217,7 +218,7 @@ def test_start_is_the_minimum_of_the_bound(images):
     """Class by class, with the second moment of the read-out weighted by that class's probability, by loops."""
     task, data, _ = images
     shot, measure = snapshot.snapshot(task, data), recovery.left_regular(N, 12, 3, 0)
-    ops = steering_training.train(shot, measure, 1, 5, Weights(2.0, 7.0, 1.0), steps=0)
+    ops = fitting.train(shot, measure, 1, 5, Weights(2.0, 7.0, 1.0), steps=0)
     B, p = ops.read(shot.states), shot.probabilities
     torch.testing.assert_close(B.T @ B / N, torch.eye(5).double(), atol=1e-8, rtol=0)
     torch.testing.assert_close(B.mean(0), torch.zeros(5).double(), atol=1e-8, rtol=0)
@@ -232,7 +233,7 @@ def test_slopes_are_gradients_of_the_mean_losses_of_documents():
     """Several targets a document: the mean over targets first, then over documents, by autograd."""
     task, data = small("sequence")
     shot, measure = snapshot.snapshot(task, data), recovery.left_regular(12, 4, 2, 0)
-    found = steering_training.subset_slopes(shot.states, shot, measure)
+    found = fitting.subset_slopes(shot.states, shot, measure)
     logits, targets = logits_of(task, data)
     for k, members in enumerate(measure):
         code = torch.zeros(shot.states.shape[1], 5, dtype=torch.float64, requires_grad=True)
@@ -247,7 +248,7 @@ def full_objective(ops, shot, weights):
     """The published objective without the linearity loss, over all positions (one an example)."""
     delta = torch.einsum("ir,krc->kic", ops.read(shot.states), ops.codes)
     p = shot.probabilities.expand(len(delta), -1, -1)
-    won, kl = steering.gain(p, shot.labels.expand(len(delta), -1), delta), steering.divergence(p, delta)
+    won, kl = operators.gain(p, shot.labels.expand(len(delta), -1), delta), operators.divergence(p, delta)
     inside = torch.from_numpy(ops.measure)
     fidelity, stability = -(won * inside).sum(1) / inside.sum(1), (kl * ~inside).sum(1) / (~inside).sum(1)
     return (weights.fidelity * fidelity + weights.stability * stability).sum()
@@ -258,9 +259,7 @@ def test_descent_lowers_the_objective_of_the_start(images, stability):
     task, data, _ = images
     shot, measure = snapshot.snapshot(task, data), recovery.left_regular(N, 20, 4, 0)
     weights = Weights(1.0, stability, 0.0)
-    values = [
-        full_objective(steering_training.train(shot, measure, 1, 5, weights, steps=s), shot, weights) for s in (0, 60)
-    ]
+    values = [full_objective(fitting.train(shot, measure, 1, 5, weights, steps=s), shot, weights) for s in (0, 60)]
     frozen = 0.0
     assert values[1] < values[0] < frozen, values
 
@@ -269,7 +268,7 @@ def test_dropping_the_linearity_loss_changes_nothing_else(images):
     """Its sketches and probes have their own numbers: a weight of next to nothing is a weight of nothing."""
     task, data, _ = images
     shot, measure = snapshot.snapshot(task, data), recovery.left_regular(N, 20, 4, 0)
-    none, little = (steering_training.train(shot, measure, 1, 5, Weights(1, 10, w), steps=8) for w in (0.0, 1e-12))
+    none, little = (fitting.train(shot, measure, 1, 5, Weights(1, 10, w), steps=8) for w in (0.0, 1e-12))
     torch.testing.assert_close(none.codes, little.codes, rtol=1e-7, atol=1e-10)
     torch.testing.assert_close(none.readout, little.readout, rtol=1e-7, atol=1e-10)
 
@@ -279,7 +278,7 @@ def test_linearity_loss_makes_effects_more_linear(images):
     shot, measure = snapshot.snapshot(task, data), recovery.left_regular(N, 60, 15, 0)
     left = []
     for weight in (0.0, 30.0):
-        y = steering.effects(steering_training.train(shot, measure, 1, 5, Weights(1, 1, weight), 60), shot)
+        y = operators.effects(fitting.train(shot, measure, 1, 5, Weights(1, 1, weight), 60), shot)
         X, y = measure - measure.mean(0), y - y.mean(0)
         residual = y - X @ np.linalg.lstsq(X, y, rcond=None)[0]
         left.append((residual**2).sum() / (y**2).sum())
@@ -334,7 +333,7 @@ def test_effects_are_shifted_losses(images, monkeypatch):
         ops = stride.operators_for(task, examples, measure, rank=3, steps=3)
         wanted = explicit_effects(ops, task, examples)
         np.testing.assert_allclose(stride.measurements(ops, task, examples), wanted, rtol=1e-8, atol=1e-12)
-        monkeypatch.setattr(steering, "BLOCK", 50)
+        monkeypatch.setattr(operators, "BLOCK", 50)
         np.testing.assert_allclose(stride.measurements(ops, task, examples, chunk=3), wanted, rtol=1e-8, atol=1e-12)
 
 
@@ -375,7 +374,7 @@ def test_operators_are_trained_once_for_all_queries(images, monkeypatch):
 def test_saved_operators_are_equal_to_the_bit(task, tiny, queries, tmp_path):
     ops = stride.operators(task, tiny.train, 0, 32, 40, 4, 5, steps=2)
     ops.save(tmp_path / "operators.npz")
-    again = steering.load(tmp_path / "operators.npz")
+    again = operators.load(tmp_path / "operators.npz")
     for name in ("mean", "scale", "readout", "codes"):
         assert torch.equal(getattr(again, name), getattr(ops, name))
         assert getattr(again, name).dtype == getattr(ops, name).dtype
@@ -384,7 +383,7 @@ def test_saved_operators_are_equal_to_the_bit(task, tiny, queries, tmp_path):
     assert np.array_equal(one, two)
     (tmp_path / "operators.npz").write_bytes(b"damaged")
     with pytest.raises(ArtefactError, match="sha256 differs"):
-        steering.load(tmp_path / "operators.npz")
+        operators.load(tmp_path / "operators.npz")
 
 
 # --- refusals

@@ -10,9 +10,9 @@ from conftest import make_testbed, same
 
 from tda import lm, models, training
 from tda.artefacts import ArtefactError
-from tda.attribution.gradients import flatten, matrix, unflatten
 from tda.task import n_examples, take
 from tda.testbeds import language
+from tda.tools.gradients import flatten, matrix, unflatten
 from tda.training import Recipe, data_order, load_run, read_checkpoint, schedule, steps_of, train
 
 RECIPE = Recipe(

@@ -11,9 +11,10 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from tda import lm
-from tda.attribution import attribute, budget, logra, projection, trackstar, trak
-from tda.attribution.gradients import flatten, matrix
+from tda.attribution import attribute, logra, trackstar, trak
 from tda.task import n_examples, take, tensors
+from tda.tools import memory_limit, projection
+from tda.tools.gradients import flatten, matrix
 
 DENSE = ("rademacher", "gaussian")
 N, Q = 60, 8
@@ -476,7 +477,7 @@ def test_a_task_without_what_a_method_reads_is_refused(small):
 
 def test_memory_is_forecast(small, monkeypatch):
     task, data, asked = small
-    monkeypatch.setattr(budget, "SHARE", 0.0)
+    monkeypatch.setattr(memory_limit, "SHARE", 0.0)
     for name in ("trak", "logra", "trackstar"):
         with pytest.raises(ValueError, match=r"features of 60 examples needs \d+ MB; .* Use another|.* Lower rank"):
             attribute(name, task, data, asked, seed=55)

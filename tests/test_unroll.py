@@ -13,10 +13,10 @@ from scipy.stats import spearmanr
 
 from tda import lm, models
 from tda.attribution import attribute
-from tda.attribution.gradients import batch_of
-from tda.attribution.recorded import Recording, Replay, recording_of, replayed
 from tda.attribution.unroll import _second_order, unrolled
 from tda.task import n_examples, take
+from tda.tools.gradients import batch_of
+from tda.tools.recorded import Recording, Replay, recording_of, replayed
 from tda.training import train
 
 

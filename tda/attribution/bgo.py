@@ -7,7 +7,7 @@ Learn a query a little more, and a little less, and see which training documents
     score(i) = l_i(theta)     - l_i(theta_desc)            descent
 
 theta_asc and theta_desc come from T preconditioned gradient steps on the query's loss, or from the EWC-regularised
-fine-tuning of the first release (:mod:`tda.attribution.perturb`). To first order the bidirectional score is
+fine-tuning of the first release (:mod:`tda.tools.perturb`). To first order the bidirectional score is
 ``2 T eta g_i^T P g_q``: influence with the Fisher as its Hessian (:mod:`tda.attribution.fisher`), read off two
 sweeps. It is a central difference, so its error is of third order in the step; the one-sided scores carry the
 documents' curvature along the step as well. Positive = learning the document and learning the query go the same way
@@ -20,17 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tda.attribution import fisher
-from tda.attribution.door import entered
-from tda.attribution.gradients import CHUNK, batch_of
-from tda.attribution.memory import remembered
-from tda.attribution.options import Count, Positive, Whole, one_of
-from tda.attribution.perturb import UNITS, ewc_steps, natural_steps, sweep
 from tda.attribution.registry import StepTooLarge, method
-from tda.curvature import named
+from tda.curvature import empirical, named
 from tda.task import Examples, Params, Task, chunks, n_examples, take
+from tda.tools import summed
+from tda.tools.cache import remembered
+from tda.tools.door import entered
+from tda.tools.gradients import CHUNK, batch_of
+from tda.tools.options import Count, Positive, Whole, one_of
+from tda.tools.perturb import UNITS, ewc_steps, natural_steps, sweep
 
-PRECONDITIONERS = (*fisher.KINDS, "ekfac", "ewc_released", "ewc_corrected")
+PRECONDITIONERS = (*empirical.KINDS, "ekfac", "ewc_released", "ewc_corrected")
 DIRECTIONS = ("bidirectional", "ascent", "descent")
 RANKINGS = ("signed", "absolute")
 READING = ("direction", "ranking", "max_rise", "queries_at_once", "seed")
@@ -97,13 +97,13 @@ def attribute_trajectory(
     """BGO along the trajectory: finite-step scores at ``checkpoints`` of the run (0: all), summed, [Q, N].
 
     Each checkpoint's scores are scaled to unit mean magnitude per query and weighted by the learning rate
-    (:func:`tda.attribution.fisher.along`). The other options are those of :func:`attribute`.
+    (:func:`tda.tools.summed.along`). The other options are those of :func:`attribute`.
     """
     options = (preconditioner, steps, step, unit, damping, ewc_weight, max_rise, chunk, queries_at_once)
-    scores = fisher.along(
+    scores = summed.along(
         [
             (_difference(part, train, queries, direction, options), weight)
-            for part, weight in fisher.trajectory(task, checkpoints)
+            for part, weight in summed.trajectory(task, checkpoints)
         ]
     )
     return np.abs(scores) if ranking == "absolute" else scores
@@ -169,12 +169,12 @@ def moved_losses(
 def mover(task, train, sign, preconditioner, steps, step, unit="relative", damping=0.1, ewc_weight=50.0, chunk=CHUNK):
     """``move(batch of queries) -> (parameters [B, ...], eta [B])`` for one preconditioner and direction."""
     if preconditioner.startswith("ewc"):
-        released, diagonal = preconditioner == "ewc_released", fisher.diagonal(task, train, chunk)
+        released, diagonal = preconditioner == "ewc_released", empirical.diagonal(task, train, chunk)
         return lambda asked: ewc_steps(task, asked, diagonal, sign, step, steps, unit, ewc_weight, released)
     if preconditioner == "ekfac":
         apply = named.inverse("ekfac", task, train, damping, chunk, rest="diagonal")
     else:
-        apply = fisher.inverse(preconditioner, task, train, damping, chunk)
+        apply = empirical.inverse(preconditioner, task, train, damping, chunk)
     return lambda asked: natural_steps(task, asked, apply, sign, step, steps, unit)
 
 
@@ -186,7 +186,7 @@ def token_scores(
 
     ``documents``: what is read (``train`` by default, 2 Q N T numbers; the query itself shows which of its own words
     the step has moved). ``options``: those of :func:`attribute` that move the model. The mean over a document's target
-    tokens is its document score; other granularities in :mod:`tda.attribution.granularity`.
+    tokens is its document score; other granularities in :mod:`tda.studies.granularity`.
     """
     given = {"train": train, "queries": queries, "documents": train if documents is None else documents}
     with entered(task, ("params",), **given) as (train, queries, read):

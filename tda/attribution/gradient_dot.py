@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tda.attribution.gradients import CHUNK, blocks, matrix
-from tda.attribution.options import Count, Whole
-from tda.attribution.products import dot_products
 from tda.attribution.registry import method
+from tda.curvature.products import dot_products
 from tda.task import Examples, Task
+from tda.tools.gradients import CHUNK, blocks, matrix
+from tda.tools.options import Count, Whole
 
 
 @method("gradient_dot", family="gradient", paper="Pruthi et al. 2020", needs=("params",), signed=True)
@@ -17,7 +17,7 @@ def attribute(task: Task, train: Examples, queries: Examples, *, seed: Whole = 0
     """``scores[q, i] = <grad l_q(theta), grad l_i(theta)>`` at the trained parameters, [Q, N].
 
     One gradient step of size eta on document i lowers the loss of q by eta * scores[q, i], to first order.
-    Memory: (Q + chunk) x P x 4 bytes, less for a classifier of linear layers (:mod:`tda.attribution.products`). No
+    Memory: (Q + chunk) x P x 4 bytes, less for a classifier of linear layers (:mod:`tda.curvature.products`). No
     randomness.
     """
     return dot_products(task, train, queries, chunk).numpy()

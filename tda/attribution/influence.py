@@ -23,16 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tda.attribution.door import entered
-from tda.attribution.fisher import along, trajectory
-from tda.attribution.gradients import CHUNK, blocks, matrix
-from tda.attribution.memory import remembered
-from tda.attribution.options import Count, NotNegative, Pattern, Positive, Whole, one_of
 from tda.attribution.registry import method
 from tda.curvature import exact, named, solvers
 from tda.curvature.kronecker import UNTRACKED
 from tda.curvature.outputs import FISHERS
 from tda.task import Examples, Task, n_examples
+from tda.tools.cache import remembered
+from tda.tools.door import entered
+from tda.tools.gradients import CHUNK, blocks, matrix
+from tda.tools.options import Count, NotNegative, Pattern, Positive, Whole, one_of
+from tda.tools.summed import along, trajectory
 
 # solver -> the curvatures it takes
 SOLVERS = {
@@ -170,7 +170,7 @@ def attribute_trajectory(
     checkpoints: Whole = 0,
 ) -> np.ndarray:
     """:func:`attribute` (exact solver) summed over ``checkpoints`` of the run (0: all), [Q, N], with their learning
-    rates as weights and each query's scores scaled to unit mean magnitude (:func:`tda.attribution.fisher.along`).
+    rates as weights and each query's scores scaled to unit mean magnitude (:func:`tda.tools.summed.along`).
     """
     options = _options(locals())
     parts = trajectory(task, checkpoints)

@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tda.attribution.budget import require
-from tda.attribution.door import entered
-from tda.attribution.gradients import CHUNK, batch_of
-from tda.attribution.memory import remembered
-from tda.attribution.options import Count, NotNegative, Whole, one_of
-from tda.attribution.projection import damped_inverse
 from tda.attribution.registry import method
 from tda.curvature.layers import Layer, say_share, trackable, watching
 from tda.curvature.outputs import output_gradients
 from tda.task import Examples, Task, chunks, n_examples, take
+from tda.tools.cache import remembered
+from tda.tools.door import entered
+from tda.tools.gradients import CHUNK, batch_of
+from tda.tools.memory_limit import require
+from tda.tools.options import Count, NotNegative, Whole, one_of
+from tda.tools.projection import damped_inverse
 
 SIDES = ("random", "pca")
 Layers = dict[str, Tensor]

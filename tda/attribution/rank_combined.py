@@ -18,11 +18,11 @@ from typing import Annotated, Any
 import numpy as np
 from scipy.stats import rankdata
 
-from tda.attribution.gradients import CHUNK
-from tda.attribution.options import Count, Rule, Whole, check
 from tda.attribution.registry import attribute as attribute_by
 from tda.attribution.registry import method, named
 from tda.task import Examples, Task
+from tda.tools.gradients import CHUNK
+from tda.tools.options import Count, Rule, Whole, check
 
 NAME = "rank_combined"
 

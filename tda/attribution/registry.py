@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tda.attribution import door, options
 from tda.task import Examples, Task, n_examples
+from tda.tools import door, options
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Method:
     ``needs`` names what the task must offer: ``params`` (gradients or losses of the model), ``outputs`` (``outputs_fn``
     and the ``model`` whose layers it runs), ``checkpoints`` (a training record), or an encoder (``text``, ``group``,
     ``features``). ``signed``: negative scores mean opponents. ``cost`` is ``"per query"`` (the corpus is swept for each
-    query) or ``"amortised"``. ``rules`` says what each option may be (:mod:`tda.attribution.options`).
+    query) or ``"amortised"``. ``rules`` says what each option may be (:mod:`tda.tools.options`).
     """
 
     name: str
@@ -69,7 +69,7 @@ def attribute(name: str, task: Task, train: Examples, queries: Examples, **given
 
     ``given`` are the method's options. Raises ``ValueError`` for an unknown method or option, a value that its rule
     does not allow, something the task does not offer, examples or a model that would be scored as something else than
-    they are (:mod:`tda.attribution.door`), and scores that are not finite or all zero.
+    they are (:mod:`tda.tools.door`), and scores that are not finite or all zero.
     """
     return np.asarray(named(name).function(task, train, queries, **given), dtype=np.float32)
 

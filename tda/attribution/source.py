@@ -31,17 +31,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from tda.attribution.gradients import CHUNK, matrix
-from tda.attribution.memory import remembered
-from tda.attribution.options import Count, Pattern, Whole, one_of
-from tda.attribution.recorded import sgd_run
 from tda.attribution.registry import method
-from tda.attribution.segments import Segment, scores_of, segments_of
 from tda.curvature import named
 from tda.curvature.averaged import averaged
 from tda.curvature.kronecker import UNTRACKED
 from tda.curvature.outputs import FISHERS
 from tda.task import Examples, Task, n_examples, take
+from tda.tools.cache import remembered
+from tda.tools.gradients import CHUNK, matrix
+from tda.tools.options import Count, Pattern, Whole, one_of
+from tda.tools.recorded import sgd_run
+from tda.tools.segments import Segment, scores_of, segments_of
 
 VARIANTS = ("exponential", "exact", "fast")
 SAME = 1e-3  # largest difference of a parameter between the model and its last checkpoint

@@ -2,12 +2,12 @@
 
 Datamodels retrain on many random subsets and regress a query's loss on membership. STRIDE keeps the regression and
 replaces retraining by steering: every subset A_k owns a small code on top of the frozen model
-(:mod:`tda.attribution.steering`), trained so that the steered model fits A_k and stays as it was elsewhere
-(:mod:`tda.attribution.steering_training`). A query's K measurements
+(:mod:`tda.steering.operators`), trained so that the steered model fits A_k and stays as it was elsewhere
+(:mod:`tda.steering.fitting`). A query's K measurements
 
     y_k = loss(frozen) - loss(steered by code k)        (positive: the subset helps)
 
-come from one forward pass, and its weights solve y = b + M w (:mod:`tda.attribution.recovery`).
+come from one forward pass, and its weights solve y = b + M w (:mod:`tda.steering.recovery`).
 
 From the paper: the shift of the logits, the three losses, the measurement, the left-regular design and the Lasso;
 K = 1000, d = 10, r = 16, a layer at about 0.6 of the depth. Ours, since unpublished: everything the training module
@@ -27,15 +27,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from tda.attribution import recovery as solver
-from tda.attribution.gradients import CHUNK
-from tda.attribution.memory import remembered
-from tda.attribution.options import Count, NotNegative, Share, Whole, one_of, whole
 from tda.attribution.registry import method
-from tda.attribution.snapshot import depth, snapshot
-from tda.attribution.steering import Operators, effects
-from tda.attribution.steering_training import Weights, train
+from tda.steering import recovery as solver
+from tda.steering.fitting import Weights, train
+from tda.steering.operators import Operators, effects
+from tda.steering.snapshot import depth, snapshot
 from tda.task import Examples, Task, n_examples
+from tda.tools.cache import remembered
+from tda.tools.gradients import CHUNK
+from tda.tools.options import Count, NotNegative, Share, Whole, one_of, whole
 
 DESIGNS = ("left_regular", "bernoulli")
 SUBSETS, RANK = 1000, 16  # as published, where documents and activations allow it

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from tda.attribution.bm25 import words_of
-from tda.attribution.options import Whole
 from tda.attribution.registry import method
 from tda.task import Examples, Task
+from tda.tools.options import Whole
 from tda.words import words
 
 

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tda.attribution.gradients import CHUNK
-from tda.attribution.options import Count, Flag, NotNegative, Share, Whole, one_of
-from tda.attribution.projection import KINDS, check, features
 from tda.attribution.registry import method
 from tda.task import Examples, Task, n_examples
+from tda.tools.gradients import CHUNK
+from tda.tools.options import Count, Flag, NotNegative, Share, Whole, one_of
+from tda.tools.projection import KINDS, check, features
 
 
 @method("trackstar", family="curvature", paper="Chang et al. 2025", needs=("params", "checkpoints"), signed=True)

@@ -1,6 +1,6 @@
 """TRAK (Park et al. 2023): influence of a linearised, randomly projected model.
 
-With f the model output (its log-odds, see :func:`tda.attribution.projection.margins`), phi_i = S grad f_i its projected
+With f the model output (its log-odds, see :func:`tda.tools.projection.margins`), phi_i = S grad f_i its projected
 gradient, Phi [N, d] their matrix and Q_i = 1 - p_i:
 
     score(q, i) = phi_q^T (Phi^T Phi + delta)^-1 phi_i * Q_i
@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tda.attribution.door import entered
-from tda.attribution.fisher import trajectory
-from tda.attribution.gradients import CHUNK, batch_of
-from tda.attribution.options import Count, NotNegative, Whole, one_of
-from tda.attribution.projection import KINDS, OUTPUTS, check, damped_inverse, features, log_odds
 from tda.attribution.registry import method
 from tda.task import Examples, Task, chunks, n_examples, take
+from tda.tools.door import entered
+from tda.tools.gradients import CHUNK, batch_of
+from tda.tools.options import Count, NotNegative, Whole, one_of
+from tda.tools.projection import KINDS, OUTPUTS, check, damped_inverse, features, log_odds
+from tda.tools.summed import trajectory
 
 ROWS = 32  # features turned to float64 at once
 MEMBER = 100_000  # added to the seed of the projection for every further member of an ensemble

@@ -1,6 +1,6 @@
 """Exact unrolling: the derivative of a query's final loss with respect to the weight of every training example.
 
-Give the loss of example i in a recorded SGD run (:mod:`tda.attribution.recorded`) the weight w_i, 1 in the run itself,
+Give the loss of example i in a recorded SGD run (:mod:`tda.tools.recorded`) the weight w_i, 1 in the run itself,
 and keep the divisor of every batch. The final loss l_q(theta_T) is then a function of w. Its gradient comes from a pass
 backwards through the run (Hara et al. 2019; MAGIC, Ilyas and Engstrom 2025). With p and u the derivatives of
 l_q(theta_T) by theta and by v, u = 0 at the end and p = grad l_q(theta_T):
@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from tda.attribution.budget import require
-from tda.attribution.gradients import batch_of
-from tda.attribution.options import Count, Whole, one_of
-from tda.attribution.recorded import Recording, Replay, recording_of
 from tda.attribution.registry import method
 from tda.task import Examples, Params, Task, chunks, n_examples, take
+from tda.tools.gradients import batch_of
+from tda.tools.memory_limit import require
+from tda.tools.options import Count, Whole, one_of
+from tda.tools.recorded import Recording, Replay, recording_of
 
 STORES = ("all", "sqrt")
 CHUNK = 256  # examples of a batch that are differentiated at once

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from tda.attribution import fisher as dual
-from tda.attribution.budget import require
-from tda.attribution.gradients import CHUNK
+from tda.curvature import empirical
 from tda.curvature.kronecker import factors, in_factors, measured
 from tda.curvature.named import CURVATURES, operator
 from tda.curvature.operators import Blocks, Dense, Diagonal, Dual, Spectral
 from tda.task import Examples, Task, n_examples
+from tda.tools.gradients import CHUNK
+from tda.tools.memory_limit import require
 
 
 def averaged(
@@ -71,7 +71,7 @@ def _rows(tasks: Sequence[Task], train: Examples, chunk: int) -> Tensor:
         f"the gradients of {n} examples x {width} parameters at {len(tasks)} checkpoints",
         "Use more segments, so that each holds fewer checkpoints, or curvature='ekfac' or 'diagonal', which stream.",
     )
-    return torch.cat([dual.gradients(task, train, chunk) for task in tasks])
+    return torch.cat([empirical.gradients(task, train, chunk) for task in tasks])
 
 
 def _mean(values: Iterable[Tensor]) -> Tensor:

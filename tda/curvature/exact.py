@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
-from tda.attribution.budget import require
-from tda.attribution.gradients import CHUNK, batch_of, flatten, unflatten
 from tda.curvature.operators import DENSE_ADVICE, Blocks, Dense, Operator
 from tda.curvature.outputs import pseudo_gradients, require_outputs, width_of
 from tda.lm import IGNORE
 from tda.task import Examples, Params, Task, chunks, n_examples, take, tensors
+from tda.tools.gradients import CHUNK, batch_of, flatten, unflatten
+from tda.tools.memory_limit import require
 
 POSITIONS = 2**13  # vectors x examples x output positions that go through the network together
 

@@ -21,13 +21,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tda.attribution.budget import require
-from tda.attribution.gradients import CHUNK, batch_of
-from tda.attribution.memory import remembered
 from tda.curvature.layers import Captured, Layer, passes, say_share, tracked, untracked
 from tda.curvature.operators import Blocks, Diagonal, Kronecker, Spectral, finite
 from tda.curvature.outputs import label_noise, pseudo_gradients
 from tda.task import Examples, Task, chunks, n_examples, take
+from tda.tools.cache import remembered
+from tda.tools.gradients import CHUNK, batch_of
+from tda.tools.memory_limit import require
 
 KEPT = 8  # results kept in memory: the checkpoints of a run, for the next damping
 UNTRACKED = ("drop", "diagonal", "refuse")

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tda.attribution import fisher as dual
-from tda.attribution.budget import require
-from tda.attribution.gradients import CHUNK
-from tda.attribution.memory import remembered
+from tda.curvature import empirical
 from tda.curvature.exact import block_ggn, dense_ggn, dense_hessian, ggn, hessian
 from tda.curvature.kronecker import diagonal, ekfac, kfac
 from tda.curvature.operators import Diagonal, Dual, Operator, Spectral
 from tda.task import Examples, Task, n_examples
+from tda.tools.cache import remembered
+from tda.tools.gradients import CHUNK
+from tda.tools.memory_limit import require
 
 CURVATURES = ("hessian", "ggn", "block_ggn", "kfac", "ekfac", "diagonal", "empirical_fisher", "identity")
 UNITS = ("relative", "absolute")
@@ -64,7 +64,7 @@ def _dual(task: Task, train: Examples, chunk: int) -> Dual:
     size = width * n_examples(train) * next(iter(task.params.values())).element_size()
     advice = "Use curvature='ekfac' or 'diagonal', which stream."
     require(size, f"the gradients of {n_examples(train)} examples x {width} parameters", advice)
-    return Dual(dual.gradients(task, train, chunk), dual.gram(task, train, chunk))
+    return Dual(empirical.gradients(task, train, chunk), empirical.gram(task, train, chunk))
 
 
 def absolute(found: Operator, damping: float, unit: str = "relative") -> float:
@@ -120,7 +120,7 @@ def inverse(
     indefinite: str = "refuse",
     **options,
 ) -> Callable[[Tensor], Tensor]:
-    """``apply(v [B, P]) -> v (C + damping)^-1``, [B, P]; the counterpart of :func:`tda.attribution.fisher.inverse`.
+    """``apply(v [B, P]) -> v (C + damping)^-1``, [B, P]; the counterpart of :func:`tda.curvature.empirical.inverse`.
 
     ``kind``: one of :data:`CURVATURES`; ``options``: those of :func:`operator`. A parameter that the operator leaves
     out (``rest="drop"``) is zero in the result.

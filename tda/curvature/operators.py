@@ -1,7 +1,7 @@
 """Symmetric linear operators over the flat parameter vector, and the ones whose eigenvectors are known.
 
 Every curvature matrix C [P, P] is an object with ``size`` P and ``matvec(V [B, P]) -> V C [B, P]``; P counts the
-parameters in the order of ``task.params`` (:func:`tda.attribution.gradients.flatten`). A :class:`Spectral` operator
+parameters in the order of ``task.params`` (:func:`tda.tools.gradients.flatten`). A :class:`Spectral` operator
 knows C = Q diag(w) Q^T and applies any function of its eigenvalues, ``function(f, V) = V Q diag(f(w)) Q^T``: the damped
 inverse is ``lambda w: 1 / (w + damping)``, the segment of an unrolled run another f.
 """
@@ -14,8 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tda.attribution.budget import require
 from tda.task import chunks
+from tda.tools.memory_limit import require
 
 Function = Callable[[Tensor], Tensor]
 ROWS = 64  # unit vectors sent through a matvec at once when a matrix is written out

@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad
 
-from tda.attribution.gradients import CHUNK, batch_of, flatten, over_examples
 from tda.lm import IGNORE
 from tda.task import Examples, Params, Task, chunks, n_examples, take, tensors
+from tda.tools.gradients import CHUNK, batch_of, flatten, over_examples
 
 FISHERS = ("exact", "sampled", "empirical")
 PASSES = 1000  # most backward passes a batch that the exact kind may take

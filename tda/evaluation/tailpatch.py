@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tda.attribution.gradients import batch_of, flatten, matrix, unflatten
 from tda.lm import IGNORE
 from tda.task import Examples, Task, n_examples, take
+from tda.tools.gradients import batch_of, flatten, matrix, unflatten
 
 LEARNING_RATE = 1e-4
 WEIGHT_DECAY, EPSILON, CLIP = 0.01, 1e-8, 1.0

@@ -3,29 +3,32 @@
 A comparison whose oracle is not installed is skipped, with the reason.
 """
 
+import functools
 import importlib.metadata
 import re
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
 
-from tda import attribute, conformance
-from tda.attribution import memory, products, segments, trak, unroll
+from tda import attribute
+from tda.attribution import trak, unroll
 from tda.config import ROOT
-from tda.conformance import comparison, ekfac, faults
-from tda.conformance.settings import setting
-from tda.curvature import Kronecker, exact
+from tda.curvature import Kronecker, exact, products
 from tda.evaluation import lds
+from tda.studies import conformance
+from tda.studies.conformance import comparison, ekfac, faults
+from tda.studies.conformance.settings import setting
 from tda.task import take
+from tda.tools import cache, segments
 
 COMPARISONS = {f"{one.quantity} | {one.oracle}": one for one in conformance.comparisons()}
 
 
-@cache
+@functools.cache
 def theirs(name):
     return COMPARISONS[name].theirs()
 
@@ -117,11 +120,11 @@ BROKEN = {
 def test_red_when_ours_is_broken(name, monkeypatch):
     (break_ours,) = (change for quantity, change in BROKEN.items() if name.startswith(quantity))
     break_ours(monkeypatch)
-    memory.forget()  # of what was computed before the break
+    cache.forget()  # of what was computed before the break
     try:
         assert not row(name)["pass"]
     finally:
-        memory.forget()
+        cache.forget()
 
 
 def test_other_curvature_would_fail():

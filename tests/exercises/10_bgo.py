@@ -25,13 +25,13 @@ by_hand = {
     how: np.mean([spearmanr(*pair).statistic for pair in zip(p, real, strict=True)]) for how, p in summed.items()
 }
 # %% 3 solution
-K, c = fisher.gram(task, bed.train), fisher.cross(task, bed.train, held_out)
+K, c = empirical.gram(task, bed.train), empirical.cross(task, bed.train, held_out)
 values, vectors = torch.linalg.eigh(K)
 largest, u = values[-2:], vectors[:, -2:]
 two = (c - (c @ u) * (largest / (largest + K.trace() / len(K))) @ u.T).numpy()
 remains = share(two)
 # %% 3 wrong
-K, c = fisher.gram(task, bed.train), fisher.cross(task, bed.train, held_out)
+K, c = empirical.gram(task, bed.train), empirical.cross(task, bed.train, held_out)
 values, vectors = torch.linalg.eigh(K)  # in ascending order: these are the two smallest
 largest, u = values[:2], vectors[:, :2]
 two = (c - (c @ u) * (largest / (largest + K.trace() / len(K))) @ u.T).numpy()

@@ -53,7 +53,7 @@ shuffled_lds = {
 }
 
 # %% 4 solution
-from tda.attribution.gradients import matrix
+from tda.tools.gradients import matrix
 
 sent = matrix(grown[shown][0][-1], images).double()[: ladder.PROBES]
 x = spectra["K-FAC"].function(lambda w: 1 / (w + DECAY), sent)

@@ -1,5 +1,5 @@
 # %% 1 solution
-unprojected = fisher.linear_scores("full", task, bed.train, held_out, 0.01)
+unprojected = empirical.linear_scores("full", task, bed.train, held_out, 0.01)
 draw = projection.projector("sparse", width, n, 0)
 phi_, asked_ = torch.cat([draw(block) for block in G.split(64)]), draw(A)
 projected = (projection.damped_inverse(phi_, 0.01, "trak")(asked_) @ phi_.double().T).numpy()

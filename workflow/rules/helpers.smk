@@ -67,7 +67,7 @@ def logs(name):
 
 def figure_paths(name, testbed=None):
     """Paths of a notebook's figures; without a testbed the {testbed} in them stays, as Snakemake's wildcard."""
-    return [f"{FIGURES}/{file}" for file in configuration.declared_figures(CONFIG, name, testbed)]
+    return [f"{FIGURES}/{file}" for file in configuration.declared_figures(name, testbed)]
 
 
 def figures(name, testbed=None):

@@ -1,0 +1,1 @@
+"""Chapter 21: rungs of a ladder of curvature matrices, from the Hessian down, and what tells them apart."""

@@ -1,0 +1,1 @@
+"""What matrices and methods both stand on: gradients, the memory of shared work, checks at the door."""

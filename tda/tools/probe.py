@@ -1,0 +1,219 @@
+"""A loss asked about a handful of examples, before a method runs: does it say what the methods will take it to say?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tda.lm import IGNORE, real_tokens
+from tda.task import Examples, Params, Task, chunks, n_examples, take, tensors
+from tda.tools.gradients import CHUNK, batch_of
+
+SPREAD = 8  # rows at even distances on which two ways of computing a loss are compared
+TOLERANCE = 1e-3  # of a loss of size 1 or more, between two ways of computing it: far above rounding in float32
+
+
+def probe(task: Task, examples: Examples, what: str) -> None:
+    """Ask the loss, and ``outputs_fn`` where there is one, about a few examples; refuse what would be scored wrongly.
+
+    That is a loss that reads other columns or ids than there are, draws at random, mixes the examples of a batch, reads
+    what follows an example's last target, or whose reductions or outputs disagree. ``loss_fn.check(examples, what)``,
+    where the loss has one, is asked first.
+    """
+    getattr(task.loss_fn, "check", lambda *_: None)(examples, what)
+    few = take(examples, _telling(examples))
+    each, count = _losses(task, few, what), n_examples(few)
+    if each.shape != (count,):
+        raise ValueError(
+            f"task {task.name!r}: loss_fn(params, batch, 'example') has shape {tuple(each.shape)} for {count} "
+            f"examples, where one loss an example is expected."
+        )
+    if not each.isfinite().all():
+        raise ValueError(
+            f"task {task.name!r} cannot be attributed.{broken(task, examples, what)} Repair or remove them."
+        )
+    alone = [take(few, slice(i, i + 1)) for i in range(count)]
+    cut = torch.cat([_losses(task, batch_of(one), what) for one in alone])
+    total = _losses(task, few, what, "sum")
+    if total.dim():
+        raise ValueError(f"task {task.name!r}: its 'sum' has shape {tuple(total.shape)}, where one number is expected.")
+    for other, problem, cure in (
+        (_losses(task, few, what), "draws at random (two calls differ)", "put the model that it uses into task.model"),
+        (torch.cat([_losses(task, one, what) for one in alone]), "mixes the examples of a batch",
+         "each example must have a loss of its own"),
+        (cut, "reads what follows the last target of an example",
+         "give an attention_mask, which says what is padding, or call the ids other than 'input_ids'"),
+        (each + (total - each.sum()) / count, "has a 'sum' that is not the sum of its examples", "see tda.task.Task"),
+    ):  # fmt: skip
+        if gap := _gap(each, other):
+            raise ValueError(f"{what}: the loss of task {task.name!r} {problem}, by up to {gap:.3g} nats; {cure}.")
+    _refuse_unread(task, few, examples, what)
+    if task.outputs_fn is not None:
+        _probe_outputs(task, examples, what)
+
+
+class _Watched(dict):
+    """A batch that remembers which of its columns were read."""
+
+    def __init__(self, batch: Examples) -> None:
+        super().__init__(batch)
+        self.read: set[str] = set()
+
+    def __getitem__(self, column: str) -> Tensor:
+        self.read.add(column)
+        return super().__getitem__(column)
+
+    def get(self, column: str, default: Tensor | None = None) -> Tensor | None:
+        self.read.add(column)
+        return super().get(column, default)
+
+    def keys(self):  # ``**batch``, or a loop over it: everything is read
+        self.read |= set(self)
+        return super().keys()
+
+    def items(self):
+        self.read |= set(self)
+        return super().items()
+
+
+def _refuse_unread(task: Task, few: Examples, examples: Examples, what: str) -> None:
+    """A mask, types or positions that say something and that the loss does not read are no part of what it scores. A
+    loss that checks its own examples has said what it makes of them.
+    """
+    columns, nothing = tensors(examples), torch.zeros(0)
+    mask, types = (columns.get(column, nothing) for column in ("attention_mask", "token_type_ids"))
+    positions = columns.get("position_ids", nothing)
+    usual = torch.arange(positions.shape[-1]).expand_as(positions)
+    says = {
+        "attention_mask": bool((mask == 0).any()),
+        "token_type_ids": bool((types != 0).any()),
+        "position_ids": not torch.equal(positions.long(), usual),
+    }
+    watched = _Watched(tensors(few))
+    with torch.no_grad(), named_errors(f"{what}: the loss of task {task.name!r}", few):
+        task.loss_fn(task.params, watched, "example")
+    unread = [column for column, matters in says.items() if matters and column not in watched.read]
+    if unread and not hasattr(task.loss_fn, "check"):
+        raise ValueError(
+            f"{what}: the loss of task {task.name!r} does not read {unread}. Remove these columns, or write a loss "
+            f"that reads them."
+        )
+
+
+def _telling(examples: Examples) -> np.ndarray:
+    """The first example and the shortest one."""
+    lengths = real_tokens(examples).sum(1)
+    shortest = int(lengths[1:].argmin()) + 1 if len(lengths) > 1 else 0
+    return np.unique([0, shortest])
+
+
+def _losses(task: Task, batch: Examples, what: str, reduction: str = "example") -> Tensor:
+    with torch.no_grad(), named_errors(f"{what}: the loss of task {task.name!r}", batch):
+        return task.loss_fn(task.params, tensors(batch), reduction).detach()
+
+
+@contextmanager
+def named_errors(who: str, batch: Examples) -> Iterator[None]:
+    """Errors of the user's own functions as one line that says which function, and what it was given."""
+    try:
+        yield
+    except KeyError as error:
+        has = {k: "tensor" if isinstance(v, Tensor) else "list" for k, v in batch.items()}
+        raise ValueError(f"{who} reads the tensor {error}, and the columns are {has}. Give it as a tensor.") from error
+    except Exception as error:
+        line = " ".join(str(error).split())[:300]
+        raise ValueError(f"{who} fails on the first examples ({type(error).__name__}: {line}).") from error
+
+
+def _gap(one: Tensor, other: Tensor) -> float:
+    """The largest difference of two losses, 0 where it may be rounding."""
+    gap = (one - other).abs()
+    return 0.0 if (gap <= TOLERANCE * one.abs().clamp(min=1.0)).all() else float(gap.max())
+
+
+def _spread(examples: Examples) -> np.ndarray:
+    """Some sixteen rows: the telling ones, some at even distances, and one of every class."""
+    n, labels = n_examples(examples), tensors(examples).get("labels")
+    rows = [*_telling(examples), *np.linspace(0, n - 1, min(n, SPREAD)).astype(int)]
+    if labels is not None and labels.dim() == 1 and not labels.is_floating_point():
+        rows += np.unique(labels.numpy(), return_index=True)[1][:SPREAD].tolist()
+    return np.unique(rows)
+
+
+def _probe_outputs(task: Task, examples: Examples, what: str) -> None:
+    def outputs(batch: Examples, params: Params = task.params) -> tuple[Tensor, Tensor]:
+        with named_errors(f"{what}: outputs_fn of task {task.name!r}", batch):
+            logits, targets = task.outputs_fn(params, tensors(batch))
+            return logits, targets
+
+    few = take(examples, _spread(examples))
+    with torch.no_grad():
+        logits, targets = outputs(few)
+    if targets.dtype != torch.int64:
+        raise ValueError(f"task {task.name!r}: outputs_fn gives targets of {targets.dtype}; int64 are expected.")
+    if logits.dim() != 3 or logits.shape[:2] != targets.shape:
+        raise ValueError(
+            f"task {task.name!r}: outputs_fn gives logits {tuple(logits.shape)} and targets {tuple(targets.shape)}; "
+            f"[B, T, C] and [B, T] are expected (a classifier has T = 1)."
+        )
+    highest, labels = logits.shape[-1] - 1, tensors(examples).get("labels")
+    if labels is not None and not labels.is_floating_point():
+        odd = ((labels < 0) & (labels != IGNORE)) | (labels > highest)
+        suspects = torch.nonzero(odd.reshape(len(labels), -1).any(1)).flatten()[:1].numpy()
+        if len(suspects):  # unless the task means something else by them, and turns them into targets itself
+            found = outputs(take(examples, suspects))[1].detach()
+            wrong = found[(found != IGNORE) & ((found < 0) | (found > highest))]
+            if len(wrong):
+                raise ValueError(
+                    f"{what}: row {int(suspects[0])} holds the label {int(wrong[0])}; labels are 0 to {highest}, or "
+                    f"{IGNORE} where there is no target."
+                )
+    if gap := _gap(_losses(task, few, what), _cross_entropy(logits, targets)):
+        raise ValueError(
+            f"task {task.name!r}: outputs_fn and loss_fn disagree about the losses of {what}, by up to {gap:.3g} nats; "
+            f"the loss must be the mean cross-entropy of these logits and targets."
+        )
+    one, leaves = take(few, slice(0, 1)), {k: v.detach().clone().requires_grad_() for k, v in task.params.items()}
+    with torch.enable_grad():
+        direct = task.loss_fn(leaves, tensors(one), "sum")
+        taken = _cross_entropy(*outputs(one, leaves)).sum()
+        slopes = [torch.autograd.grad(x, list(leaves.values()), materialize_grads=True) for x in (direct, taken)]
+    apart, size = (sum(float((a - s * b).square().sum()) for a, b in zip(*slopes, strict=True)) for s in (1, 0))
+    if apart > TOLERANCE**2 * size + TOLERANCE**4:
+        raise ValueError(
+            f"task {task.name!r}: outputs_fn and loss_fn have different gradients on the first of {what}; both must go "
+            f"through the same parameters."
+        )
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy over the targets of every example, [B]."""
+    real = targets != IGNORE
+    nll = -logits.log_softmax(-1).gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1) * real
+    return nll.sum(1) / real.sum(1)
+
+
+def broken(task: Task, examples: Examples, what: str) -> str:
+    """Which examples have no finite loss, as the end of a message; empty if all have one."""
+
+    def finite(rows: slice) -> Tensor:
+        try:
+            return _losses(task, take(examples, rows), what).isfinite()
+        except ValueError:
+            one = rows.stop - rows.start == 1
+            return (
+                torch.tensor([False])
+                if one
+                else torch.cat([finite(slice(i, i + 1)) for i in range(rows.start, rows.stop)])
+            )
+
+    good = torch.cat([finite(part) for part in chunks(n_examples(examples), CHUNK)])
+    return (
+        ""
+        if good.all()
+        else f" The losses of {what} {torch.nonzero(~good).flatten()[:5].tolist()} are not finite, or fail."
+    )

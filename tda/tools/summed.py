@@ -1,0 +1,48 @@
+"""Scores summed over several models: the checkpoints of a run, or runs with other seeds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from tda.task import Task
+from tda.tools.cache import remembered
+
+
+@remembered(4)
+def trajectory(task: Task, checkpoints: int) -> list[tuple[Task, float]]:
+    """``[(task at a checkpoint, its weight), ...]``: ``checkpoints`` of the recorded ones, evenly spaced and ending
+    with the last (0: all).
+
+    The weight is the sum of the learning rates of the steps since the previous checkpoint *used*, so that a sum over
+    fewer checkpoints approximates the same integral along training.
+    """
+    known = () if task.run is None else task.run.checkpoints
+    if not known:
+        raise ValueError(
+            f"the task {task.name!r} has no checkpoints; train with training.checkpoints, or use one model."
+        )
+    count = checkpoints or len(known)
+    if not 0 < count <= len(known) or count != int(count):
+        raise ValueError(
+            f"checkpoints={checkpoints}; the run recorded {len(known)}. Use 0 for all, or 1 to {len(known)}."
+        )
+    last = [round((i + 1) * len(known) / count) - 1 for i in range(count)]
+    starts = [0, *(place + 1 for place in last[:-1])]
+    weights = [sum(c.lr_sum for c in known[a : b + 1]) for a, b in zip(starts, last, strict=True)]
+    return [(replace(task, params=known[place].params), w) for place, w in zip(last, weights, strict=True)]
+
+
+def along(parts: list[tuple[np.ndarray, float]]) -> np.ndarray:
+    """Weighted sum of score matrices [Q, N], each query's scores first scaled to unit mean magnitude.
+
+    The inverse Fisher grows as the gradients shrink, so the raw scores of late checkpoints would drown the early ones,
+    where most of the learning happens. Scaling query by query keeps a query's scores independent of what else is asked.
+    """
+    return sum(weight * unit_scale(scores) for scores, weight in parts)
+
+
+def unit_scale(scores: np.ndarray) -> np.ndarray:
+    """Scores [Q, N] with mean magnitude 1 in every row (rows of zeros stay)."""
+    return scores / np.maximum(np.abs(scores).mean(1, keepdims=True), np.finfo(np.float32).tiny)
