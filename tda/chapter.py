@@ -162,9 +162,11 @@ class Chapter(Saving):
         return table.round({"tuning [s]": 2, "queries [s]": 2}).fillna("")
 
     def compare(self, metric: str, row_ids: Sequence[str], references: Sequence[str] = ()) -> dict:
-        """``{row id: RowResult}`` of a metric on the held-out test queries, with paired differences to ``references``."""
+        """``{row id: RowResult}`` of a metric on the held-out test queries, paired with ``references``."""
         return measures.on_queries(self.bed, row_ids, "held_out", references, metric)[metric][0]
 
     def metrics(self) -> pd.DataFrame:
-        """Metrics of the chapter's rows and of those that it is compared with, as in the leaderboard."""
+        """Metrics of the chapter's rows, measured anew, and of those that it is compared with."""
+        if self.row_ids:
+            measures.write(self.bed, self.row_ids)
         return measures.of_chapter(self.bed, self.name)
