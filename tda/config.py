@@ -88,9 +88,12 @@ def rows(config: dict, testbed: str | None = None, notebook: str | None = None) 
 
 
 def compared_rows(config: dict, testbed: str, notebook: str) -> list[str]:
-    """Ids of the rows that a chapter shows, in config order: its own, those that its claims name, and the baselines."""
+    """Ids of the rows that a chapter shows, in config order: its own, those that its claims name or its file says that it
+    reads, and the baselines.
+    """
+    reads = config_files.chapters().get(notebook, {}).get("reads", [])
     claims = [claim for claim in config["claims"] if (claim["notebook"], claim["testbed"]) == (notebook, testbed)]
-    others = {claim[part] for claim in claims for part in ("row", "against")} | set(BASELINE_ROWS)
+    others = {claim[part] for claim in claims for part in ("row", "against")} | {*BASELINE_ROWS, *reads}
     return [row["id"] for row in rows(config, testbed) if row["notebook"] == notebook or row["id"] in others]
 
 
@@ -98,7 +101,7 @@ def chapter_testbeds(config: dict, notebook: str) -> list[str | None]:
     """Testbeds on which a chapter runs, in config order; ``[None]`` if it runs once, on none, ``[]`` if not at all.
 
     They are those of its rows and of the claims on its findings; for a chapter whose file has neither, those that the
-    file declares. A notebook whose file has neither and declares none has a rule of its own.
+    file declares and that have the rows that it reads. A notebook whose file has neither and declares none has a rule of its own.
     """
     claims = [claim for claim in config["claims"] if claim["notebook"] == notebook]
     found = {claim["testbed"] for claim in claims if claim["metric"].startswith("finding_")}
@@ -108,7 +111,11 @@ def chapter_testbeds(config: dict, notebook: str) -> list[str | None]:
         return used or ([None] if None in found else [])
     section = chapter.get(config["profile"]) or chapter.get(config["base"]) or {}
     declared = section.get("testbeds", chapter["testbeds"])
-    return [name for name in config["testbeds"] if name in declared] if declared else [None]
+    if not declared:
+        return [None]
+    reads = set(chapter.get("reads", ()))
+    here = [name for name in config["testbeds"] if name in declared]
+    return [name for name in here if reads <= {row["id"] for row in rows(config, name)}]
 
 
 def declared_figures(notebook: str, testbed: str | None = None) -> list[str]:

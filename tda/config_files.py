@@ -67,6 +67,10 @@ def chapters() -> dict[str, dict]:
             problem = f"number {path.stem[:2]} is that of {other}; rename this file and its notebook"
             raise ConfigError(f"chapters/{path.name}: {problem}")
         found[path.stem] = _chapter(path.stem, path.read_bytes())
+    ids = {row["id"] for chapter in found.values() for row in chapter.get("rows", ())}
+    for name, chapter in found.items():
+        if missing := [row_id for row_id in chapter.get("reads", ()) if row_id not in ids]:
+            raise ConfigError(f"chapters/{name}.yaml: reads: {missing[0]!r} is not allowed; no chapter has such a row")
     return dict(sorted(found.items(), key=lambda item: (item[1].get("place", int(item[0][:2])), item[0])))
 
 
