@@ -35,7 +35,7 @@ NOT_BY_DUPLICATE = {
 NOT_BY_SIGN = {"random": "its signs are coin flips"}
 # The sign is a property of the first order; BGO's default step is large, and curvature can outweigh it there. STRIDE's
 # Lasso sets weights to zero, which has no sign, and the noise of its descent turns the tiny effects of a sure query.
-SIGN_OPTIONS = {"bgo": {"step": 0.02}, "bgo_trajectory": {"step": 0.02}, "stride": {"recovery": "ridge", "steps": 0}}
+SIGN_OPTIONS = {"bgo": {"step": 0.02}, "stride": {"recovery": "ridge", "steps": 0}}
 # name -> why the order of the documents matters, and why a document and its copy need not score the same
 DRAWS = {"random": "its scores do not look at the data", "stride": "documents join random subsets by their position"}
 DRAWS |= {"rank_combined": "one of its parts is stride"}
@@ -100,8 +100,7 @@ def test_exemptions_name_registered_methods():
     for exempt in (NOT_BY_DUPLICATE, NOT_BY_SIGN, NOT_BY_CHUNK, NOT_ON_IMAGES, ELSEWHERE, DRAWS):
         assert set(exempt) <= set(REGISTERED) and all(exempt.values())
     assert {"random", "metadata", "bm25", "tfidf", "hidden_cosine", "minilm", "gradient_dot", "gradient_cosine",
-            "tracincp", "bgo", "bgo_trajectory", "fisher_influence",
-            "fisher_influence_trajectory", "trak", "trak_trajectory", "logra", "trackstar",
+            "tracincp", "bgo", "fisher_influence", "trak", "trak_trajectory", "logra", "trackstar",
             "stride", "rank_combined"} <= set(METHODS)  # fmt: skip
     assert tda.attribute is attribute and tda.METHODS is REGISTERED
 

@@ -202,9 +202,12 @@ def test_relative_rate_of_adamw_is_shared_by_its_steps(small):
         np.testing.assert_allclose(rate, 0.3 * own / (steps * matrix(task, asked).abs().sum(1)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["bgo_trajectory", "fisher_influence_trajectory"])
-def test_a_query_scores_the_same_alone(task, tiny, few, name):
-    together, alone = (attribute(name, task, tiny.train, q) for q in (few, take(few, slice(2, 3))))
+@pytest.mark.parametrize("name", ["bgo", "fisher_influence"])
+def test_a_query_scores_the_same_alone_along_the_trajectory(task, tiny, few, name):
+    together, alone = (
+        summed.over_checkpoints(task, 0, lambda part, q=q: attribute(name, part, tiny.train, q))
+        for q in (few, take(few, slice(2, 3)))
+    )
     np.testing.assert_allclose(alone[0], together[2], rtol=2e-3, atol=1e-3 * np.abs(alone).max())
 
 
@@ -272,7 +275,9 @@ def test_the_released_penalty_pushes_ascent_away(task, tiny, few):
 
 
 def test_trajectory_is_the_weighted_sum_of_scaled_checkpoints(task, tiny, few):
-    found = attribute("fisher_influence_trajectory", task, tiny.train, few, preconditioner="diagonal")
+    found = summed.over_checkpoints(
+        task, 0, lambda part: attribute("fisher_influence", part, tiny.train, few, preconditioner="diagonal")
+    )
     wanted = 0.0
     for c in task.run.checkpoints:
         one = empirical.linear_scores("diagonal", replace(task, params=c.params), tiny.train, few, 0.1)
@@ -284,8 +289,11 @@ def test_finite_trajectory_tends_to_the_linear_one(exact, tiny, few):
     exact = replace(exact, run=replace(exact.run, checkpoints=tuple(
         Checkpoint(c.step, c.lr, c.lr_sum, lambda c=c: ({k: v.double() for k, v in c.params.items()}, {}))
         for c in exact.run.checkpoints)))  # fmt: skip
-    linear = fisher.attribute_trajectory(exact, tiny.train, few, preconditioner="diagonal")
-    finite = bgo.attribute_trajectory(exact, tiny.train, few, steps=1, step=1e-4)
+
+    def along(score, **options):
+        return summed.over_checkpoints(exact, 0, lambda part: score(part, tiny.train, few, **options))
+
+    linear, finite = along(fisher.attribute, preconditioner="diagonal"), along(bgo.attribute, steps=1, step=1e-4)
     np.testing.assert_allclose(finite, linear, rtol=1e-2, atol=2e-3 * np.abs(linear).max())
 
 
@@ -560,9 +568,8 @@ def test_granularity_refuses_what_does_not_fit(tiny):
     ],
 )
 def test_impossible_options_are_refused(task, tiny, few, options, words):
-    for name in ("bgo", "bgo_trajectory"):
-        with pytest.raises(ValueError, match=words):
-            attribute(name, task, tiny.train, few, **options)
+    with pytest.raises(ValueError, match=words):
+        attribute("bgo", task, tiny.train, few, **options)
 
 
 @pytest.mark.parametrize("step", [200.0, 1e30])
@@ -594,5 +601,5 @@ def test_models_used_counts_checkpoints_and_seeds(tiny):
         return scores.models_used(tiny, {"method": method, "seeds": seeds}, options)
 
     assert used("bm25") == 0 and used("bgo") == 1 and used("bgo", 3) == 3
-    assert used("bgo_trajectory") == 3 and used("bgo_trajectory", 2, checkpoints=2) == 4
+    assert used("trak_trajectory") == 3 and used("trak_trajectory", 2, checkpoints=2) == 4
     assert config.load("smoke")["rows"][0]["seeds"] == 1

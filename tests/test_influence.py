@@ -14,6 +14,7 @@ from tda.attribution import attribute, influence
 from tda.curvature import kronecker, layers
 from tda.task import Checkpoint, TrainingRun, n_examples, take
 from tda.tools.gradients import matrix, unflatten
+from tda.tools.summed import over_checkpoints
 
 ITERATIVE = ("cg", "pcg", "lissa", "arnoldi", "nystrom")
 
@@ -215,14 +216,20 @@ def test_trajectory_is_the_weighted_sum(mlp):
         for step, (p, weight) in enumerate(((other, 0.3), (task.params, 0.2)))
     )
     run = TrainingRun(0, points, np.zeros(2), np.zeros((1, 40)), {})
-    found = attribute("influence_trajectory", replace(task, run=run), train, queries, damping=0.2)
+
+    def along(count):
+        recorded = replace(task, run=run)
+        return over_checkpoints(recorded, count, lambda part: attribute("influence", part, train, queries, damping=0.2))
+
+    found = along(0)
     wanted = 0
     for params, weight in ((other, 0.3), (task.params, 0.2)):
         one = attribute("influence", replace(task, params=params), train, queries, damping=0.2)
         wanted = wanted + weight * one / np.abs(one).mean(1, keepdims=True)
     same(found, wanted, 1e-4)
-    last = attribute("influence_trajectory", replace(task, run=run), train, queries, damping=0.2, checkpoints=1)
-    assert spearmanr(last.ravel(), attribute("influence", task, train, queries, damping=0.2).ravel()).statistic > 0.9
+    assert (
+        spearmanr(along(1).ravel(), attribute("influence", task, train, queries, damping=0.2).ravel()).statistic > 0.9
+    )
 
 
 # --- refusals

@@ -26,7 +26,6 @@ from torch import Tensor
 from tda.attribution.registry import StepTooLarge, method
 from tda.curvature import empirical, named
 from tda.task import Examples, Params, Task, chunks, n_examples, take
-from tda.tools import summed
 from tda.tools.cache import remembered
 from tda.tools.door import entered
 from tda.tools.gradients import CHUNK, batch_of
@@ -74,27 +73,6 @@ def attribute(task: Task, train: Examples, queries: Examples, options: Options) 
     up = moved_losses(task, train, queries, 1, moving) if options.direction != "descent" else base
     down = moved_losses(task, train, queries, -1, moving) if options.direction != "ascent" else base
     scores = (up - down).numpy()
-    return np.abs(scores) if options.ranking == "absolute" else scores
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrajectoryOptions(Options):
-    checkpoints: Whole = option(0, "of the run (0: all)")
-
-
-@method(
-    "bgo_trajectory",
-    family="unlearning",
-    paper="BGO",
-    needs=("params", "checkpoints"),
-    signed=True,
-    cost="per query",
-    options_type=TrajectoryOptions,
-)
-def attribute_trajectory(task: Task, train: Examples, queries: Examples, options: TrajectoryOptions) -> np.ndarray:
-    """BGO along the trajectory: signed scores at ``checkpoints`` of the run, summed, [Q, N]."""
-    signed = {k: v for k, v in vars(options).items() if k not in ("checkpoints", "ranking")}
-    scores = summed.over_checkpoints(task, options.checkpoints, lambda part: attribute(part, train, queries, **signed))
     return np.abs(scores) if options.ranking == "absolute" else scores
 
 

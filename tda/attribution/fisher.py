@@ -13,7 +13,6 @@ from tda.curvature.empirical import KINDS, linear_scores
 from tda.task import Examples, Task
 from tda.tools.gradients import CHUNK
 from tda.tools.options import Count, Positive, Whole, one_of
-from tda.tools.summed import along, trajectory
 
 
 @method("fisher_influence", family="curvature", paper="Koh and Liang 2017", needs=("params",), signed=True)
@@ -33,32 +32,3 @@ def attribute(
     shared by all queries. Memory: chunk x P x 4 bytes (diagonal), N x P x 4 bytes (full). No randomness.
     """
     return linear_scores(preconditioner, task, train, queries, damping, chunk)
-
-
-@method(
-    "fisher_influence_trajectory",
-    family="curvature",
-    paper="Koh and Liang 2017",
-    needs=("params", "checkpoints"),
-    signed=True,
-)
-def attribute_trajectory(
-    task: Task,
-    train: Examples,
-    queries: Examples,
-    *,
-    seed: Whole = 0,
-    chunk: Count = CHUNK,
-    preconditioner: one_of(KINDS) = "full",
-    damping: Positive = 0.1,
-    checkpoints: Whole = 0,
-) -> np.ndarray:
-    """:func:`attribute` summed over checkpoints (0: all) with their learning rates as weights, [Q, N]; see
-    :func:`tda.tools.summed.along`.
-    """
-    return along(
-        [
-            (linear_scores(preconditioner, part, train, queries, damping, chunk), weight)
-            for part, weight in trajectory(task, checkpoints)
-        ]
-    )

@@ -33,7 +33,6 @@ from tda.tools.cache import remembered
 from tda.tools.door import entered
 from tda.tools.gradients import CHUNK, blocks, matrix
 from tda.tools.options import Count, NotNegative, Pattern, Positive, Whole, one_of, option, read
-from tda.tools.summed import over_checkpoints
 
 # solver -> the curvatures it takes
 SOLVERS = {
@@ -125,25 +124,6 @@ def attribute(task: Task, train: Examples, queries: Examples, options: Options) 
     """
     solution = solve(task, train, query_gradients(task, queries, options.chunk), options)
     return torch.cat([solution @ block.T for _, block in blocks(task, train, options.chunk)], dim=1).numpy()
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrajectoryOptions(Options):
-    checkpoints: Whole = option(0, "of the run (0: all)")
-
-
-@method(
-    "influence_trajectory",
-    family="curvature",
-    paper="Koh and Liang 2017",
-    needs=("params", "checkpoints", "outputs"),
-    signed=True,
-    options_type=TrajectoryOptions,
-)
-def attribute_trajectory(task: Task, train: Examples, queries: Examples, options: TrajectoryOptions) -> np.ndarray:
-    """:func:`attribute` summed over ``checkpoints`` of the run, [Q, N]."""
-    given = {k: v for k, v in vars(options).items() if k != "checkpoints"}
-    return over_checkpoints(task, options.checkpoints, lambda part: attribute(part, train, queries, **given))
 
 
 def self_influence(task: Task, train: Examples, examples: Examples | None = None, **options) -> np.ndarray:
