@@ -14,7 +14,7 @@ from tda.evaluation.lds import lds
 from tda.provenance import Stopwatch, modules_used
 from tda.task import Examples, Task, take
 from tda.testbeds import Testbed
-from tda.tools.summed import along, trajectory
+from tda.tools.summed import over_checkpoints
 
 
 def row_of(testbed: Testbed, row_id: str) -> dict:
@@ -99,13 +99,12 @@ def attribute(row: dict, task: Task, train: Examples, queries: Examples, options
     """Scores [Q, N] float32 of a row's method for one model, or summed over the checkpoints of its run.
 
     A row with ``checkpoints`` c (0: all that were recorded) is asked at c of them, and the scores are added with the
-    learning rates as weights (:func:`tda.tools.summed.along`).
+    learning rates as weights (:func:`tda.tools.summed.over_checkpoints`).
     """
     if row["checkpoints"] is None:
         return attribution.attribute(row["method"], task, train, queries, **options)
-    method = attribution.named(row["method"]).function
-    models_on_the_way = trajectory(task, row["checkpoints"])
-    summed = along([(method(part, train, queries, **options), weight) for part, weight in models_on_the_way])
+    method = attribution.named(row["method"]).function  # in the method's own precision: the sum comes first
+    summed = over_checkpoints(task, row["checkpoints"], lambda part: method(part, train, queries, **options))
     return np.asarray(summed, np.float32)
 
 
