@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from tda import bank, config, evidence, measures, models, plotting, rows, tuning
+from tda import bank, config, evidence, measures, models, plotting, scores, tuning
 from tda.artefacts import atomic, write_table
 from tda.evaluation.intervals import Interval
 from tda.notebook import progress, received
@@ -140,9 +140,11 @@ class Chapter(Saving):
         """The options that a row runs with, tuned ones included."""
         return tuning.options_of(self.bed, self.row(row_id))
 
-    def scores(self, row_id: str) -> np.ndarray:
-        """Scores [Q, N] of any row of the testbed."""
-        return rows.load(self.bed, row_id)[0]
+    def scores(self, row_id: str, **other: object) -> np.ndarray:
+        """Scores [Q, N] of any row of the testbed; with ``other`` options than its own they are made anew."""
+        if not other:
+            return scores.load(self.bed, row_id)[0]
+        return scores.over_seeds(self.bed, self.row(row_id), self.options(row_id) | other)
 
     def run(self, row_ids: Sequence[str] | None = None) -> pd.DataFrame:
         """Tune and run the chapter's rows (or some of them), and print their progress. Returns, a row a line, its
@@ -151,8 +153,8 @@ class Chapter(Saving):
         say, lines = progress(), {}
         for row_id in self.row_ids if row_ids is None else row_ids:
             choice, grid = tuning.tuned(self.bed, self.row(row_id)), self.row(row_id)["tune"]
-            rows.run(self.bed, row_id)
-            seconds = rows.load(self.bed, row_id)[1]["seconds"]
+            scores.run(self.bed, row_id)
+            seconds = scores.load(self.bed, row_id)[1]["seconds"]
             ends = {option: (values[0], values[-1]) for option, values in grid.items() if len(values) > 1}
             edges = [option for option, outer in ends.items() if choice["options"][option] in outer]
             costs = {"at the edge": " ".join(edges), "tuning [s]": choice["seconds"], "queries [s]": seconds}

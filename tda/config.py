@@ -88,8 +88,8 @@ def rows(config: dict, testbed: str | None = None, notebook: str | None = None) 
 
 
 def compared_rows(config: dict, testbed: str, notebook: str) -> list[str]:
-    """Ids of the rows that a chapter shows, in config order: its own, those that its claims name, those that its file says
-    that it reads, and the baselines.
+    """Ids of the rows that a chapter shows, in config order: its own, those of its claims, those that it reads as its file
+    says, and the baselines.
     """
     reads = config_files.chapters().get(notebook, {}).get("reads", [])
     claims = [claim for claim in config["claims"] if (claim["notebook"], claim["testbed"]) == (notebook, testbed)]
@@ -101,8 +101,7 @@ def chapter_testbeds(config: dict, notebook: str) -> list[str | None]:
     """Testbeds on which a chapter runs, in config order; ``[None]`` if it runs once, on none, ``[]`` if not at all.
 
     They are those of its rows and of the claims on its findings; for a chapter whose file has neither, those that the
-    file declares and that have the rows that it reads. A notebook whose file has neither and declares none has a rule of
-    its own.
+    file declares and that have the rows that it reads. A notebook whose file declares none has a rule of its own.
     """
     claims = [claim for claim in config["claims"] if claim["notebook"] == notebook]
     found = {claim["testbed"] for claim in claims if claim["metric"].startswith("finding_")}

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.feature_extraction.text import CountVectorizer
 
-from tda import bank, config, models, rows
+from tda import bank, config, models, scores
 from tda.artefacts import key_of, read_table, write_table
 from tda.evaluation import removal, retrieval
 from tda.evaluation.ceiling import ceiling
@@ -48,7 +48,7 @@ def write(testbed: Testbed, row_ids: Sequence[str]) -> pd.DataFrame:
     the three tail-patch forms on held-out queries of language models.
     """
     lines: list[dict] = []
-    described = {row_id: rows.describe(testbed, row_id) for row_id in row_ids}
+    described = {row_id: scores.describe(testbed, row_id) for row_id in row_ids}
     for query_set in dict.fromkeys(row["query_set"] for row in models.query_rows(testbed)):
         for metric, (results, counts) in on_queries(testbed, row_ids, query_set, _references(testbed)).items():
             for row_id in row_ids:
@@ -78,21 +78,21 @@ def on_queries(
             f"{testbed.name}, {query_set}: {len(clusters)} test queries of {len(set(clusters))} cluster; not measured"
         )
         return {}
-    scores = {row_id: rows.load(testbed, row_id)[0][chosen] for row_id in dict.fromkeys([*row_ids, *references])}
+    of_rows = {row_id: scores.load(testbed, row_id)[0][chosen] for row_id in dict.fromkeys([*row_ids, *references])}
     results = {}
     if not only or only.startswith("lds_"):
-        results |= _causal(testbed, scores, chosen, clusters, references)
+        results |= _causal(testbed, of_rows, chosen, clusters, references)
     if not only.startswith(("lds_", "tailpatch_")):
-        results |= _provenance(testbed, scores, chosen, clusters, references)
+        results |= _provenance(testbed, of_rows, chosen, clusters, references)
     if query_set == "held_out" and (not only or only.startswith("tailpatch_")):
-        results |= _tail(testbed, scores, np.flatnonzero(chosen), clusters, references)
+        results |= _tail(testbed, of_rows, np.flatnonzero(chosen), clusters, references)
     return results
 
 
 def removals(testbed: Testbed) -> removal.Removals:
     """The plan of a testbed's removals, by the scores of the rows that are removed by."""
     by = [row["id"] for row in config.removal_rows(testbed.config, testbed.name)]
-    return removal.plan(testbed, {row_id: rows.load(testbed, row_id)[0] for row_id in by})
+    return removal.plan(testbed, {row_id: scores.load(testbed, row_id)[0] for row_id in by})
 
 
 def level_of(testbed: Testbed) -> float:
@@ -108,7 +108,7 @@ def _references(testbed: Testbed) -> list[str]:
 def _about(testbed: Testbed, row_id: str) -> dict:
     """What a table of metrics says of itself: its scores, those it is compared with, the banks, how it is measured."""
     compared = dict.fromkeys([row_id, *_references(testbed)])
-    parts = [rows.scores_key(testbed, row_of(testbed, name)) for name in compared]
+    parts = [scores.scores_key(testbed, row_of(testbed, name)) for name in compared]
     parts += [bank.bank_key(testbed, design) for design in testbed.settings["designs"]]
     parts += [testbed.settings["evaluation"], testbed.config["statistics"]]
     return {"kind": "metrics", "testbed": testbed.name, "row": row_id, "key": key_of(parts)}

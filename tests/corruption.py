@@ -29,7 +29,7 @@ from unittest.mock import patch
 import numpy as np
 from conftest import make_testbed
 
-from tda import bank, findings, models, queries, retrain, scores
+from tda import bank, evidence, measures, models, queries, retrain, scores, tuning
 from tda.artefacts import SEAL, ArtefactError, digest, file_sha256, save_arrays, save_sealed, write_json, write_record
 from tda.evaluation import removal
 from tda.evaluation.intervals import Interval
@@ -56,7 +56,7 @@ class World:
     loaded: Testbed | None = None
 
     def bed(self):
-        for cached in (models.load_queries, models._task, scores._queries_once):
+        for cached in (models.load_queries, models._task):
             cached.cache_clear()
         changes = {"training": {"seeds": 2}, "designs": {"leave_group": {"groups": 3, "seeds": 2, "shards": 1}}}
         settings = {"seed": self.seed, "bank": self.bank, "rows": ROWS, "claims": []}
@@ -70,7 +70,7 @@ class World:
         for owner, name, value in (
             (bank, "shipped_path", shipped),
             (queries, "config", SimpleNamespace(ROOT=self.home)),
-            (findings, "figures_dir", lambda config: self.home / "figures"),
+            (evidence, "figures_dir", lambda config: self.home / "figures"),
         ):
             self.patches.append(patch.object(owner, name, value))
             self.patches[-1].start()
@@ -87,14 +87,16 @@ class World:
             del bed.settings["designs"]["leave_group"]
         for design in bed.settings["designs"]:
             bank.merge(bed, design)
-        scores.evaluate(bed, [row["id"] for row in ROWS])
+        measures.write(bed, [row["id"] for row in ROWS])
         if not self.small:
-            planned = scores.removals(bed)
+            planned = measures.removals(bed)
             removal.merge(bed, planned)
-            lines = scores._metrics(bed, ["gradient_dot"])[0].head(2)
+            lines = measures._kept(bed, ["gradient_dot"])[0].head(2)
             removal.save_table(bed, planned, lines.assign(metric="removal_3"))
         for value, row in enumerate(("20_influence", "21_better_hessians"), 10 * self.seed):
-            findings.save(bed, row, {f"finding_{n}": Interval(value, value - 1, value + 1) for n in ("one", "two")})
+            evidence.save_findings(
+                row, bed.config, bed, {f"finding_{n}": Interval(value, value - 1, value + 1) for n in ("one", "two")}
+            )
         bank.ship(bed)
 
 
@@ -146,18 +148,18 @@ def artefacts(here: World, other: World) -> Iterator[Artefact]:
         yield add(f"shipped bank {design}", place, read, more, World(here.home, bank="shipped"))
     asked = lambda w: queries.choose(w.bed(), None, None)[0]  # noqa: E731
     yield add("shipped queries", "data/banks/people_queries.json", asked, world=World(here.home, bank="shipped"))
-    yield add("removals", "people/removals.npz", lambda w: (b := w.bed()) and removal.load(b, scores.removals(b)))
+    yield add("removals", "people/removals.npz", lambda w: (b := w.bed()) and removal.load(b, measures.removals(b)))
     near = {"of another row": folder / "scores/bm25.npz"}
     yield add("scores", "people/scores/gradient_dot.npz", lambda w: scores.load(w.bed(), "gradient_dot")[0], near)
-    tuned = lambda w: scores.tuned(b := w.bed(), scores.row_of(b, "fisher"))["options"]  # noqa: E731
+    tuned = lambda w: tuning.tuned(b := w.bed(), tuning.row_of(b, "fisher"))["options"]  # noqa: E731
     yield add("tuned choice", "people/tuned/fisher.json", tuned)
-    table = lambda w: [frame.to_csv() for frame in scores.all_measured(w.bed())]  # noqa: E731
+    table = lambda w: [frame.to_csv() for frame in measures.of_testbed(w.bed())]  # noqa: E731
     yield add("metrics", "people/metrics/gradient_dot.csv", table, {"of another row": folder / "metrics/bm25.csv"})
     near = {"of a row": folder / "metrics/gradient_dot.csv"}
-    removed = lambda w: removal.load_table(b := w.bed(), scores.removals(b)).to_csv()  # noqa: E731
+    removed = lambda w: removal.load_table(b := w.bed(), measures.removals(b)).to_csv()  # noqa: E731
     yield add("removal table", "people/metrics/removal.csv", removed, near)
     near = {"of another chapter": here.home / "figures/tables/21_findings_people.csv"}
-    found = lambda w: tuple(vars(findings.measure(w.bed(), CLAIM)).values())  # noqa: E731
+    found = lambda w: tuple(vars(evidence.interval_of(CLAIM, (b := w.bed()).config, b)).values())  # noqa: E731
     yield add("findings", "figures/tables/20_findings_people.csv", found, near)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tda import artefacts, findings
+from tda import artefacts, evidence
 from tda.artefacts import ArtefactError
 from tda.config import ROOT
 
@@ -208,7 +208,7 @@ def test_a_digest_depends_on_names_types_shapes_and_values(change):
 def test_committed_findings_are_those_of_their_records():
     folder = ROOT / "figures" / "tables"
     for table in folder.glob("*_findings*.csv"):
-        artefacts.read_table(table, "findings", findings.COLUMNS)
+        artefacts.read_table(table, "findings", evidence.COLUMNS)
 
 
 def test_what_cannot_be_saved_is_named(tmp_path):

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from conftest import TINY, bytes_of, make_testbed, same
 
-from tda import bank, config, lm, models, queries, retrain, scores
+from tda import bank, config, lm, measures, models, queries, retrain, scores, tuning
 from tda.artefacts import ArtefactError, check_pinned, exclusive, save_arrays, save_sealed
 from tda.testbeds import language
 from tda.training import Recipe, train
@@ -413,26 +413,26 @@ ROWS = [
 @pytest.fixture
 def scored(copied):
     bed = make_testbed(copied.folder, rows=ROWS, claims=[], bank="rebuild")
-    scores.evaluate(bed, ["gradient_dot", "random"])
+    measures.write(bed, ["gradient_dot", "random"])
     return bed
 
 
 def test_metrics_that_were_cut_edited_or_swapped_are_refused(scored):
     path = scored.folder / "metrics" / "gradient_dot.csv"
-    content, whole = path.read_text(), scores._metrics(scored, ["gradient_dot"])[0]
+    content, whole = path.read_text(), measures._kept(scored, ["gradient_dot"])[0]
     lines = content.splitlines(keepends=True)
     cure = r"delete gradient_dot\.csv and gradient_dot\.csv\.json and run 04_first_methods again"
     for damaged in ("".join(lines[:-1]), content.replace("0.", "1.", 1), lines[0], ""):
         path.write_text(damaged)
         with pytest.raises(ArtefactError, match=rf"gradient_dot\.csv: truncated, changed or newer .*{cure}"):
-            scores.measured(scored, "04_first_methods")
+            measures.of_chapter(scored, "04_first_methods")
     for suffix in ("", ".json"):
         shutil.copy(scored.folder / f"metrics/random.csv{suffix}", f"{path}{suffix}")
     with pytest.raises(ArtefactError, match=r"gradient_dot\.csv: holds row 'random'.*row 'gradient_dot'"):
-        scores.measured(scored, "04_first_methods")
+        measures.of_chapter(scored, "04_first_methods")
     path.unlink()  # the cure
     # measured again, beside other rows than before: tail patches are differences of float32 losses of a few nats
-    pd.testing.assert_frame_equal(scores._metrics(scored, ["gradient_dot"])[0], whole, rtol=1e-4, atol=64 * 2.0**-24)
+    pd.testing.assert_frame_equal(measures._kept(scored, ["gradient_dot"])[0], whole, rtol=1e-4, atol=64 * 2.0**-24)
 
 
 def test_scores_of_another_row_are_refused(scored):
@@ -444,21 +444,21 @@ def test_scores_of_another_row_are_refused(scored):
 
 
 def test_a_tuned_choice_is_sealed_and_keyed_by_the_code_that_made_it(scored, monkeypatch):
-    row, path = scores.row_of(scored, "fisher"), scored.folder / "tuned" / "fisher.json"
-    chosen = scores.tune(scored, row)
+    row, path = tuning.row_of(scored, "fisher"), scored.folder / "tuned" / "fisher.json"
+    chosen = tuning.tune(scored, row)
     monkeypatch.setattr(scores, "_trial", lambda *arguments: pytest.fail("tuned again"))
-    assert scores.tune(scored, row) == chosen
+    assert tuning.tune(scored, row) == chosen
     path.write_text(path.read_text().replace('"damping": ', '"damping": 1'))
     with pytest.raises(ArtefactError, match=r"fisher\.json: its record was edited.*delete fisher\.json"):
-        scores.tune(scored, row)
+        tuning.tune(scored, row)
     monkeypatch.undo()
     monkeypatch.setattr(scores, "_code", lambda method: "another version")
-    assert scores.tune(scored, row)["options"] == chosen["options"], "other code chooses anew"
+    assert tuning.tune(scored, row)["options"] == chosen["options"], "other code chooses anew"
 
 
 def test_the_code_of_a_tuned_choice_is_its_method_and_what_that_imports(tmp_path):
-    scores._code.cache_clear()
-    assert scores._code("fisher_influence") == scores._code("fisher_influence") != scores._code("bm25")
+    tuning._code.cache_clear()
+    assert tuning._code("fisher_influence") == tuning._code("fisher_influence") != tuning._code("bm25")
 
 
 # --- the shipped bank

@@ -10,7 +10,7 @@ from conftest import make_testbed, rounding
 from scipy.stats import spearmanr
 from torch.func import jvp
 
-from tda import bank, config, lm, models, provenance, scores
+from tda import bank, config, lm, models, provenance, scores, tuning
 from tda.attribution import StepTooLarge, attribute, bgo, fisher
 from tda.curvature import empirical
 from tda.studies import granularity
@@ -330,10 +330,10 @@ def test_a_row_over_seeds_is_the_sum_of_scaled_rows(tmp_path):
         one = attribute("gradient_dot", models.load_task(bed, seed), bed.train, asked)
         wanted = wanted + one / np.abs(one).mean(1, keepdims=True)
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
-    row = scores.row_of(bed, "gradient_dot")
+    row = tuning.row_of(bed, "gradient_dot")
     assert scores.models_used(bed, row, {}) == 2
     with pytest.raises(ValueError, match="asks for 3 seeds; people trains 2"):
-        scores.ensemble(bed, row | {"seeds": 3}, {})
+        scores.over_seeds(bed, row | {"seeds": 3}, {})
 
 
 def test_only_test_queries_are_swept_and_rows_that_read_one_step_share_the_sweeps(own, monkeypatch):
@@ -345,10 +345,10 @@ def test_only_test_queries_are_swept_and_rows_that_read_one_step_share_the_sweep
         row | {"id": "bgo_none_ascent"} | like,
     ]
     bed = make_testbed(own.folder, rows=[*rows, row | {"id": "gradient_dot", "method": "gradient_dot"}], claims=[])
-    first, second = (scores.row_of(bed, name) for name in ("bgo_none", "bgo_none_ascent"))
-    chosen, swept = scores.tuned(bed, first), []
+    first, second = (tuning.row_of(bed, name) for name in ("bgo_none", "bgo_none_ascent"))
+    chosen, swept = tuning.tuned(bed, first), []
     whole = attribute(
-        "bgo", models.load_task(bed), bed.train, models.query_examples(bed), **scores.options_of(bed, first)
+        "bgo", models.load_task(bed), bed.train, models.query_examples(bed), **tuning.options_of(bed, first)
     )
 
     def counted(task, moved, *arguments, **named):
@@ -366,8 +366,8 @@ def test_only_test_queries_are_swept_and_rows_that_read_one_step_share_the_sweep
     assert np.isnan(found[~test]).all() and sum(swept) == 2 * test.sum()
     scores.run(bed, "bgo_none_ascent")
     assert sum(swept) == 2 * test.sum()
-    assert scores.tuned(bed, second) == chosen and scores.options_of(bed, second)["step"] == chosen["options"]["step"]
-    assert scores.tuned(bed, second | {"tune_like": ""}) == {
+    assert tuning.tuned(bed, second) == chosen and tuning.options_of(bed, second)["step"] == chosen["options"]["step"]
+    assert tuning.tuned(bed, second | {"tune_like": ""}) == {
         "options": {},
         "trials": [],
         "seconds": 0,
@@ -386,34 +386,39 @@ def test_a_row_tunes_on_top_of_what_another_row_chose(own):
         {"id": "gradient_dot", "method": "gradient_dot", "notebook": "10_bgo"},
     ]
     bed = make_testbed(own.folder, rows=rows, claims=[])
-    limit, finite, fixed, like = (scores.row_of(bed, row["id"]) for row in rows[:4])
-    damping, chosen = scores.tuned(bed, limit)["options"]["damping"], scores.tuned(bed, finite)
+    limit, finite, fixed, like = (tuning.row_of(bed, row["id"]) for row in rows[:4])
+    damping, chosen = tuning.tuned(bed, limit)["options"]["damping"], tuning.tuned(bed, finite)
     assert chosen["options"] == {"damping": damping, "step": chosen["options"]["step"]}
-    assert chosen["seconds"] > scores.tune(bed, limit)["seconds"]
+    assert chosen["seconds"] > tuning.tune(bed, limit)["seconds"]
     by_hand = [
-        scores._trial(
-            finite, models.load_task(bed), bed.train, scores.queries_once(bed, "tune"), bed.config["seed"],
-            {"steps": 1, "damping": damping, "step": step}, bank.load(bed, "half"), scores.tune_queries(bed),
+        tuning._trial(
+            finite, models.load_task(bed), bed.train, take(models.query_examples(bed), tuning.tune_queries(bed)),
+            {"seed": bed.config["seed"], "steps": 1, "damping": damping, "step": step}, bank.load(bed, "half"),
+            tuning.tune_queries(bed),
         )
         for step in (0.02, 0.3)
     ]  # fmt: skip
     assert [trial["lds_tune"] for trial in chosen["trials"]] == by_hand
-    assert scores.options_of(bed, fixed)["damping"] == 0.5
-    task, asked = models.load_task(bed), scores.queries_once(bed, "tune")
-    tried = scores.tuned(bed, fixed)["trials"][0]["lds_tune"]
-    at_its_own = scores._trial(
-        fixed, task, bed.train, asked, bed.config["seed"], {"damping": 0.5, "step": 0.02}, bank.load(bed, "half"),
-        scores.tune_queries(bed),
+    assert tuning.options_of(bed, fixed)["damping"] == 0.5
+    task, asked = models.load_task(bed), take(models.query_examples(bed), tuning.tune_queries(bed))
+    tried = tuning.tuned(bed, fixed)["trials"][0]["lds_tune"]
+    at_its_own = tuning._trial(
+        fixed, task, bed.train, asked, {"seed": bed.config["seed"], "damping": 0.5, "step": 0.02},
+        bank.load(bed, "half"), tuning.tune_queries(bed),
     )  # fmt: skip
     assert tried == at_its_own and damping != 0.5, "tuned at the damping that it runs with"
-    assert scores.options_of(bed, like) == chosen["options"]
-    everyone, truth = scores.tune_queries(bed), bank.load(bed, "half")
+    assert tuning.options_of(bed, like) == chosen["options"]
+    everyone, truth = tuning.tune_queries(bed), bank.load(bed, "half")
     for every in (2, 3):
-        some = scores.tune_queries(bed, every)
+        some = tuning.tune_queries(bed, every)
         assert len(some) == -(-len(everyone) // every) < len(everyone) and set(some) < set(everyone)
-        given = (bed.train, take(models.query_examples(bed), some), bed.config["seed"], {"damping": 0.5, "step": 0.3})
-        tried = scores.tune(bed, fixed | {"tune_every": every})["trials"][1]["lds_tune"]
-        assert tried == scores._trial(fixed, task, *given, truth, some)
+        given = (
+            bed.train,
+            take(models.query_examples(bed), some),
+            {"seed": bed.config["seed"], "damping": 0.5, "step": 0.3},
+        )
+        tried = tuning.tune(bed, fixed | {"tune_every": every})["trials"][1]["lds_tune"]
+        assert tried == tuning._trial(fixed, task, *given, truth, some)
 
 
 def test_the_sweep_does_not_depend_on_its_batches(task, tiny):
@@ -581,10 +586,10 @@ def test_a_step_that_breaks_the_model_is_refused(task, tiny, few, step):
 def test_tuning_records_a_refused_step_and_goes_on(own):
     row = {"id": "bgo_none", "method": "bgo", "notebook": "10_bgo", "options": {"preconditioner": "none"},
            "tune": {"step": [500.0, 0.1]}, "tune_every": 1, "testbeds": [], "requires": "", "seeds": 1}  # fmt: skip
-    chosen = scores.tune(own, row)
+    chosen = tuning.tune(own, row)
     assert chosen["options"] == {"step": 0.1} and chosen["trials"][0]["lds_tune"] is None
     with pytest.raises(ValueError, match="every value of step breaks the model"):
-        scores.tune(own, row | {"tune": {"step": [500.0]}})
+        tuning.tune(own, row | {"tune": {"step": [500.0]}})
 
 
 def test_flat_queries_are_refused(task, tiny, few):

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 import tda.testbeds
-from tda import bank, config, models, retrain, scores
+from tda import bank, config, evidence, measures, models, retrain, scores
 from tda.evaluation import removal
 from tda.evaluation.ceiling import Ceiling, ceiling, ceiling_curve, seeds_needed
 from tda.evaluation.claims import Measurement, claims_table
@@ -95,12 +95,12 @@ def test_a_difference_of_removals_is_paired_query_by_query(removals, bed):
     claim = {"id": "c", "metric": "removal_4", "row": "a", "against": "b"}
     places = {(row, q): i for i, (row, q) in enumerate(zip(row_id, query, strict=True))}
     values = np.array([losses[places["a", q], q] - losses[places["b", q], q] for q in QUERIES])
-    found, wanted = scores.measure_claim(bed, claim), mean_interval(values, level=LEVEL)
+    found, wanted = evidence.interval_of(claim, bed.config, bed), mean_interval(values, level=LEVEL)
     np.testing.assert_allclose((found.value, found.low, found.high, found.df), (*wanted, 2), rtol=1e-9)
     assert found.level == LEVEL
     random = losses[1:3].mean(0)
     alone = np.array([losses[places["a", q], q] - random[q] for q in QUERIES])
-    found, wanted = scores.measure_claim(bed, claim | {"against": ""}), mean_interval(alone, level=LEVEL)
+    found, wanted = evidence.interval_of(claim | {"against": ""}, bed.config, bed), mean_interval(alone, level=LEVEL)
     np.testing.assert_allclose((found.value, found.low, found.high), tuple(wanted), rtol=1e-9)
 
 
@@ -114,7 +114,7 @@ def test_metrics_are_over_the_test_queries_of_one_set(tiny, monkeypatch):
     for query_set in ("held_out", "generated"):
         places = [q for q, r in enumerate(rows) if (r["split"], r["query_set"]) == ("test", query_set)]
         assert len(places) < sum(row["query_set"] == query_set for row in rows), "some are tune queries"
-        found, _ = scores.measure(tiny, ["x"], query_set, (), "mrr")["mrr"]
+        found, _ = measures.on_queries(tiny, ["x"], query_set, (), "mrr")["mrr"]
         best = [1 / (1 + min(np.flatnonzero(relevant[q][np.argsort(-given[q])]))) for q in places]
         np.testing.assert_allclose(found["x"].per_query, best)
 
@@ -138,11 +138,11 @@ def test_the_ceiling_of_a_claim_is_that_of_its_own_queries(bed, monkeypatch, met
     )  # fmt: skip
     monkeypatch.setattr(bank, "load", lambda testbed, design: truth)
     monkeypatch.setattr(models, "query_clusters", lambda testbed, chosen: [str(q) for q in np.flatnonzero(chosen)])
-    found = scores.claim_ceiling(bed, {"metric": metric, "query_set": "held_out"})
+    found = evidence.ceiling_of({"metric": metric, "query_set": "held_out"}, bed)
     wanted = ceiling(getattr(truth, which)[:, :, [4, 6, 8, 10]], None, LEVEL)
     assert found.n_queries == 4
     np.testing.assert_allclose((found.value, found.low, found.r1), (wanted.value, wanted.low, wanted.r1), rtol=1e-9)
-    assert scores.claim_ceiling(bed, {"metric": "mrr", "query_set": "held_out"}) is None
+    assert evidence.ceiling_of({"metric": "mrr", "query_set": "held_out"}, bed) is None
 
 
 # --- the lift among documents that share few words with the query
@@ -162,10 +162,10 @@ def test_the_low_overlap_lift_is_that_of_the_documents_of_low_overlap(monkeypatc
     settings = {"corpus": {"kind": "authors"}}
     bed = SimpleNamespace(settings=settings, train={"text": documents}, config={"statistics": {"level": LEVEL}})
     monkeypatch.setattr(models, "relevance", lambda testbed: relevant)
-    monkeypatch.setattr(scores, "queries_once", lambda testbed, *which: {"text": asked})
-    np.testing.assert_allclose(scores._common_words(bed), overlap)
+    monkeypatch.setattr(models, "query_examples", lambda testbed: {"text": asked})
+    np.testing.assert_allclose(measures._common_words(bed), overlap)
     given, chosen = rng.normal(size=(4, 60)), np.array([True, True, False, True])
-    found, _ = scores._provenance(bed, {"x": given[chosen]}, chosen, list("abc"), ())["low_overlap_lift_at_10"]
+    found, _ = measures._provenance(bed, {"x": given[chosen]}, chosen, list("abc"), ())["low_overlap_lift_at_10"]
     wanted = []
     for q in np.flatnonzero(chosen):
         low = [i for i in range(60) if overlap[q, i] <= np.median(overlap[q])]
@@ -228,14 +228,14 @@ def test_tail_patches_are_of_queries_spread_over_the_set(monkeypatch):
         assert asked["query_id"] == ["q2", "q5", "q11", "q17"] and ks == [1], "the 1st, 3rd, 5th and 7th"
         return {row: {"tailpatch_each_1": values[:, 0] ** 2 / 9} for row, values in part.items()}
 
-    monkeypatch.setattr(scores, "tail_patch", patched)
-    found, _ = scores._tail(bed, given, positions, clusters, ("y",))["tailpatch_each_1"]
+    monkeypatch.setattr(measures, "tail_patch", patched)
+    found, _ = measures._tail(bed, given, positions, clusters, ("y",))["tailpatch_each_1"]
     values = np.array([0, 4, 8, 12]) ** 2 / 9
     np.testing.assert_allclose(found["x"].per_query, values)
     np.testing.assert_allclose(tuple(found["x"].value), tuple(mean_interval(values, list("abcd"), LEVEL)))
-    together = scores._tail(bed, given, positions, list("aaaaabb"), ())["tailpatch_each_1"][0]["x"].value
+    together = measures._tail(bed, given, positions, list("aaaaabb"), ())["tailpatch_each_1"][0]["x"].value
     np.testing.assert_allclose(tuple(together), tuple(mean_interval(values, list("aaab"), LEVEL)))
-    assert scores._tail(bed, given, positions, list("aaaaaaa"), ()) == {}
+    assert measures._tail(bed, given, positions, list("aaaaaaa"), ()) == {}
 
 
 def test_a_bank_keeps_losses_and_knowledge_of_subsets_and_full_runs_apart(own, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from conftest import bytes_of, make_testbed, same
 
 import tda.testbeds
-from tda import attribution, bank, classifiers, config, models, retrain, scores
+from tda import attribution, bank, classifiers, config, evidence, measures, models, retrain, scores
 from tda.artefacts import ArtefactError
 from tda.evaluation.lds import lds
 from tda.task import n_examples, take, tensors
@@ -317,10 +317,10 @@ def test_rows_run_and_are_measured(own):
     assert ROWS | {"fisher_influence_full"} <= set(row_ids) and not {"bm25", "tfidf"} & set(row_ids)
     for row_id in row_ids:
         scores.run(own, row_id)
-    frame = scores.evaluate(own, row_ids)
+    frame = measures.write(own, row_ids)
     assert set(frame.metric) == {"lds_half", "lds_leave_5", "precision_at_10"} and set(frame.query_set) == {"held_out"}
     assert frame.delta_vs_bm25.isna().all() and frame.delta_vs_gradient_dot.notna().any()
-    again = scores.measured(own, "04_first_methods")
+    again = measures.of_chapter(own, "04_first_methods")
     assert list(dict.fromkeys(again.row_id)) == config.compared_rows(own.config, own.name, "04_first_methods")
     same = frame[frame.row_id.isin(again.row_id)]
     np.testing.assert_allclose(again.value.sort_values(), same.value.sort_values(), rtol=1e-5)  # a CSV has six digits
@@ -332,7 +332,7 @@ def test_rows_run_and_are_measured(own):
         lds(found, truth.subsets, truth.outputs[:, :, chosen]).mean(), abs=1e-6
     )
     claim = {"metric": "lds_leave_5", "query_set": "held_out"}
-    assert scores.claim_ceiling(own, claim).n_subsets == 3
+    assert evidence.ceiling_of(claim, own).n_subsets == 3
 
 
 def test_text_methods_are_refused_by_name(task, tiny):

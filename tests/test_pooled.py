@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tda.testbeds
-from tda import config, findings, scores
+from tda import config, evidence
 from tda.artefacts import ArtefactError
 from tda.evaluation.claims import claims_table
 from tda.evaluation.intervals import Interval, lds_difference, lds_interval, mean_interval
@@ -56,7 +56,7 @@ def test_settings_left_out_give_the_t_interval_of_a_mean():
 
 @pytest.fixture
 def bed(tmp_path, monkeypatch):
-    monkeypatch.setattr(findings, "figures_dir", lambda config: tmp_path)
+    monkeypatch.setattr(evidence, "figures_dir", lambda config: tmp_path)
     settings = config.load("smoke")
     return tda.testbeds.Testbed("digits_mlp", settings, settings["testbeds"]["digits_mlp"], tmp_path)
 
@@ -65,20 +65,20 @@ CLAIM = {"id": "a_claim", "notebook": "21_better_hessians", "metric": "finding_o
 
 
 def test_a_claim_reads_the_finding_of_its_chapter(bed):
-    findings.save(bed, "21_better_hessians", {"finding_one": Interval(0.5, 0.2, 0.9, 0.1, 7.0)})
-    found = scores.measure_claim(bed, CLAIM)
+    evidence.save_findings("21_better_hessians", bed.config, bed, {"finding_one": Interval(0.5, 0.2, 0.9, 0.1, 7.0)})
+    found = evidence.interval_of(CLAIM, bed.config, bed)
     assert (found.value, found.low, found.high, found.df, found.level) == (0.5, 0.2, 0.9, 7.0, 0.95)
 
 
 def test_findings_that_are_missing_or_impossible(bed):
     with pytest.raises(ArtefactError, match="Run 21_better_hessians"):
-        scores.measure_claim(bed, CLAIM)
+        evidence.interval_of(CLAIM, bed.config, bed)
     with pytest.raises(ValueError, match="name"):
-        findings.save(bed, "21_better_hessians", {"lds_half": Interval(0.5, 0.2, 0.9)})
+        evidence.save_findings("21_better_hessians", bed.config, bed, {"lds_half": Interval(0.5, 0.2, 0.9)})
     with pytest.raises(ValueError, match="finite"):
-        findings.save(bed, "21_better_hessians", {"finding_one": Interval(0.5, float("nan"), 0.9)})
+        evidence.save_findings("21_better_hessians", bed.config, bed, {"finding_one": Interval(0.5, float("nan"), 0.9)})
     with pytest.raises(ValueError, match="low <= value"):
-        findings.save(bed, "21_better_hessians", {"finding_one": Interval(0.5, 0.6, 0.9)})
+        evidence.save_findings("21_better_hessians", bed.config, bed, {"finding_one": Interval(0.5, 0.6, 0.9)})
 
 
 FREE = {"id": "free", "paper": "Newton step", "claim": "One.", "notebook": "30_free", "metric": "finding_one"}
@@ -88,18 +88,18 @@ FREE |= {"direction": "greater", "margin": 0.1, "kind": "value"}  # no testbed
 def test_a_chapter_without_a_testbed(bed, tmp_path):
     settings = config.load("smoke", {"claims": [FREE, FREE | {"id": "b", "notebook": "31_free", "testbed": None}]})
     with pytest.raises(ArtefactError, match="Run 30_free again"):
-        scores.measure_claim(settings, settings["claims"][0])
-    findings.save(settings, "30_free", {"finding_one": Interval(0.5, 0.2, 0.9, 0.1, 7.0)})
-    findings.save(bed, "30_free", {"finding_one": Interval(0.0, 0.0, 0.0, 0.0, 7.0)})  # another table
+        evidence.interval_of(settings["claims"][0], settings, None)
+    evidence.save_findings("30_free", settings, None, {"finding_one": Interval(0.5, 0.2, 0.9, 0.1, 7.0)})
+    evidence.save_findings("30_free", bed.config, bed, {"finding_one": Interval(0.0, 0.0, 0.0, 0.0, 7.0)})
     assert (tmp_path / "tables" / "30_findings.csv").exists()
-    found = scores.measure_claim(settings, settings["claims"][0])
+    found = evidence.interval_of(settings["claims"][0], settings, None)
     assert (found.value, found.low, found.high, found.df, found.level) == (0.5, 0.2, 0.9, 7.0, 0.95)
-    assert scores.claims_so_far(settings, "30_free").to_dict("records") == [
+    assert evidence.before_correction("30_free", settings, None).to_dict("records") == [
         {"claim": "One.", "value": 0.5, "low": 0.2, "high": 0.9, "true if": "> 0.1"}
     ]
-    assert scores.claims_so_far(bed, "30_free").empty
-    table = claims_table(settings["claims"][:1], lambda c: scores.measure_claim(settings, c), {"free": None})
-    assert scores.claim_ceiling(settings, settings["claims"][0]) is None and table.verdict.tolist() == ["supported"]
+    assert evidence.before_correction("30_free", bed.config, bed).empty
+    table = claims_table(settings["claims"][:1], lambda c: evidence.interval_of(c, settings, None), {"free": None})
+    assert evidence.ceiling_of(settings["claims"][0], None) is None and table.verdict.tolist() == ["supported"]
 
 
 @pytest.mark.parametrize(

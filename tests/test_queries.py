@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from tda import bank, lm, models, queries, scores
+from tda import bank, lm, models, queries, scores, tuning
 from tda.evaluation import removal
+from tda.task import take
 from tda.testbeds import custom, language, people
 
 IGNORE = lm.IGNORE
@@ -56,16 +57,18 @@ def test_the_second_loss_of_a_person_is_the_answer_and_of_a_passage_the_whole(ti
 def test_tune_queries_are_held_out_tune_queries_and_nothing_else(tiny):
     rows = models.query_rows(tiny)
     wanted = [q for q, row in enumerate(rows) if row["split"] == "tune" and row["query_set"] == "held_out"]
-    assert scores.tune_queries(tiny).tolist() == wanted and 0 < len(wanted) < len(rows)
-    assert scores.queries_once(tiny, "tune")["query_id"] == [rows[q]["query_id"] for q in wanted]
+    assert tuning.tune_queries(tiny).tolist() == wanted and 0 < len(wanted) < len(rows)
+    examples = models.query_examples(tiny)
+    assert take(examples, tuning.tune_queries(tiny))["query_id"] == [rows[q]["query_id"] for q in wanted]
     reported = [row["query_id"] for row in rows if row["split"] == "test"]
-    assert scores.queries_once(tiny, "test")["query_id"] == reported
+    assert take(examples, scores.test_queries(tiny))["query_id"] == reported
     asked = {row["entity"] for row in rows if row["split"] == "test"}
     for every in (1, 2, 3):
-        some = scores.tune_queries(tiny, every)
+        some = tuning.tune_queries(tiny, every)
         assert set(some) <= set(wanted) and not {rows[q]["entity"] for q in some} & asked
 
 
+PLAIN = {"tune_every": 1, "tune_like": "", "checkpoints": None}
 LDS = {0.02: 0.1, 0.1: 0.4, 0.5: 0.3, 2.0: None}  # the largest step breaks the model
 
 
@@ -74,21 +77,28 @@ def tried(own, monkeypatch):
     """``(testbed, trials asked for)``: an LDS that is known for each value, and adds up over two options."""
     asked = []
 
-    def trial(row, task, train, given, seed, options, truth, chosen):
+    def trial(row, task, train, given, options, truth, chosen):
         asked.append((options, chosen.tolist(), given["query_id"]))
         step = LDS[options["step"]]
         return None if step is None else step + {0.1: 0.0, 1.0: 0.05, 10.0: -0.2}[options["damping"]]
 
-    monkeypatch.setattr(scores, "_trial", trial)
+    monkeypatch.setattr(tuning, "_trial", trial)
     monkeypatch.setattr(bank, "load", lambda testbed, name: SimpleNamespace(record={"retrainings": 6}))
     return own, asked
 
 
 def test_tuning_takes_the_best_value_of_each_option_in_turn(tried):
     testbed, asked = tried
-    row = {"id": "x", "method": "bgo", "options": {"damping": 0.1}, "tune_every": 1, "tune_like": ""}
+    row = {
+        "id": "x",
+        "method": "bgo",
+        "options": {"damping": 0.1},
+        "tune_every": 1,
+        "tune_like": "",
+        "checkpoints": None,
+    }
     row |= {"tune": {"step": list(LDS), "damping": [10.0, 0.1, 1.0]}}
-    found = scores.tune(testbed, row)
+    found = tuning.tune(testbed, row)
     assert found["options"] == {"step": 0.1, "damping": 1.0} and found["retrainings"] == 6
     assert [trial["lds_tune"] for trial in found["trials"]] == pytest.approx([0.1, 0.4, 0.3, None, 0.2, 0.4, 0.45])
     assert all(options["step"] == 0.1 for options, _, _ in asked[4:]), "the second at the best of the first"
@@ -97,13 +107,20 @@ def test_tuning_takes_the_best_value_of_each_option_in_turn(tried):
         assert given == [rows[q]["query_id"] for q in chosen]
         assert {(rows[q]["split"], rows[q]["query_set"]) for q in chosen} == {("tune", "held_out")}
     count = len(asked)
-    assert scores.tune(testbed, row) == found and len(asked) == count, "kept on disk"
+    assert tuning.tune(testbed, row) == found and len(asked) == count, "kept on disk"
 
 
 def test_tuning_without_a_usable_value_is_refused(tried):
-    row = {"id": "x", "method": "bgo", "options": {"damping": 0.1}, "tune_every": 1, "tune_like": ""}
+    row = {
+        "id": "x",
+        "method": "bgo",
+        "options": {"damping": 0.1},
+        "tune_every": 1,
+        "tune_like": "",
+        "checkpoints": None,
+    }
     with pytest.raises(ValueError, match="row 'x': every value of step breaks the model"):
-        scores.tune(tried[0], row | {"tune": {"step": [2.0]}})
+        tuning.tune(tried[0], row | {"tune": {"step": [2.0]}})
 
 
 # --- removals
@@ -228,10 +245,10 @@ def test_who_takes_a_choice_pays_for_it_and_for_his_own(monkeypatch):
         taken[row["id"]] = given
         return chosen[row["id"]]
 
-    monkeypatch.setattr(scores, "tune", tune)
-    monkeypatch.setattr(scores, "row_of", lambda testbed, name: rows[name])
+    monkeypatch.setattr(tuning, "tune", tune)
+    monkeypatch.setattr(tuning, "row_of", lambda testbed, name: rows[name])
     second = {"options": {"damping": 3, "step": 0.1}, "trials": ["b"], "seconds": 14.0, "retrainings": 6}
-    assert scores.tuned(None, rows["second"]) == scores.tuned(None, rows["third"]) == second
+    assert tuning.tuned(None, rows["second"]) == tuning.tuned(None, rows["third"]) == second
     assert taken == {"first": {}, "second": {"damping": 3}}
 
 
