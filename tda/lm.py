@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from tda.output_loss import IGNORE
 from tda.saved import longest_context, saved_model, saved_tokenizer  # noqa: F401 (the last is part of this module)
 from tda.task import Examples, Params, chunks, n_examples, take, tensors
 
 PAD_ID, BOUNDARY_ID = 0, 1  # where the tokenizers made here put padding and the document boundary
-IGNORE = -100
 
 
 def new_model(settings: dict, vocabulary: int, seed: int) -> torch.nn.Module:

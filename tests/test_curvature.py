@@ -12,6 +12,7 @@ from torch import nn
 
 from tda import curvature as cv
 from tda.curvature import empirical, exact, kronecker, layers, named, outputs
+from tda.output_loss import FISHERS, LOSSES
 from tda.studies.hessians.basis import in_basis
 from tda.task import n_examples, take, tensors
 from tda.tools import memory_limit
@@ -154,7 +155,7 @@ def test_sampled_labels_depend_on_neither_order_nor_chunk(nets):
     close(torch.cat(list(outputs.pseudo_gradients(task, take(train, order), "sampled", chunk=3))), whole[order])
 
 
-@pytest.mark.parametrize("kind", outputs.FISHERS)
+@pytest.mark.parametrize("kind", FISHERS)
 def test_diagonal_is_the_diagonal(nets, kind):
     task, train = nets["sequence"]
     rows = torch.cat(list(outputs.pseudo_gradients(task, train, kind)))
@@ -295,7 +296,7 @@ def test_kfac_is_the_kronecker_product(nets, name):
         close(block(found, cv.tracked(task)[layer].index), torch.kron(s, a))
 
 
-@pytest.mark.parametrize("kind", outputs.FISHERS)
+@pytest.mark.parametrize("kind", FISHERS)
 @pytest.mark.parametrize("name", NAMES)
 def test_ekfac_is_the_diagonal_of_the_fisher_in_the_kronecker_basis(nets, name, kind):
     task, train = nets[name]
@@ -379,7 +380,7 @@ def test_interacting_positions_break_kfac_and_not_ekfac():
     assert (kfac - block(full, index)).norm() > 0.3 * block(full, index).norm()
 
 
-@pytest.mark.parametrize("kind", outputs.FISHERS)
+@pytest.mark.parametrize("kind", FISHERS)
 def test_parameters_outside_the_layers_on_request(nets, kind):
     task, train = nets["sequence"]
     found = cv.ekfac(task, train, kind, rest="diagonal")
@@ -513,8 +514,8 @@ def test_bad_values_are_refused(nets):
 
 def test_exact_fisher_of_a_long_sequence_is_refused():
     logits = torch.zeros(1, 40, 60)
-    with pytest.raises(ValueError, match=r"40 positions x 60 classes; at most 1000 .*fisher='sampled'"):
-        next(outputs.output_gradients(logits, torch.zeros(1, 40, dtype=torch.long), "exact"))
+    with pytest.raises(ValueError, match=r"40 positions x 60 outputs; at most 1000 .*fisher='sampled'"):
+        next(LOSSES["cross_entropy"].vectors(logits, torch.zeros(1, 40, dtype=torch.long), "exact"))
 
 
 # --- the language model

@@ -26,7 +26,7 @@ from torch import Tensor
 from tda.attribution.registry import method
 from tda.curvature import exact, named, solvers
 from tda.curvature.kronecker import UNTRACKED
-from tda.curvature.outputs import FISHERS
+from tda.output_loss import FISHERS
 from tda.task import Examples, Task, n_examples
 from tda.tools.cache import remembered
 from tda.tools.door import entered

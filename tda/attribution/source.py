@@ -35,7 +35,7 @@ from tda.attribution.registry import method
 from tda.curvature import named
 from tda.curvature.averaged import averaged
 from tda.curvature.kronecker import UNTRACKED
-from tda.curvature.outputs import FISHERS
+from tda.output_loss import FISHERS
 from tda.task import Examples, Task, n_examples, take
 from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK, matrix

@@ -25,7 +25,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from tda.lm import IGNORE
+from tda.output_loss import IGNORE, require_classes
 from tda.task import Examples, Params, Task, n_examples
 from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK, blocks
@@ -51,6 +51,8 @@ def check(name: str, task: Task, output: str, projection: str, dimension: int, d
         raise ValueError(
             f"{name}: output='margin' needs logits, and the task {task.name!r} has no outputs_fn. Use output='loss'."
         )
+    if output == "margin":
+        require_classes(task, f"{name}: output='margin'", "Use output='loss'.")
 
 
 @remembered()
