@@ -36,7 +36,6 @@ from tda.artefacts import (
 from tda.provenance import Stopwatch, record
 from tda.retrain import bank_seeds, retrain_all, retrained, training_seconds, truth_key
 from tda.testbeds import Testbed
-from tda.testbeds.people import fact_id
 
 
 @dataclass(frozen=True)
@@ -111,19 +110,7 @@ def planted_groups(testbed: Testbed, wanted: int) -> dict[str, list[int]]:
     """
     documents, rng = testbed.documents, np.random.default_rng([testbed.config["seed"], 32])
     asked = [row for row in models.query_rows(testbed) if row["split"] == "test"]
-    kinds: dict[str, dict[str, list[int]]] = {"entity": {}, "fact": {}, "cluster": {}}
-    queried = {row["entity"] for row in asked}
-    facts = {fact_id(r["entity"], r["attribute"], r["value"]) for r in asked if r["attribute"]}
-    for i, (entity, stated, group) in enumerate(
-        zip(documents["entity"], documents["facts"], documents["group"], strict=True)
-    ):
-        if entity in queried:
-            kinds["entity"].setdefault(f"entity {entity}", []).append(i)
-        for fact in set(stated) & facts:
-            kinds["fact"].setdefault(f"fact {fact}", []).append(i)
-        if group and (set(stated) & facts or not facts):
-            kinds["cluster"].setdefault(f"cluster {group}", []).append(i)
-    pools = [[(k, pool[k]) for k in rng.permutation(sorted(pool))] for pool in kinds.values()]
+    pools = [[(k, pool[k]) for k in rng.permutation(sorted(pool))] for pool in testbed.modality.groups(testbed, asked)]
     turns = [pool[i] for i in range(max(map(len, pools), default=0)) for pool in pools if i < len(pool)]
     groups = {str(label): members for label, members in turns if len(members) < len(documents)}
     if len(groups) < 2:

@@ -105,6 +105,14 @@ def outputs_function(model: nn.Module) -> Callable[[Params, Examples], tuple[Ten
     return outputs
 
 
+def encoders(model: nn.Module, params: Params) -> dict[str, Callable]:
+    """``Task.encode``: group (the given class) and features (what the last layer sees)."""
+    return {
+        "group": lambda examples: examples["entity"],
+        "features": lambda examples: features(model, params, examples),
+    }
+
+
 def accuracy(model: nn.Module, params: Params, examples: Examples) -> float:
     """Share of the examples whose label is the model's first choice."""
     with torch.no_grad():

@@ -162,4 +162,4 @@ def _task(testbed: Testbed, seed: int, key: str) -> Task:
     params = run.checkpoints[-1].params
     model.load_state_dict(params, strict=False)
     encode, outputs_fn = modality.encoders(model, params), modality.outputs_function(model)
-    return Task(testbed.name, loss_fn, params, model, run, encode, outputs_fn)
+    return Task(testbed.name, loss_fn, params, model, run, encode, outputs_fn, modality.OUTPUT_LOSS)

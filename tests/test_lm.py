@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tda import lm
 from tda.task import take, tensors
 from tda.testbeds import people
-from tda.testbeds.authors import train_bpe
+from tda.testbeds.cutting import train_bpe
 
 SETTINGS = {
     "layers": 2,

@@ -12,7 +12,7 @@ from tokenizers import models as tokenizer_models
 from tda import lm
 from tda.saved import longest_context
 from tda.testbeds import people
-from tda.testbeds.authors import split_prompt, train_bpe
+from tda.testbeds.cutting import split_prompt, train_bpe
 
 TEXTS = ["amber basin cedar delta ember"] * 4
 

@@ -11,7 +11,7 @@ from conftest import make_testbed, same
 from tda import lm, models, training
 from tda.artefacts import ArtefactError
 from tda.task import n_examples, take
-from tda.testbeds import language
+from tda.testbeds import KINDS
 from tda.tools.gradients import flatten, matrix, unflatten
 from tda.training import Recipe, data_order, load_run, read_checkpoint, schedule, steps_of, train
 
@@ -476,7 +476,7 @@ def test_a_model_that_learnt_nothing_has_no_queries(own):
 def test_flops_and_rate_are_positive(tiny):
     model, _ = models.initial(tiny, 0)
     size = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()
-    assert language.flops(model, 10) == 60 * size
+    assert KINDS["people"].flops(model, 10) == 60 * size
     assert training.matmul_rate(64, 3) > 1e6
 
 

@@ -16,7 +16,7 @@ from tda import classifiers
 from tda.evaluation.intervals import lds_intervals
 from tda.many import stack, train_many, unstack
 from tda.task import Examples, Task
-from tda.testbeds.digits import encoders, outputs, pixels
+from tda.testbeds.digits import outputs, pixels
 from tda.training import Recipe, train_recorded
 
 N, QUERIES, SUBSETS = 200, 20, 60
@@ -88,7 +88,15 @@ def load(
     loss_fn, init = classifiers.loss_function(net), classifiers.parameters(net)
     params, run = train_recorded(loss_fn, init, train, RECIPE, seed=0)
     net.load_state_dict(params)
-    task = Task(f"anchor_{model}", loss_fn, params, net, run, encoders(net, params), classifiers.outputs_function(net))
+    task = Task(
+        f"anchor_{model}",
+        loss_fn,
+        params,
+        net,
+        run,
+        classifiers.encoders(net, params),
+        classifiers.outputs_function(net),
+    )
     rng, subsets, truth = np.random.default_rng(seed), {}, {}
     for design in designs:
         kept = [np.isin(np.arange(N), rng.permutation(N)[: round(DESIGNS[design] * N)]) for _ in range(count)]

@@ -19,7 +19,9 @@ from tokenizers import Tokenizer
 
 from tda import config
 from tda.task import chunks
-from tda.testbeds.authors import split_prompt, train_bpe
+from tda.testbeds.cutting import split_prompt, train_bpe
+from tda.testbeds.language import Language
+from tda.testbeds.modality import KINDS, kind
 from tda.words import words
 
 COLUMNS = ("doc_id", "entity", "template", "style", "group", "planted", "work")
@@ -29,9 +31,22 @@ LABELS = (str, *NUMBERS, datetime.date, datetime.time)
 NAMES = {bool: "a truth value", **dict.fromkeys(NUMBERS, "a number"), list: "a list", dict: "an object", bytes: "bytes"}
 
 
-def source_path(settings: dict) -> Path:
-    """The file of a corpus of kind ``file``: absolute, in the home folder (``~``), or relative to the repository."""
-    return config.ROOT / Path(settings["path"]).expanduser()
+@kind("hub")
+class Hub(Language):
+    """The entity of a document is what the source of it says, if it says anything."""
+
+    def corpus(self, testbed, given: Tokenizer | None) -> dict:
+        context = testbed.settings["model"]["context"]
+        return build(testbed.settings["corpus"], testbed.config["seed"], given, context, testbed.name)
+
+
+@kind("file")
+class File(Hub):
+    OWN_FILE = True
+
+    def source(self, corpus: dict) -> Path:
+        """Absolute, in the home folder (``~``), or relative to the repository."""
+        return config.ROOT / Path(corpus["path"]).expanduser()
 
 
 def build(
@@ -47,7 +62,7 @@ def build(
     documents and for a vocabulary that the texts do not support; each message names the place and what to change.
     """
     key = f"testbeds.{name}." if name else ""
-    source = source_path(settings) if settings["kind"] == "file" else settings["dataset"]
+    source = KINDS[settings["kind"]].source(settings) or settings["dataset"]
     rows = _read_file(source) if settings["kind"] == "file" else _read_hub(settings)
     as_given, places = _check(rows, settings["text_column"], source, f"{key}corpus.text_column")
     rng = np.random.default_rng([seed, 72])

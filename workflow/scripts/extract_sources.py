@@ -315,6 +315,9 @@ Public-domain prose, {total:,} bytes in {works} files by {authors} authors. Writ
    from the American Presidency Project (University of California, Santa Barbara), which asks to be
    cited.
 
+`people.yaml` holds the words of the invented `people` testbed, written for this compendium:
+sha256 `8e2db1baea7f6c442d72111e6d57acabe2a04ca305bcce0b3aeb2bd7aa6ae79e`.
+
 ## How the text was made
 
 - Every source was checked against a known line (Genesis 1:1; the first line of *Emma*; the entry
