@@ -83,6 +83,12 @@ def figures_dir(config: dict) -> Path:
     return ROOT / "figures" if committed else data_dir(config) / "figures"
 
 
+def declared_figures(notebook: str, testbed: str | None = None) -> list[str]:
+    """Files under ``figures/`` that a chapter says it makes, with ``{testbed}`` written out."""
+    declared = yaml.safe_load((ROOT / "workflow" / "figures.yaml").read_text(encoding="utf-8")).get(notebook, [])
+    return [name.replace("{testbed}", testbed) if testbed else name for name in declared]
+
+
 def rows(config: dict, testbed: str | None = None, notebook: str | None = None) -> list[dict]:
     """Rows of ``testbed`` and ``notebook`` (``None`` = any) in config order, without :func:`skipped_rows`."""
     chosen = [row for row in config["rows"] if notebook in (None, row["notebook"])]

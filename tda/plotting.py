@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -48,9 +49,36 @@ def style() -> None:
 
 
 def save(figure, config: dict, name: str) -> None:
-    """Write ``<figures>/<name>.png`` without date or software stamps, so that equal figures are equal files."""
-    with atomic(figures_dir(config) / f"{name}.png") as path:
-        figure.savefig(path, metadata={"Software": None})
+    save_to(figure, figures_dir(config) / f"{name}.png")
+
+
+def save_to(figure, path: Path) -> None:
+    """Write a figure without date or software stamps, so that equal figures are equal files."""
+    with atomic(path) as unfinished:
+        figure.savefig(unfinished, metadata={"Software": None})
+
+
+def panels(count: int, across: int, size: tuple[float, float], **options):
+    """A figure of ``count`` panels, ``across`` in a row, ``size`` inches each: ``(figure, list of count axes)``."""
+    down = -(-count // across)
+    figure, axes = plt.subplots(down, across, figsize=(size[0] * across, size[1] * down), squeeze=False, **options)
+    for ax in axes.flat[count:]:
+        ax.axis("off")
+    return figure, list(axes.flat[:count])
+
+
+def legend_below(figure, ax=None, ncols: int = 3, **options) -> None:
+    """One legend below all panels, with the labels of ``ax`` (of all panels by default)."""
+    handles = ax.get_legend_handles_labels() if ax is not None else ()
+    figure.legend(*handles, loc="outside lower center", ncols=ncols, **options)
+
+
+def interval(ax, place: float, interval, colour: str, across: bool = True, **options) -> None:
+    """A dot and the line of its interval at ``place`` on the other axis; ``across``: the interval is horizontal."""
+    value, low, high = interval
+    ends, dot = ([low, high], [place, place]), (value, place)
+    ax.plot(*(ends if across else ends[::-1]), color=colour, lw=2, solid_capstyle="butt")
+    ax.plot(*(dot if across else dot[::-1]), "o", color=colour, **options)
 
 
 def dot_intervals(

@@ -40,7 +40,10 @@ CHUNK = 4_000_000  # numbers in one [queries, M, M] block: 32 MB
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval; unpacks as `value, low, high`. se and df are those of the t interval."""
+    """An estimate with its interval; unpacks as `value, low, high`. se and df are those of the t interval.
+
+    As text it is ``f"{interval:.2f}"``, for instance 0.52 [0.47, 0.57]; ``:+.3f`` shows the sign of all three.
+    """
 
     value: float
     low: float
@@ -50,6 +53,9 @@ class Interval:
 
     def __iter__(self) -> Iterator[float]:
         return iter((self.value, self.low, self.high))
+
+    def __format__(self, number: str) -> str:
+        return "{} [{}, {}]".format(*(format(part, number or ".3g") for part in self))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,160 @@
+"""What a notebook stands in: its testbed, its rows and queries, the truth, and where its figures and tables go.
+
+``chapter = Chapter("12_stride", profile=profile, testbed=testbed, overrides=overrides)`` prints what the notebook has
+received and opens the testbed, if there is one. Everything else is built when it is first asked for, and kept on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from tda import bank, config, evidence, measures, models, plotting, rows, tuning
+from tda.artefacts import atomic, write_table
+from tda.evaluation.intervals import Interval
+from tda.notebook import progress, received
+from tda.task import Examples, Task, take
+from tda.testbeds import Testbed, load
+
+
+class Saving:
+    """Figures, tables and findings of a chapter, under its name; ``testbed`` is part of the name where there is one."""
+
+    name: str
+    config: dict
+    bed: Testbed | None
+
+    def path(self, name: str):
+        """``<figures>/<name>``, ``name`` a file that the chapter's own file in ``workflow/config/chapters`` declares,
+        with ``{testbed}`` written out. Raises ``ValueError`` for any other.
+        """
+        declared = config.declared_figures(self.name, self.bed and self.bed.name)
+        if name not in declared:
+            raise ValueError(
+                f"{name} is not declared: workflow/config/chapters/{self.name}.yaml "
+                f"lists {', '.join(declared) or 'none'} under "
+                f"figures. Add it there, or change what the notebook saves."
+            )
+        return config.figures_dir(self.config) / name
+
+    def _named(self, what: str) -> str:
+        return f"{what}_{self.bed.name}" if self.bed else what
+
+    def save(self, figure, what: str) -> None:
+        """Write a figure as ``<number>_<what>[_<testbed>].png`` and show it."""
+        plotting.save_to(figure, self.path(f"{self._named(f'{self.name[:2]}_{what}')}.png"))
+        plt.show()
+
+    def save_table(self, frame: pd.DataFrame, what: str) -> None:
+        """Write a table as ``tables/<what>[_<testbed>].csv``."""
+        write_table(self.path(f"tables/{self._named(what)}.csv"), frame)
+
+    def save_page(self, what: str, title: str, parts: Sequence[str]) -> None:
+        """Write HTML parts as the self-contained page ``<number>_<what>[_<testbed>].html``."""
+        with atomic(self.path(f"{self._named(f'{self.name[:2]}_{what}')}.html")) as path:
+            path.write_text(plotting.page(title, parts), encoding="utf-8")
+
+    def save_findings(self, intervals: Mapping[str, Interval]) -> None:
+        """Keep the numbers ``finding_<name>`` that claims of this chapter rest on, all of them at once."""
+        evidence.save_findings(self.name, self.config, self.bed, intervals)
+
+    def claims(self) -> pd.DataFrame:
+        """What this chapter's claims rest on here, with intervals that chapter 60 corrects for their number."""
+        pd.set_option("display.max_colwidth", 110)
+        return evidence.before_correction(self.name, self.config, self.bed).round(3)
+
+
+class Chapter(Saving):
+    """A notebook on a testbed, or on none: ``bed`` is then ``None``, and ``beds`` has all of the profile."""
+
+    def __init__(
+        self, name: str, *, profile: str = "smoke", testbed: str | None = None, overrides: dict | None = None, **more
+    ) -> None:
+        on = {"testbed": testbed} if testbed is not None else {}
+        received(profile=profile, **on, **more, overrides=overrides or {})
+        self.name = name
+        self._load = lambda other: load(other, profile, overrides)
+        self.bed = self._load(testbed) if testbed is not None else None
+        self.config = self.bed.config if self.bed else config.load(profile, overrides)
+        self.level: float = self.config["statistics"]["level"]
+
+    @cached_property
+    def beds(self) -> dict[str, Testbed]:
+        """Every testbed of the profile."""
+        return {name: self._load(name) for name in self.config["testbeds"]}
+
+    @cached_property
+    def row_ids(self) -> list[str]:
+        """Rows of the config that this chapter runs on its testbed."""
+        return [row["id"] for row in config.rows(self.config, self.bed.name, self.name)]
+
+    @cached_property
+    def task(self) -> Task:
+        return models.load_task(self.bed)
+
+    @cached_property
+    def query_rows(self) -> list[dict]:
+        """What is known of every query: query_id, query_set, split, entity, ..."""
+        return models.query_rows(self.bed)
+
+    @cached_property
+    def queries(self) -> Examples:
+        """All queries as tensors and lists, in the order of the columns of every bank."""
+        return models.query_examples(self.bed)
+
+    def which(self, split: str = "test", query_set: str = "held_out") -> np.ndarray:
+        """[Q] bool: the queries of a split (tune, test) and a set (held_out, generated)."""
+        return np.array([(r["split"], r["query_set"]) == (split, query_set) for r in self.query_rows])
+
+    @cached_property
+    def test(self) -> np.ndarray:
+        """[Q] bool: the held-out test queries."""
+        return self.which("test")
+
+    @cached_property
+    def clusters(self) -> list[str]:
+        """Cluster of every held-out test query, for the intervals."""
+        return models.query_clusters(self.bed, self.test)
+
+    @cached_property
+    def test_queries(self) -> Examples:
+        return take(self.queries, self.test)
+
+    def bank(self, design: str = "half") -> bank.Bank:
+        """The retrained truth: ``subsets`` [M, N], ``outputs`` [M, R, Q], ..."""
+        return bank.load(self.bed, design)
+
+    def row(self, row_id: str) -> dict:
+        return tuning.row_of(self.bed, row_id)
+
+    def options(self, row_id: str) -> dict:
+        """The options that a row runs with, tuned ones included."""
+        return tuning.options_of(self.bed, self.row(row_id))
+
+    def scores(self, row_id: str) -> np.ndarray:
+        """Scores [Q, N] of any row of the testbed."""
+        return rows.load(self.bed, row_id)[0]
+
+    def run(self, row_ids: Sequence[str] | None = None) -> pd.DataFrame:
+        """Tune and run the chapter's rows (or some of them), and print their progress. Returns, a row a line, what the
+        tune queries chose, whether that is at the edge of its grid, and the seconds of choosing and of scoring.
+        """
+        say, lines = progress(), {}
+        for row_id in self.row_ids if row_ids is None else row_ids:
+            choice, grid = tuning.tuned(self.bed, self.row(row_id)), self.row(row_id)["tune"]
+            rows.run(self.bed, row_id)
+            seconds = rows.load(self.bed, row_id)[1]["seconds"]
+            ends = {option: (values[0], values[-1]) for option, values in grid.items() if len(values) > 1}
+            edges = [option for option, outer in ends.items() if choice["options"][option] in outer]
+            costs = {"at the edge": " ".join(edges), "tuning [s]": choice["seconds"], "queries [s]": seconds}
+            lines[row_id] = choice["options"] | costs
+            say(f"{row_id}: {choice['options']}, tuning {choice['seconds']:.0f} s, queries {seconds:.0f} s")
+        return pd.DataFrame(lines.values(), index=pd.Index(lines, name="row")).round(3).fillna("")
+
+    def metrics(self) -> pd.DataFrame:
+        """Metrics of the chapter's rows and of those that it is compared with, as in the leaderboard."""
+        return measures.of_chapter(self.bed, self.name)

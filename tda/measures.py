@@ -1,0 +1,196 @@
+"""How good is a row? Its scores on the bank, against provenance and by tail patches, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from sklearn.feature_extraction.text import CountVectorizer
+
+from tda import bank, config, models, rows
+from tda.artefacts import key_of, read_table, write_table
+from tda.evaluation import removal, retrieval
+from tda.evaluation.ceiling import ceiling
+from tda.evaluation.intervals import lds_intervals, mean_intervals
+from tda.evaluation.tables import LEADERBOARD_COLUMNS, leaderboard_row
+from tda.evaluation.tailpatch import tail_patch
+from tda.task import take
+from tda.testbeds import Testbed
+from tda.tuning import row_of
+
+
+def of_chapter(testbed: Testbed, notebook: str) -> pd.DataFrame:
+    """Metrics of a chapter's rows and of those that it is compared with (:func:`tda.config.compared_rows`).
+
+    Those of other chapters are read from ``metrics/``, where their own notebook put them, and made where they are not.
+    """
+    return pd.concat(_kept(testbed, config.compared_rows(testbed.config, testbed.name, notebook)), ignore_index=True)
+
+
+def of_testbed(testbed: Testbed) -> list[pd.DataFrame]:
+    """Metrics of every row of a testbed, made where they are missing, and those of its removals, if there are any."""
+    frames = _kept(testbed, [row["id"] for row in config.rows(testbed.config, testbed.name)])
+    if not testbed.settings["removals"]:
+        return frames
+    if not (testbed.folder / "metrics" / "removal.csv").exists():
+        print(f"{testbed.name}: removals are not measured yet (05_removal does it); the table is without them")
+        return frames
+    return [*frames, removal.load_table(testbed, removals(testbed))]
+
+
+def write(testbed: Testbed, row_ids: Sequence[str]) -> pd.DataFrame:
+    """All metrics of some rows on the test queries, one line per query set and metric; writes ``metrics/<row_id>.csv``.
+
+    Differences to gradient dot and BM25 (where the testbed has that row) are paired. Metrics: ``lds_<design>`` on the
+    main loss and ``lds_<design>_<second>`` on the second, if there is one (the scores stay those of the main loss);
+    provenance (recall, reciprocal rank, average precision on stated facts; precision at 10 for authors and classes);
+    the three tail-patch forms on held-out queries of language models.
+    """
+    lines: list[dict] = []
+    described = {row_id: rows.describe(testbed, row_id) for row_id in row_ids}
+    for query_set in dict.fromkeys(row["query_set"] for row in models.query_rows(testbed)):
+        for metric, (results, counts) in on_queries(testbed, row_ids, query_set, _references(testbed)).items():
+            for row_id in row_ids:
+                names = {"testbed": testbed.name, "query_set": query_set, "row_id": row_id, "metric": metric}
+                counted = {"n_queries": len(results[row_id].per_query)} | counts
+                lines.append(leaderboard_row(**names, **described[row_id], result=results[row_id], **counted))
+    frame = pd.DataFrame(lines, columns=list(LEADERBOARD_COLUMNS))
+    for row_id in row_ids:
+        path = testbed.folder / "metrics" / f"{row_id}.csv"
+        write_table(path, frame[frame.row_id == row_id], _about(testbed, row_id))
+    return frame
+
+
+def on_queries(
+    testbed: Testbed, row_ids: Sequence[str], query_set: str, references: Sequence[str], only: str = ""
+) -> dict:
+    """``metric -> (row id -> RowResult, counts)`` on the test queries of one set, with paired differences to
+    ``references``.
+
+    ``only``: skip the families of metrics that do not hold this metric. Empty, with a printed reason, where the set has
+    test queries of fewer than two clusters (no interval exists).
+    """
+    chosen = np.array([(r["query_set"], r["split"]) == (query_set, "test") for r in models.query_rows(testbed)])
+    clusters = models.query_clusters(testbed, chosen)
+    if len(set(clusters)) < 2:
+        print(
+            f"{testbed.name}, {query_set}: {len(clusters)} test queries of {len(set(clusters))} cluster; not measured"
+        )
+        return {}
+    scores = {row_id: rows.load(testbed, row_id)[0][chosen] for row_id in dict.fromkeys([*row_ids, *references])}
+    results = {}
+    if not only or only.startswith("lds_"):
+        results |= _causal(testbed, scores, chosen, clusters, references)
+    if not only.startswith(("lds_", "tailpatch_")):
+        results |= _provenance(testbed, scores, chosen, clusters, references)
+    if query_set == "held_out" and (not only or only.startswith("tailpatch_")):
+        results |= _tail(testbed, scores, np.flatnonzero(chosen), clusters, references)
+    return results
+
+
+def removals(testbed: Testbed) -> removal.Removals:
+    """The plan of a testbed's removals, by the scores of the rows that are removed by."""
+    by = [row["id"] for row in config.removal_rows(testbed.config, testbed.name)]
+    return removal.plan(testbed, {row_id: rows.load(testbed, row_id)[0] for row_id in by})
+
+
+def level_of(testbed: Testbed) -> float:
+    """The level of every interval of the config, for instance 0.95."""
+    return testbed.config["statistics"]["level"]
+
+
+def _references(testbed: Testbed) -> list[str]:
+    here = [row["id"] for row in config.rows(testbed.config, testbed.name)]
+    return [row_id for row_id in config.REFERENCE_ROWS if row_id in here]
+
+
+def _about(testbed: Testbed, row_id: str) -> dict:
+    """What a table of metrics says of itself: its scores, those it is compared with, the banks, how it is measured."""
+    compared = dict.fromkeys([row_id, *_references(testbed)])
+    parts = [rows.scores_key(testbed, row_of(testbed, name)) for name in compared]
+    parts += [bank.bank_key(testbed, design) for design in testbed.settings["designs"]]
+    parts += [testbed.settings["evaluation"], testbed.config["statistics"]]
+    return {"kind": "metrics", "testbed": testbed.name, "row": row_id, "key": key_of(parts)}
+
+
+def _kept(testbed: Testbed, row_ids: Sequence[str]) -> list[pd.DataFrame]:
+    paths = {row_id: testbed.folder / "metrics" / f"{row_id}.csv" for row_id in row_ids}
+    missing = [row_id for row_id, path in paths.items() if not path.exists()]
+    if missing:
+        write(testbed, missing)
+    frames = []
+    for row_id, path in paths.items():
+        cure = f"delete {path.name} and {path.name}.json and run {row_of(testbed, row_id)['notebook']} again"
+        frames.append(read_table(path, "metrics", LEADERBOARD_COLUMNS, _about(testbed, row_id), cure))
+    return frames
+
+
+def _causal(testbed: Testbed, scores: dict, chosen: np.ndarray, clusters: list[str], references: Sequence[str]) -> dict:
+    results, second, level = {}, testbed.modality.second_output(testbed), level_of(testbed)
+    for design in testbed.settings["designs"]:
+        truth = bank.load(testbed, design)
+        losses_of = {"": truth.outputs} | ({f"_{second}": truth.outputs_second} if second else {})
+        for suffix, losses in losses_of.items():
+            outputs = losses[:, :, chosen]
+            bound = ceiling(outputs, clusters, level)
+            counts = {"ceiling": bound.value, "n_subsets": outputs.shape[0], "n_seeds": outputs.shape[1]}
+            intervals = lds_intervals(scores, truth.subsets, outputs, clusters, level, references)
+            results[f"lds_{design}{suffix}"] = (intervals, counts)
+    return results
+
+
+def _provenance(
+    testbed: Testbed, scores: dict, chosen: np.ndarray, clusters: list[str], references: Sequence[str]
+) -> dict:
+    relevant = models.relevance(testbed)[chosen]
+    if not relevant.any(1).all():
+        return {}  # a corpus without labels, or queries whose source was never trained on: nothing to find
+    if testbed.settings["corpus"]["kind"] == "people":
+        measures = {f"recall_at_{k}": _recall(k) for k in testbed.settings["evaluation"]["recall_k"]}
+        measures |= {"mrr": retrieval.mrr, "average_precision": retrieval.average_precision}
+    else:
+        measures = {"precision_at_10": lambda s, r: retrieval.precision_at_k(s, r, 10)}
+    if "text" in testbed.train and testbed.settings["corpus"]["kind"] != "people":
+        common = _common_words(testbed)[chosen]
+        measures["low_overlap_lift_at_10"] = lambda s, r: retrieval.lift_among(
+            s, r, common <= np.median(common, 1)[:, None], 10
+        )
+    results = {}
+    for metric, measure in measures.items():
+        values = {row_id: measure(s, relevant) for row_id, s in scores.items()}
+        results[metric] = (mean_intervals(values, clusters, level_of(testbed), references), {})
+    return results
+
+
+def _common_words(testbed: Testbed) -> np.ndarray:
+    """Share of words in common (Jaccard index of the sets of words) of every query and document, [Q, N].
+
+    Not BM25's own score: a method must not be judged on a set that it has selected itself.
+    """
+    queries, documents = models.query_examples(testbed)["text"], testbed.train["text"]
+    counter = CountVectorizer(binary=True, token_pattern=r"\w+").fit([*queries, *documents])
+    a, b = (counter.transform(texts).astype(float) for texts in (queries, documents))
+    both = (a @ b.T).toarray()
+    return both / (np.asarray(a.sum(1)) + np.asarray(b.sum(1)).T - both)
+
+
+def _recall(k: int):
+    return lambda scores, relevant: retrieval.recall_at_k(scores, relevant, k)
+
+
+def _tail(
+    testbed: Testbed, scores: dict, positions: np.ndarray, clusters: list[str], references: Sequence[str]
+) -> dict:
+    settings = testbed.settings["evaluation"]
+    count = min(settings["tailpatch_queries"], len(positions))
+    few = np.linspace(0, len(positions) - 1, count).round().astype(int)  # spread over people or works
+    clusters = [clusters[i] for i in few]
+    if len(set(clusters)) < 2:
+        return {}
+    task, queries = models.load_task(testbed), take(models.query_examples(testbed), positions[few])
+    part = {row_id: s[few] for row_id, s in scores.items()}
+    values = tail_patch(task, testbed.train, queries, part, settings["tailpatch_k"])
+    metrics = next(iter(values.values()))
+    by_metric = {m: {row_id: values[row_id][m] for row_id in values} for m in metrics}
+    return {m: (mean_intervals(v, clusters, level_of(testbed), references), {}) for m, v in by_metric.items()}
