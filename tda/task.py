@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from tda.training import Recipe
+    from tda.recipe import Recipe
 
 Examples = dict[str, Any]
 Params = dict[str, Tensor]

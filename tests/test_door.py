@@ -16,7 +16,7 @@ from tda import classifiers, config, lm
 from tda.attribution import METHODS, attribute, logra
 from tda.attribution.registry import method
 from tda.curvature import captured, tracked
-from tda.lm import IGNORE
+from tda.output_loss import IGNORE
 from tda.task import Task, say_once
 from tda.tools import cache, options
 from tda.tools.cache import remembered

@@ -9,7 +9,7 @@ import torch
 from conftest import TINY
 from test_output_loss import Film, denoiser
 
-from tda import attribute, bank, config, models
+from tda import attribute, bank, config, designs, models
 from tda.task import n_examples
 from tda.testbeds import KINDS, Testbed
 from tda.testbeds.language import Language
@@ -127,7 +127,7 @@ def test_a_new_kind_is_one_class(bed):
     assert models.relevance(bed).shape == (6, 24) and models.query_clusters(bed, np.ones(6, bool)) == asked["query_id"]
     assert bed.modality.retrieval_measures(bed) == ["precision_at_10"] and bed.modality.second_output(bed) is None
     with pytest.raises(ValueError, match="'toy' has 0 groups to leave out"):
-        bank.planted_groups(bed, 4)
+        designs.planted_groups(bed, 4)
 
 
 def test_what_a_kind_lacks_is_refused():

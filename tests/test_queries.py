@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tda import bank, lm, models, queries, scores
+from tda import bank, designs, lm, models, queries, scores
 from tda.evaluation import removal
 from tda.testbeds import KINDS, custom, people
 
@@ -254,7 +254,7 @@ def test_groups_are_about_test_queries(monkeypatch):
     ]
     monkeypatch.setattr(models, "query_rows", lambda testbed: rows)
     bed = SimpleNamespace(name="x", documents=documents, config={"seed": 0}, modality=KINDS["people"])
-    found = bank.planted_groups(bed, 10)
+    found = designs.planted_groups(bed, 10)
     assert found == {"entity Ann": [0, 1, 2], "fact Ann|pet|newt": [0, 1], "cluster exact-0": [0, 1]}
     rows[0] |= {"attribute": "", "value": ""}  # a corpus without facts: every cluster will do
-    assert set(bank.planted_groups(bed, 10)) == {"entity Ann", "cluster exact-0", "cluster exact-1"}
+    assert set(designs.planted_groups(bed, 10)) == {"entity Ann", "cluster exact-0", "cluster exact-1"}

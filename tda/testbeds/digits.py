@@ -21,9 +21,9 @@ import torch
 
 from tda import classifiers
 from tda.many import AT_ONCE, stack, train_many, unstack
+from tda.recipe import Recipe
 from tda.task import Examples, Params
 from tda.testbeds.modality import Modality, kind
-from tda.training import Recipe
 
 if TYPE_CHECKING:
     from tda.testbeds import Testbed
@@ -113,7 +113,7 @@ class Digits(Modality):
 
     MODELS = ("mlp", "cnn")
     OPTIMIZERS = ("sgd",)
-    CODE = ("task.py", "classifiers.py", "training.py", "many.py", "retrain.py", "testbeds/digits.py")
+    CODE = ("task.py", "classifiers.py", "recipe.py", "many.py", "retrain.py", "testbeds/digits.py")
     AT_ONCE = AT_ONCE
 
     def build(self, testbed: Testbed) -> dict:

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from tda import lm, queries
+from tda.recipe import Recipe
 from tda.saved import saved_tokenizer
 from tda.task import Examples, Params
 from tda.testbeds.modality import Modality
-from tda.training import Recipe, train
+from tda.training import train
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,7 +29,8 @@ class Language(Modality):
     """Passages: the main loss of a query is that of its target, the continuation of an opening."""
 
     MODELS = ("gpt_neox",)
-    CODE = ("task.py", "lm.py", "saved.py", "training.py", "retrain.py", "testbeds/language.py")
+    CODE = ("task.py", "lm.py", "neox.py", "sequences.py", "saved.py", "recipe.py", "training.py", "retrain.py",
+            "testbeds/language.py")  # fmt: skip
     SECOND = "passage"
     GENERATES = GROUPS = REMOVALS = TAIL_PATCHES = True
     MAIN = "target"  # what the main loss of a query covers: its target, or its text

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tda import output_loss
-from tda.lm import real_tokens
 from tda.output_loss import IGNORE
+from tda.sequences import real_tokens
 from tda.task import Examples, Params, Task, chunks, n_examples, take, tensors
 from tda.tools.gradients import CHUNK, batch_of
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tda import attribute
-from tda.lm import IGNORE
+from tda.output_loss import IGNORE
 from tda.studies.conformance.comparison import Comparison, quietly
 from tda.studies.conformance.settings import KINDS, setting
 from tda.task import Examples, Task, n_examples, tensors
