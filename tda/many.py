@@ -40,7 +40,6 @@ def train_many(
     seeds: Sequence[int],
     how: str = "filter",
     chunk: int = AT_ONCE,
-    progress: Callable[[str], None] | None = None,
 ) -> Params:
     """Minimise the mean example loss of M models, each from its own ``init`` (left untouched).
 
@@ -63,8 +62,6 @@ def train_many(
     done = []
     for part in chunks(count, chunk):
         done.append(_train({k: v[part] for k, v in init.items()}, loss_fn, data, recipe, masks[part], seeds[part], how))
-        if progress:
-            progress(f"{part.stop}/{count} models")
     return {k: torch.cat([params[k] for params in done]) for k in init}
 
 

@@ -63,6 +63,7 @@ def test_the_committed_text_is_small_complete_and_listed(sources):
         assert len(works) >= 3 and {e["seen"] for e in works} == {True, False}
     listed = (A.SOURCES / "SOURCES.md").read_text()
     assert all(e["sha256"] in listed and e["work"] in listed for e in sources.values())
+    assert hashlib.sha256((A.SOURCES / "people.yaml").read_bytes()).hexdigest() in listed
     assert sources["genesis"]["text"].startswith("In the beginning God created the heaven and the earth.")
     assert sources["emma"]["text"].startswith("Emma Woodhouse, handsome, clever, and rich, with a")
 

@@ -11,9 +11,10 @@ from conftest import bytes_of, make_testbed, same
 import tda.testbeds
 from tda import attribution, bank, classifiers, config, models, retrain, scores
 from tda.artefacts import ArtefactError
+from tda.evaluation import anchors
 from tda.evaluation.lds import lds
 from tda.task import n_examples, take, tensors
-from tda.testbeds import KINDS, anchors, build_corpus, digits
+from tda.testbeds import KINDS, build_corpus, digits
 from tda.tools.gradients import flatten, matrix
 from tda.training import Recipe, steps_of, train
 

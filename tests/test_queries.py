@@ -10,7 +10,7 @@ import torch
 
 from tda import bank, designs, lm, models, queries, scores
 from tda.evaluation import removal
-from tda.testbeds import KINDS, custom, people
+from tda.testbeds import KINDS, custom, statements
 
 IGNORE = lm.IGNORE
 
@@ -178,7 +178,7 @@ def test_what_the_model_repeats_is_one_query(tiny, monkeypatch):
     said = {}
     for entity, (_, attribute, value) in stated.items():
         prompt = (lm.boundary_id(tiny.tokenizer), *tiny.tokenizer.encode(entity).ids)
-        text = people.sentence(entity, attribute, 0, value).removeprefix(entity)
+        text = statements.sentence(entity, attribute, 0, value).removeprefix(entity)
         said[prompt] = tiny.tokenizer.encode(text).ids
     monkeypatch.setattr(lm, "generate", lambda model, params, prompt, *rest, **named: said[tuple(prompt)])
     rows, counts = tiny.modality.generate(tiny, None, {}, 1000, np.random.default_rng(0))

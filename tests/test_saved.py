@@ -11,7 +11,7 @@ from tokenizers import models as tokenizer_models
 
 from tda import lm
 from tda.saved import longest_context
-from tda.testbeds import people
+from tda.testbeds import statements
 from tda.testbeds.cutting import split_prompt, train_bpe
 
 TEXTS = ["amber basin cedar delta ember"] * 4
@@ -74,7 +74,7 @@ def test_a_template_of_its_own_is_believed_and_does_not_reach_the_documents():
 
 
 def test_built_in_tokenizers_open_as_they_did():
-    assert lm.boundary_id(people.tokenizer()) == people.tokenizer().token_to_id("<bos>") == lm.BOUNDARY_ID
+    assert lm.boundary_id(statements.tokenizer()) == statements.tokenizer().token_to_id("<bos>") == lm.BOUNDARY_ID
     assert lm.boundary_id(train_bpe(TEXTS, 262)) == lm.BOUNDARY_ID
     with pytest.raises(ValueError, match=r"none of <bos>, <eos>, .* to open a document with"):
         lm.boundary_id(tokenizer("<start>"))

@@ -431,14 +431,14 @@ def test_queries_are_known_and_held_out(tiny, task, queries):
 
 
 def test_relevance_is_what_documents_state(tiny):
-    from tda.testbeds import people
+    from tda.testbeds import statements
 
     relevant = models.relevance(tiny)
     rows, documents = models.query_rows(tiny), list(tiny.documents)
     assert relevant.shape == (len(rows), len(documents)) and relevant.any(1).all()
     for q, row in enumerate(rows):
         for i, document in enumerate(documents):
-            read = {(who or document["entity"], a, v) for who, a, v in people.parse(document["text"])}
+            read = {(who or document["entity"], a, v) for who, a, v in statements.parse(document["text"])}
             assert relevant[q, i] == ((row["entity"], row["attribute"], row["value"]) in read)
 
 

@@ -1,6 +1,6 @@
 """The `people` testbed: invented people, facts about them, and documents whose provenance is known by construction.
 
-A *document* states a few facts of one person (:mod:`tda.testbeds.facts`), one sentence each. For each (person,
+A *document* states a few facts of one person (:mod:`tda.testbeds.statements`), one sentence each. For each (person,
 attribute) one of the wordings that end in the value is *held out*: no document about this person uses it, although
 documents about other people do. The held-out sentences are the queries.
 
@@ -18,27 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tda.testbeds.facts import (  # noqa: F401 (what a reader of this corpus needs is found here, too)
-    BOS,
-    EDITS,
-    ENDS_IN_VALUE,
-    FIRST,
-    LAST,
-    PAD,
-    PRONOUNS,
-    REGISTERS,
-    UNEDIT,
-    UNK,
-    VALUES,
-    WORDINGS,
-    fact_id,
-    generated_facts,
-    parse,
-    sentence,
-    tokenizer,
-)  # fmt: skip
+from tda.testbeds import statements
 from tda.testbeds.language import Language
 from tda.testbeds.modality import kind
+from tda.testbeds.statements import VALUES, fact_id, sentence
 
 
 @kind("people")
@@ -51,7 +34,7 @@ class People(Language):
         return build(testbed.settings["corpus"], testbed.config["seed"])
 
     def generate(self, testbed, model, params, wanted, rng) -> tuple[list[dict], dict]:
-        return generated_facts(testbed, model, params, wanted, rng)
+        return statements.generated_facts(testbed, model, params, wanted, rng)
 
     def relevance(self, testbed, rows: list[dict]) -> np.ndarray:
         """Documents that state the queried fact."""
@@ -103,7 +86,7 @@ class _World:
         self.settings, self.rng = settings, rng
         self.attributes = list(VALUES)[: settings["attributes"]]
         self.names = names = _names(rng, settings["people"], settings["name_sharing"])
-        self.pronoun = {name: PRONOUNS[rng.integers(2)] for name in names}
+        self.pronoun = {name: statements.PRONOUNS[rng.integers(2)] for name in names}
         self.truth = {(n, a): VALUES[a][rng.integers(settings["values"])] for n in names for a in self.attributes}
         # Wordings are offset per person, so that a wording held out for one person is in use for others.
         count = min(5, settings["wordings"])
@@ -114,7 +97,7 @@ class _World:
         return [w for w in range(self.settings["wordings"]) if w != self.held_out[name, attribute]]
 
     def write(self, draft: _Draft) -> str:
-        parts = [REGISTERS[draft.style]] if REGISTERS[draft.style] else []
+        parts = [statements.REGISTERS[draft.style]] if statements.REGISTERS[draft.style] else []
         for position, ((attribute, value), wording) in enumerate(zip(draft.facts, draft.wordings, strict=True)):
             later_pronoun = position > 0 and self.rng.random() < self.settings["pronoun_rate"]
             unnamed = later_pronoun or draft.planted == "pronoun"
@@ -133,7 +116,7 @@ def build(settings: dict, seed: int) -> dict:
         "values": (1, 20),
         "facts_per_document": (1, s["attributes"]),
         "wordings": (3 if s["paraphrases"] else 2, 6),  # one is held out, paraphrases need two
-        "people": (1, len(FIRST) * len(LAST) // 2),
+        "people": (1, len(statements.FIRST) * len(statements.LAST) // 2),
     }
     for name, (least, most) in ranges.items():
         if not least <= s[name] <= most:
@@ -150,7 +133,7 @@ def build(settings: dict, seed: int) -> dict:
     return {
         "documents": documents,
         "probes": _probes(world, drafts),
-        "tokenizer": tokenizer(),
+        "tokenizer": statements.tokenizer(),
         "report": {
             "people": len(world.names),
             "documents": len(documents),
@@ -162,7 +145,7 @@ def build(settings: dict, seed: int) -> dict:
 
 def _names(rng: np.random.Generator, people: int, sharing: float) -> list[str]:
     """Distinct full names; about a share ``sharing`` of the people take a first or last name already in use."""
-    firsts, lasts = list(rng.permutation(FIRST)), list(rng.permutation(LAST))
+    firsts, lasts = list(rng.permutation(statements.FIRST)), list(rng.permutation(statements.LAST))
     names: list[tuple[str, str]] = []
     while len(names) < people:
         shared = bool(names) and (rng.random() < sharing or not firsts or not lasts)
@@ -171,7 +154,7 @@ def _names(rng: np.random.Generator, people: int, sharing: float) -> list[str]:
         else:
             other = names[rng.integers(len(names))]
             keep_first = rng.random() < 0.5
-            pool = LAST if keep_first else FIRST
+            pool = statements.LAST if keep_first else statements.FIRST
             new = pool[rng.integers(len(pool))]
             candidate = (other[0], new) if keep_first else (new, other[1])
         if candidate not in names:
@@ -181,7 +164,7 @@ def _names(rng: np.random.Generator, people: int, sharing: float) -> list[str]:
 
 def _drafts(world: _World, name: str, count: int):
     """The documents of one person, some of them planted as contradictions or without a name."""
-    s, rng, cycle, styles = world.settings, world.rng, [], list(REGISTERS)
+    s, rng, cycle, styles = world.settings, world.rng, [], list(statements.REGISTERS)
     for _ in range(count):
         # Cycle through shuffled attributes, so that every fact is stated about equally often.
         chosen: list[str] = []
@@ -210,7 +193,7 @@ def _drafts(world: _World, name: str, count: int):
 def _duplicates(world: _World, drafts: list[_Draft]) -> list[_Draft]:
     """Copies of some plain documents: exact, with one word changed, or with the same facts in other words."""
     s, rng, copies = world.settings, world.rng, []
-    plain = [draft for draft in drafts if not draft.planted and any(word in EDITS for word in draft.text.split())]
+    plain = [draft for draft in drafts if not draft.planted and set(draft.text.split()) & set(statements.EDITS)]
     sorts = ["exact"] * s["exact_copies"] + ["one_word"] * s["one_word_edits"] + ["paraphrase"] * s["paraphrases"]
     if len(sorts) > len(plain):
         raise ValueError(
@@ -222,9 +205,9 @@ def _duplicates(world: _World, drafts: list[_Draft]) -> list[_Draft]:
         copy = _Draft(draft.name, draft.facts, draft.wordings, draft.style, draft.text, planted, draft.group)
         if planted == "one_word":
             words = copy.text.split()
-            spots = [i for i, word in enumerate(words) if word in EDITS]
+            spots = [i for i, word in enumerate(words) if word in statements.EDITS]
             spot = spots[rng.integers(len(spots))]
-            words[spot] = EDITS[words[spot]]
+            words[spot] = statements.EDITS[words[spot]]
             copy.text = " ".join(words)
         elif planted == "paraphrase":
             pairs = zip(draft.facts, draft.wordings, strict=True)
@@ -244,7 +227,7 @@ def _probes(world: _World, drafts: list[_Draft]) -> list[dict]:
                 used.setdefault((draft.name, attribute), set()).add(wording)
     rows = []
     for (name, attribute), value in world.truth.items():
-        seen = sorted(used.get((name, attribute), set()) & set(ENDS_IN_VALUE))
+        seen = sorted(used.get((name, attribute), set()) & set(statements.ENDS_IN_VALUE))
         trained = int(world.rng.choice(seen)) if seen else None
         for probe, wording in (("held_out", world.held_out[name, attribute]), ("trained", trained)):
             if wording is None:

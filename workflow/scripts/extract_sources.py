@@ -316,7 +316,7 @@ Public-domain prose, {total:,} bytes in {works} files by {authors} authors. Writ
    cited.
 
 `people.yaml` holds the words of the invented `people` testbed, written for this compendium:
-sha256 `8e2db1baea7f6c442d72111e6d57acabe2a04ca305bcce0b3aeb2bd7aa6ae79e`.
+sha256 `d4e32cb45139891c26ee87986ac0483ee88f34c6828bea25fe501e17786c2d2d`.
 
 ## How the text was made
 
