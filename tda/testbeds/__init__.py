@@ -32,6 +32,7 @@ from tda.provenance import Stopwatch, record
 from tda.saved import read_files
 from tda.task import Examples, use_threads
 from tda.testbeds.modality import KINDS, Modality
+from tda.testbeds.tables import require_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -135,7 +136,7 @@ def load(name: str | os.PathLike, profile: str = "smoke", overrides: dict | None
     if name.lower().endswith((".jsonl", ".parquet")):
         try:  # not resolved: a link keeps the name that the user gives
             path = Path(os.path.abspath(Path(name).expanduser()))
-            custom.require_file(path)
+            require_file(path)
         except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"{name!r} cannot be a file ({error}). Give the path of a .jsonl or .parquet file."
