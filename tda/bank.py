@@ -50,10 +50,6 @@ class Bank:
     record: dict
 
 
-def parts_folder(testbed: Testbed, name: str) -> Path:
-    return testbed.folder / f"bank_{name}.parts"
-
-
 def run_shard(
     testbed: Testbed, name: str, shard: int, progress: Callable[[str], None] | None = None
 ) -> dict[str, float]:
@@ -70,7 +66,7 @@ def run_shard(
         done = retrain_all(testbed, mine, plan.how, name, progress)
     summary = {"models": len(mine), "training_seconds": training_seconds(done), "flops": sum(d.flops for d in done)}
     write_json(
-        parts_folder(testbed, name) / f"shard{shard}.json",
+        testbed.folder / f"bank_{name}.parts" / f"shard{shard}.json",
         record({"design": name, "shard": shard}, plan.seeds, watch=watch, **summary),
     )
     return summary

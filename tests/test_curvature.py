@@ -40,6 +40,11 @@ def written(operator):
     return operator.matvec(torch.eye(operator.size, dtype=torch.float64))
 
 
+def captured(task, train):
+    """Per layer what goes in and what comes back from the losses of all examples."""
+    return next(layers.passes(task, tensors(train), cv.tracked(task)))[0]
+
+
 # --- memory
 
 
@@ -189,7 +194,7 @@ def test_dual_is_the_empirical_fisher(nets):
 def test_captured_halves_make_the_gradient(nets, name):
     task, train = nets[name]
     wanted, chosen = slow_gradients(task, train), cv.tracked(task)
-    for layer, (a, g) in layers.captured(task, tensors(train)).items():
+    for layer, (a, g) in captured(task, train).items():
         assert a.shape[:2] == g.shape[:2] and (g.shape[2], a.shape[2]) == chosen[layer].shape
         close(torch.einsum("bso,bsi->boi", g, a).flatten(1), wanted[:, chosen[layer].index])
     covered = torch.cat([layer.index for layer in chosen.values()])
@@ -202,10 +207,10 @@ def test_captured_halves_make_the_gradient(nets, name):
 
 def test_hooks_are_gone_afterwards(nets):
     task, train = nets["mlp"]
-    layers.captured(task, tensors(train))
+    captured(task, train)
     broken = replace(task, outputs_fn=lambda p, b: (_ for _ in ()).throw(RuntimeError("no")))
     with pytest.raises(RuntimeError, match="no"):
-        layers.captured(broken, tensors(train))
+        captured(broken, train)
     assert not any(module._forward_hooks for module in task.model.modules())
 
 
@@ -528,7 +533,7 @@ def test_language_model(task, tiny):
     assert "lm_head" in chosen and len(chosen) == 5
     assert all(not name.startswith(tuple(chosen)) for name in cv.untracked(task, chosen))
     wanted = next(blocks(task, train, 10))[1]
-    for name, (a, g) in cv.captured(task, tensors(train)).items():
+    for name, (a, g) in captured(task, train).items():
         found = torch.einsum("bso,bsi->boi", g, a).flatten(1)
         torch.testing.assert_close(found, wanted[:, chosen[name].index], rtol=1e-3, atol=1e-5)
     a, b = torch.randn(2, 2, len(wanted[0]))

@@ -193,12 +193,3 @@ def _inputs(layer: Layer, calls: list[tuple[Tensor, Tensor]], real: Tensor | Non
             f"of them are padding is unknown. Leave it out with the option layers (a regex)."
         )
     return torch.cat(parts, 1)
-
-
-def captured(task: Task, batch: Examples, pattern: str = "") -> Captured:
-    """``{layer: (a [B, S, in (+ 1)], g [B, S, out])}`` of the losses l_i of a batch: ``sum_s g_s a_s^T`` is their
-    gradient.
-
-    ``a`` ends with a 1 where the layer has a bias.
-    """
-    return next(passes(task, batch, tracked(task, pattern)))[0]

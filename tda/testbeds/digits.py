@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from tda import classifiers
+from tda.classifiers import CLASSES
 from tda.many import AT_ONCE, stack, train_many, unstack
 from tda.recipe import Recipe
 from tda.task import Examples, Params
@@ -28,7 +29,7 @@ from tda.testbeds.modality import Modality, kind
 if TYPE_CHECKING:
     from tda.testbeds import Testbed
 
-CLASSES, IMAGES = 10, 1797
+IMAGES = 1797
 
 
 def pixels() -> tuple[np.ndarray, np.ndarray]:
