@@ -36,8 +36,7 @@ def new_model(settings: dict, vocabulary: int, seed: int) -> torch.nn.Module:
     if rotated != int(rotated) or int(rotated) % 2:
         raise ValueError(
             f"model.width={settings['width']} with model.heads={settings['heads']} rotates {rotated} dimensions a "
-            f"head; a quarter "
-            f"of width/heads must be an even number. Choose e.g. width 96 with 4 heads."
+            f"head; a quarter of width/heads must be an even number. Choose e.g. width 96 with 4 heads."
         )
     config = GPTNeoXConfig(
         vocab_size=vocabulary,

@@ -55,9 +55,12 @@ def recall(model, params: Params, tokenizer, probes: list[dict], context: int) -
     shares = {}
     for kind in sorted({row["kind"] for row in probes}):
         rows = [row for row in probes if row["kind"] == kind]
-        examples = lm.encode(tokenizer, [r["text"] for r in rows], context, [r["target"] for r in rows])
-        shares[kind] = float(knows(model, params, examples).mean())
+        shares[kind] = float(_known(model, params, tokenizer, rows, context).mean())
     return shares
+
+
+def _known(model, params: Params, tokenizer, rows: list[dict], context: int) -> np.ndarray:
+    return knows(model, params, lm.encode(tokenizer, [r["text"] for r in rows], context, [r["target"] for r in rows]))
 
 
 def choose(testbed, model, params: Params) -> tuple[list[dict], dict]:
@@ -78,10 +81,7 @@ def choose(testbed, model, params: Params) -> tuple[list[dict], dict]:
         if not candidates:
             continue
         if modality.KNOWN_ONLY:
-            examples = lm.encode(
-                testbed.tokenizer, [r["text"] for r in candidates], context, [r["target"] for r in candidates]
-            )
-            known = knows(model, params, examples)
+            known = _known(model, params, testbed.tokenizer, candidates, context)
             report[f"{name}_not_known"] = int((~known).sum())
             candidates = [row for row, keep in zip(candidates, known, strict=True) if keep]
         kept = rng.permutation(len(candidates))[: wanted["held_out"]]
@@ -110,7 +110,7 @@ def _split(rows: list[dict], share: float, unit: str, rng) -> None:
 
 def generated_passages(testbed, model, params, wanted: int, rng) -> tuple[list[dict], dict]:
     """Let the model continue the opening of held-out passages, an equal number for each author."""
-    tokenizer = testbed.tokenizer
+    tokenizer, context = testbed.tokenizer, testbed.settings["model"]["context"]
     openings = [row for row in testbed.probes if row["kind"] == "held_out"]
     by_entity: dict[str, list[dict]] = {}
     for i in rng.permutation(len(openings)):
@@ -121,25 +121,16 @@ def generated_passages(testbed, model, params, wanted: int, rng) -> tuple[list[d
         if len(found) == wanted:
             break
         prompt = tokenizer.encode(opening["prompt"], add_special_tokens=False).ids
-        room = testbed.settings["model"]["context"] - 1 - len(prompt)
+        room = context - 1 - len(prompt)
         new = lm.generate(model, params, [lm.boundary_id(tokenizer), *prompt], min(60, room), rng)
         before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *new])
         target = whole.removeprefix(before)  # some tokenizers do not give the prompt back as it was
         text = opening["prompt"] + target
         # What was sampled need not be how the tokenizer would cut the text; the text is what is attributed.
-        if (
-            "\ufffd" in target
-            or not whole.startswith(before)
-            or not target.strip()
-            or len(tokenizer.encode(text, add_special_tokens=False).ids) >= testbed.settings["model"]["context"]
-        ):
+        length = len(tokenizer.encode(text, add_special_tokens=False).ids)
+        if "\ufffd" in target or not whole.startswith(before) or not target.strip() or length >= context:
             dropped += 1
             continue
-        row = {
-            "query_id": f"generated-{len(found):03d}",
-            "query_set": "generated",
-            "prompt": opening["prompt"],
-            "text": text,
-        }
-        found.append(row | {"target": target, "entity": opening["entity"], "work": opening["work"]})
+        row = {"query_id": f"generated-{len(found):03d}", "query_set": "generated", "prompt": opening["prompt"]}
+        found.append(row | {"text": text, "target": target, "entity": opening["entity"], "work": opening["work"]})
     return found, {"drawn": len(found) + dropped, "unusable": dropped}
