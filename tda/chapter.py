@@ -93,6 +93,11 @@ class Chapter(Saving):
         return [row["id"] for row in config.rows(self.config, self.bed.name, self.name)]
 
     @cached_property
+    def all_row_ids(self) -> list[str]:
+        """Rows of all chapters on the testbed."""
+        return [row["id"] for row in config.rows(self.config, self.bed.name)]
+
+    @cached_property
     def task(self) -> Task:
         return models.load_task(self.bed)
 
@@ -140,8 +145,8 @@ class Chapter(Saving):
         return rows.load(self.bed, row_id)[0]
 
     def run(self, row_ids: Sequence[str] | None = None) -> pd.DataFrame:
-        """Tune and run the chapter's rows (or some of them), and print their progress. Returns, a row a line, what the
-        tune queries chose, whether that is at the edge of its grid, and the seconds of choosing and of scoring.
+        """Tune and run the chapter's rows (or some of them), and print their progress. Returns, a row a line, its
+        options, which of those that the tune queries chose are at the edge of their grid, and the seconds of both.
         """
         say, lines = progress(), {}
         for row_id in self.row_ids if row_ids is None else row_ids:
@@ -151,10 +156,17 @@ class Chapter(Saving):
             ends = {option: (values[0], values[-1]) for option, values in grid.items() if len(values) > 1}
             edges = [option for option, outer in ends.items() if choice["options"][option] in outer]
             costs = {"at the edge": " ".join(edges), "tuning [s]": choice["seconds"], "queries [s]": seconds}
-            lines[row_id] = choice["options"] | costs
+            lines[row_id] = self.options(row_id) | costs
             say(f"{row_id}: {choice['options']}, tuning {choice['seconds']:.0f} s, queries {seconds:.0f} s")
-        return pd.DataFrame(lines.values(), index=pd.Index(lines, name="row")).round(3).fillna("")
+        table = pd.DataFrame(lines.values(), index=pd.Index(lines, name="row"))
+        return table.round({"tuning [s]": 2, "queries [s]": 2}).fillna("")
+
+    def compare(self, metric: str, row_ids: Sequence[str], references: Sequence[str] = ()) -> dict:
+        """``{row id: RowResult}`` of a metric on the held-out test queries, paired with ``references``."""
+        return measures.on_queries(self.bed, row_ids, "held_out", references, metric)[metric][0]
 
     def metrics(self) -> pd.DataFrame:
-        """Metrics of the chapter's rows and of those that it is compared with, as in the leaderboard."""
+        """Metrics of the chapter's rows, measured anew, and of those that it is compared with."""
+        if self.row_ids:
+            measures.write(self.bed, self.row_ids)
         return measures.of_chapter(self.bed, self.name)

@@ -398,12 +398,12 @@ def test_what_the_chosen_sets_have_in_common():
 def test_tables(name):
     table = tables.load(name, 0.7, 0)
     n = len(table.y)
-    assert len(table.answers) == pytest.approx(0.3 / 0.7 * n, abs=2) and set(np.unique(table.y)) == {0.0, 1.0}
-    assert 0.25 < table.y.mean() < 0.75 and (table.X[:, -1] == 1).all() and (table.asked[:, -1] == 1).all()
+    assert len(table.held_out_labels) == pytest.approx(0.3 / 0.7 * n, abs=2) and set(np.unique(table.y)) == {0.0, 1.0}
+    assert 0.25 < table.y.mean() < 0.75 and (table.X[:, -1] == 1).all() and (table.held_out[:, -1] == 1).all()
     np.testing.assert_allclose(table.X[:, :-1].mean(0), 0, atol=1e-9)
     np.testing.assert_allclose(table.X[:, :-1].std(0), 1)
     fit = convex.fit(table.X, table.y, ridge=1.0)
-    assert ((table.asked @ fit.theta > 0) == table.answers).mean() > (0.65 if name == "diabetes" else 0.9)
+    assert ((table.held_out @ fit.theta > 0) == table.held_out_labels).mean() > (0.65 if name == "diabetes" else 0.9)
     again, other = tables.load(name, 0.7, 0), tables.load(name, 0.7, 1)
     assert (again.X == table.X).all() and not (other.raw == table.raw).all()
 

@@ -213,10 +213,10 @@ def slow_answer(true, inverse, own, asked, decay):
 @pytest.mark.parametrize("full", [True, False])
 def test_every_rung_s_answers(deep, full):
     task, train, queries = deep
-    made = ladder.rungs(task, train, full)
+    made = ladder.build_rungs(task, train, full)
     assert tuple(made) == ladder.RUNGS[0 if full else 2 :]
     true, own, asked = slow_hessian(task, train), slow_gradients(task, train), slow_gradients(task, queries)
-    answers = list(ladder.climb(task, made, train, queries, DAMPINGS, DECAY))
+    answers = list(ladder.measure_rungs(task, made, train, queries, DAMPINGS, DECAY))
     assert [(a.rung, a.damping) for a in answers] == [(r, d) for r in made for d in (0.0, *DAMPINGS)]
     for answer in answers:
         values, vectors = torch.linalg.eigh(made[answer.rung].materialise())
@@ -237,7 +237,7 @@ def test_every_rung_s_answers(deep, full):
 
 def test_the_rungs_are_the_matrices_they_are_called(deep):
     task, train, _ = deep
-    made, full = ladder.rungs(task, train), slow_ggn(task, train)
+    made, full = ladder.build_rungs(task, train), slow_ggn(task, train)
     close(made["Hessian"].materialise(), slow_hessian(task, train))
     close(made["Gauss-Newton"].materialise(), full)
     close(made["blocks"].materialise(), cv.block_ggn(task, train).materialise())
@@ -251,26 +251,26 @@ def test_the_rungs_are_the_matrices_they_are_called(deep):
 
 def test_errors_are_over_the_probes_only(deep):
     task, train, queries = deep
-    made = {"identity": ladder.rungs(task, train, full=False)["identity"]}
-    few = [a.error for a in ladder.climb(task, made, train, queries, DAMPINGS, DECAY, probes=2)]
-    all_ = [a.error for a in ladder.climb(task, made, take(train, slice(0, 2)), queries, DAMPINGS, DECAY)]
+    made = {"identity": ladder.build_rungs(task, train, full=False)["identity"]}
+    few = [a.error for a in ladder.measure_rungs(task, made, train, queries, DAMPINGS, DECAY, probes=2)]
+    all_ = [a.error for a in ladder.measure_rungs(task, made, take(train, slice(0, 2)), queries, DAMPINGS, DECAY)]
     assert not np.allclose(few, all_), "the curvature is that of the whole"
     own, true = slow_gradients(task, train)[:2], slow_hessian(task, train)
     inverse = torch.eye(own.shape[1], dtype=torch.float64) / (made["identity"].eigenvalues[0] + DAMPINGS[1])
     np.testing.assert_allclose(few[2], slow_answer(true, inverse, own, own, DECAY)[0], rtol=1e-6)
 
 
-def test_the_hessian_alone_agrees_with_its_rung(deep):
+def test_the_large_hessian_agrees_with_its_rung(deep):
     task, train, queries = deep
     values = torch.linalg.eigvalsh(slow_hessian(task, train))
     least, dampings = float(values[0]), (1e-3, DECAY, -2 * float(values[0]), 5.0)
     decay = -least / 2
     dampings = (1e-4, decay, *dampings[2:])
-    answers, found, residual = ladder.hessian_alone(task, train, queries, dampings, decay)
+    answers, found, residual = ladder.measure_large_hessian(task, train, queries, dampings, decay)
     assert found == pytest.approx(least, rel=1e-6) and residual < 1e-9
     assert [a.damping for a in answers] == [decay, *dampings[2:]], "indefinite elsewhere"
     made = {"Hessian": cv.dense_hessian(task, train)}
-    wanted = {a.damping: a for a in ladder.climb(task, made, train, queries, dampings, decay)}
+    wanted = {a.damping: a for a in ladder.measure_rungs(task, made, train, queries, dampings, decay)}
     for answer in answers:
         other = wanted[answer.damping]
         np.testing.assert_allclose(answer.scores, other.scores, rtol=1e-3, atol=1e-4 * np.abs(other.scores).max())

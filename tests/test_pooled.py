@@ -8,7 +8,7 @@ from tda import config, findings, scores
 from tda.artefacts import ArtefactError
 from tda.evaluation.claims import claims_table
 from tda.evaluation.intervals import Interval, lds_difference, lds_interval, mean_interval
-from tda.studies.hessians.pooled import combined, over_settings, pooled
+from tda.studies.hessians.pooled import jackknife_over_settings, pooled_lds, weighted_sum
 
 
 @pytest.fixture(scope="module")
@@ -22,23 +22,23 @@ def bank():
 
 def test_one_part_is_the_interval_of_a_row(bank):
     models, subsets, outputs = bank
-    one = pooled(models[:1], subsets, outputs)
-    np.testing.assert_allclose(tuple(combined([(1.0, one)])), tuple(lds_interval(models[0], subsets, outputs)))
+    one = pooled_lds(models[:1], subsets, outputs)
+    np.testing.assert_allclose(tuple(weighted_sum([(1.0, one)])), tuple(lds_interval(models[0], subsets, outputs)))
 
 
 def test_a_difference_is_paired(bank):
     models, subsets, outputs = bank
-    a, b = (pooled([m], subsets, outputs) for m in models[:2])
+    a, b = (pooled_lds([m], subsets, outputs) for m in models[:2])
     expected = lds_difference(models[0], models[1], subsets, outputs)
-    np.testing.assert_allclose(tuple(combined([(1.0, a), (-1.0, b)])), tuple(expected))
+    np.testing.assert_allclose(tuple(weighted_sum([(1.0, a), (-1.0, b)])), tuple(expected))
     with pytest.raises(ValueError, match="same queries and subsets"):
-        combined([(1.0, a), (1.0, pooled([models[0][:5]], subsets, outputs[:, :, :5]))])
+        weighted_sum([(1.0, a), (1.0, pooled_lds([models[0][:5]], subsets, outputs[:, :, :5]))])
 
 
 def test_models_are_averaged(bank):
     models, subsets, outputs = bank
-    together = combined([(1.0, pooled(models, subsets, outputs))])
-    apart = combined([(1 / 3, pooled([m], subsets, outputs)) for m in models])
+    together = weighted_sum([(1.0, pooled_lds(models, subsets, outputs))])
+    apart = weighted_sum([(1 / 3, pooled_lds([m], subsets, outputs)) for m in models])
     np.testing.assert_allclose(tuple(together), tuple(apart))
     assert together.value == pytest.approx(np.mean([lds_interval(m, subsets, outputs).value for m in models]))
 
@@ -46,11 +46,12 @@ def test_models_are_averaged(bank):
 def test_settings_left_out_give_the_t_interval_of_a_mean():
     values = [1.0, 2.0, 4.0, 3.0, 7.0]
     expected = mean_interval(np.array(values))
-    np.testing.assert_allclose(tuple(over_settings(values, np.mean)), tuple(expected))
-    skewed = over_settings(values, lambda some: np.mean(some) ** 2)  # biased: the value stays, the interval is about it
-    assert skewed.value == pytest.approx(3.4**2) and skewed.low < skewed.value < skewed.high
+    np.testing.assert_allclose(tuple(jackknife_over_settings(values, np.mean)), tuple(expected))
+    skewed = jackknife_over_settings(values, lambda some: np.mean(some) ** 2)
+    assert skewed.value == pytest.approx(3.4**2), "biased: the value stays, the interval is about it"
+    assert skewed.low < skewed.value < skewed.high
     with pytest.raises(ValueError, match="at least 3"):
-        over_settings([1.0, 2.0], np.mean)
+        jackknife_over_settings([1.0, 2.0], np.mean)
 
 
 @pytest.fixture

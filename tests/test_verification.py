@@ -5,12 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
-import tda.verification as tv
-from tda.verification import cheats, costs
-from tda.verification.learners import build
-from tda.verification.networks import Network
-from tda.verification.rates import caught, rate
-from tda.verification.residual import (
+from tda.studies.verification import cheats, experiments
+from tda.studies.verification.cube import Attribution, draw, standard, with_partners
+from tda.studies.verification.digits import Network, Pixels, Ridge
+from tda.studies.verification.experiments import caught, pilot, rate, repeat
+from tda.studies.verification.learner import Polynomial
+from tda.studies.verification.prover import FITS, fit, registered
+from tda.studies.verification.residual import (
     attained,
     bias,
     from_stability,
@@ -18,11 +19,9 @@ from tda.verification.residual import (
     plan,
     residual,
     spread,
-    stability,
     winsorised,
 )
-from tda.verification.ridge import Pixels, Ridge
-from tda.verification.subsets import draw, partners, standard
+from tda.studies.verification.statement import Statement, build
 
 EVERY = np.array(list(itertools.product([False, True], repeat=6)))
 
@@ -45,7 +44,7 @@ def moved(p, r):
 
 
 def small(p=0.5, energy=(0.3, 1.0, 0.4, 0.2, 0.1), **options):
-    return tv.Polynomial(6, p, energy, **options)
+    return Polynomial(6, p, energy, **options)
 
 
 def values(learner, subsets, seed=0):
@@ -58,9 +57,9 @@ def values(learner, subsets, seed=0):
 @pytest.mark.parametrize("p", [0.5, 0.2])
 @pytest.mark.parametrize("coupled", [True, False])
 def test_partners_have_the_law_of_the_definition(p, coupled):
-    rng, rhos = np.random.default_rng(0), (0.0, 0.3, 0.6)
-    bases = draw(rng, 40_000, 5, p)
-    for r, found in zip(rhos, partners(rng, bases, p, rhos, coupled), strict=True):
+    rng = np.random.default_rng(0)
+    bases, *partners = with_partners(rng, draw(rng, 40_000, 5, p), p, 0.3, coupled)
+    for r, found in zip((0.0, 0.3, 0.6), partners, strict=True):
         assert abs(found.mean() - p) < 0.005
         assert abs((bases & ~found).sum() / bases.sum() - (1 - p) * (1 - r)) < 0.01
         assert abs((~bases & found).sum() / (~bases).sum() - p * (1 - r)) < 0.01
@@ -71,9 +70,9 @@ def test_partners_have_the_law_of_the_definition(p, coupled):
 def test_coupled_partners_differ_little_and_uncoupled_are_independent():
     rng = np.random.default_rng(0)
     bases = draw(rng, 5000, 6, 0.5)
-    _, near, far = partners(rng, bases, 0.5, (0.0, 0.2, 0.4))
+    *_, near, far = with_partners(rng, bases, 0.5, 0.2)
     assert abs((near != far).mean() - 0.5 * 0.2) < 0.01
-    _, near, far = partners(rng, bases, 0.5, (0.0, 0.2, 0.4), coupled=False)
+    *_, near, far = with_partners(rng, bases, 0.5, 0.2, coupled=False)
     assert abs((near != far).mean() - 0.5 * (1 - 0.2 * 0.4)) < 0.01
 
 
@@ -97,7 +96,7 @@ def test_best_predictor_and_its_error_are_those_of_regression(p):
     fitted = np.linalg.lstsq(root * design, root * f, rcond=None)[0]
     best = learner.best()
     assert np.allclose(best.scores, fitted[1:].T) and np.allclose(best.predict(EVERY), design @ fitted)
-    other = tv.Attribution(best.scores + 0.01 * np.arange(6), best.mean - 0.02, p)
+    other = Attribution(best.scores + 0.01 * np.arange(6), best.mean - 0.02, p)
     mse = [w @ np.square(f - a.predict(EVERY)) for a in (other, best)]
     assert np.allclose(mse[1], learner.weights()[2:].sum(0)) and np.allclose(mse[0] - mse[1], other.error(best))
 
@@ -109,7 +108,8 @@ def test_residual_is_exact_up_to_degree_two_and_off_by_the_formula_above(p, cons
     learner, w, rho = small(p, energy), chance(p), 0.3
     f = values(learner, EVERY)
     h = np.stack([(w[:, None] * f * (moved(p, r) @ f)).sum(0) for r in (0, rho, 2 * rho, 1)])
-    assert np.allclose(h, stability(learner.weights(), [0, rho, 2 * rho, 1]))
+    powers = np.array([0, rho, 2 * rho, 1])[:, None] ** np.arange(len(energy))
+    assert np.allclose(h, powers @ learner.weights()), "h(r) = sum_k B_k r^k"
     found, truth = from_stability(h, rho, constraint), learner.weights()[2:].sum(0)
     if len(energy) <= 3:
         assert np.allclose(found.value, truth, atol=1e-12)
@@ -119,13 +119,12 @@ def test_residual_is_exact_up_to_degree_two_and_off_by_the_formula_above(p, cons
 
 
 def test_residual_of_samples_is_unbiased_and_its_variance_is_foreseen():
-    learner, rho, n = tv.Polynomial(20, 0.4, (0.0, 0.0, 1.0)), 0.3, 400
+    learner, rho, n = Polynomial(20, 0.4, (0.0, 0.0, 1.0)), 0.3, 400
     rng, found = np.random.default_rng(0), {}
     for coupled in (True, False):
         rounds = []
         for _ in range(200):
-            bases = draw(rng, n, 20, 0.4)
-            at = np.concatenate([bases[None], partners(rng, bases, 0.4, (0, rho, 2 * rho), coupled)])
+            at = with_partners(rng, draw(rng, n, 20, 0.4), 0.4, rho, coupled)
             f = values(learner, at.reshape(-1, 20)).reshape(4, n, 1)
             rounds.append(residual(f, rho, constraint=False).value[0] / learner.weights()[2, 0])
         found[coupled] = np.array(rounds)
@@ -160,8 +159,7 @@ def test_winsorised_terms():
 @pytest.mark.parametrize(("p", "rho"), [(0.5, 1 / 3), (0.5, 0.1), (0.3, 1 / 3), (0.7, 0.25), (0.25, 0.4), (0.42, 0.3)])
 def test_largest_share_keeps_the_tails_of_an_error_on_one_example(p, rho):
     rng = np.random.default_rng(0)
-    bases = draw(rng, 60_000, 1, p)
-    z = standard(np.concatenate([bases[None], partners(rng, bases, p, (0, rho, 2 * rho))]), p)
+    z = standard(with_partners(rng, draw(rng, 60_000, 1, p), p, rho), p)
     share = largest_share(rho, p)
     assert abs(winsorised(z, rho, 0.0)[0]) < 0.1 and abs(winsorised(z, rho, share)[0]) < 0.3
     beyond = 2.2 * p * (1 - p) * rho  # both levels of both tails
@@ -183,11 +181,10 @@ def test_constraint_only_matters_where_a_coefficient_would_be_negative():
 
 
 def test_subtracting_a_linear_predictor_leaves_the_residual_and_lowers_the_variance():
-    learner, rho, rng = tv.Polynomial(30, 0.5, (0.5, 1.0, 0.1)), 0.25, np.random.default_rng(0)
+    learner, rho, rng = Polynomial(30, 0.5, (0.5, 1.0, 0.1)), 0.25, np.random.default_rng(0)
     plain, around = [], []
     for _ in range(60):
-        bases = draw(rng, 300, 30, 0.5)
-        at = np.concatenate([bases[None], partners(rng, bases, 0.5, (0, rho, 2 * rho))]).reshape(-1, 30)
+        at = with_partners(rng, draw(rng, 300, 30, 0.5), 0.5, rho).reshape(-1, 30)
         f = values(learner, at)
         for kept, g in ((plain, f), (around, f - cheats.scaled(learner.best(), 0.9).predict(at))):
             kept.append(residual(g.reshape(4, 300, 1), rho, False).value[0] / learner.weights()[2, 0])
@@ -198,7 +195,7 @@ def test_subtracting_a_linear_predictor_leaves_the_residual_and_lowers_the_varia
 def test_plan_grows_as_it_says():
     fresh, bases = plan(0.002, 0.05, 0.001, 0.25)
     assert plan(0.002, 0.05, 0.002, 0.25)[1] > bases and plan(0.002, 0.01, 0.001, 0.25)[0] > fresh
-    wide = [plan(eps, 0.05, 0.01, 0.25, total=0.1)[0] for eps in (0.02, 0.01)]
+    wide = [plan(eps, 0.05, 1.0, 0.25)[0] for eps in (0.02, 0.01)]
     assert wide[1] / wide[0] == pytest.approx(4, rel=0.01)
     assert attained(0.002, 0.001, 0.25, bases) == pytest.approx(0.05, rel=0.01)
     assert attained(0.002, 0.001, 0.25, bases // 2, points=2) > 0.1
@@ -212,7 +209,7 @@ def test_plan_grows_as_it_says():
 
 
 LEARNERS = {
-    "polynomial": lambda: tv.Polynomial(12, 0.4, points=2, noise=0.1),
+    "polynomial": lambda: Polynomial(12, 0.4, points=2, noise=0.1),
     "ridge": lambda: Ridge(n=30, features=8, queries=(0, 3)),
     "network": lambda: Network(n=30, depth=1, width=4, epochs=3, queries=(0, 3), at_once=1),
 }
@@ -254,7 +251,7 @@ def test_the_seed_of_a_network_sets_its_first_parameters():
 def test_ridge_is_ridge_regression():
     learner = Ridge(n=30, features=8, queries=(0, 3), decay=0.7)
     subset = draw(np.random.default_rng(0), 1, 30, 0.5)
-    train, test = learner._features(4)
+    train, test = learner.features(4)
     x, y = train[subset[0]], np.eye(10)[learner.y[subset[0]]]
     weights = np.linalg.inv(x.T @ x + 0.7 * np.eye(8)) @ x.T @ y
     for q, scores in enumerate(test @ weights):
@@ -289,8 +286,8 @@ def test_pixels_is_a_function_of_masks():
         (lambda: small()(np.ones((3, 6)), np.zeros(3, int)), r"subsets are float64"),
         (lambda: small()(np.ones((3, 6), bool), np.zeros(2, int)), r"one integer >= 0 a subset"),
         (lambda: small()(np.ones((1, 6), bool), np.array([-1])), r"one integer >= 0 a subset"),
-        (lambda: tv.Polynomial(2), r"n >= 4"),
-        (lambda: tv.Polynomial(6, p=1.0), r"inclusion probability p=1\.0"),
+        (lambda: Polynomial(2), r"n >= 4"),
+        (lambda: Polynomial(6, p=1.0), r"inclusion probability p=1\.0"),
         (lambda: build({"learner": "oracle"}), r"learner 'oracle' is unknown; there are \["),
         (lambda: build({"learner": "ridge", "colour": 1}), r"unexpected keyword"),
         (lambda: build(Ridge(n=30).spec() | {"data": "x"}), r"its data here differ"),
@@ -306,10 +303,10 @@ def test_pixels_is_a_function_of_masks():
         (lambda: attained(0.001, 0.1, 0.2, 10, points=2), r"10 bases attain delta="),
         (lambda: build({"learner": []}), r"learner \[\] is unknown"),
         (lambda: plan(0.1, 1.0, 0.1, 0.2), r"delta=1\.0; it must lie strictly"),
-        (lambda: tv.Attribution(np.full((1, 3), np.inf), np.zeros(1), 0.5), r"NaN or infinite"),
-        (lambda: tv.Attribution(np.zeros((1, 3)), np.zeros(2), 0.5), r"must be \[Q, N\] and \[Q\]"),
-        (lambda: tv.fit("magic", small(), 10, 0.5, None), r"method 'magic'; fitted are"),
-        (lambda: tv.fit("lasso", small(), 3, 0.5, None), r"budget=3"),
+        (lambda: Attribution(np.full((1, 3), np.inf), np.zeros(1), 0.5), r"NaN or infinite"),
+        (lambda: Attribution(np.zeros((1, 3)), np.zeros(2), 0.5), r"must be \[Q, N\] and \[Q\]"),
+        (lambda: fit("magic", small(), 10, 0.5, None), r"method 'magic'; fitted are"),
+        (lambda: fit("lasso", small(), 3, 0.5, None), r"budget=3"),
         (lambda: small().task(0), r"has no gradients"),
         (lambda: rate([]), r"at least one run"),
         (lambda: cheats.swapped(1.5, None), r"share=1\.5"),
@@ -332,27 +329,23 @@ def test_outputs_that_are_not_finite_are_named(monkeypatch):
 
 
 def test_least_squares_recovers_a_linear_function():
-    learner = tv.Polynomial(10, 0.3, (0.4, 1.0), points=2)
-    found = tv.fit("least_squares", learner, 40, 0.3, np.random.default_rng(0))
+    learner = Polynomial(10, 0.3, (0.4, 1.0), points=2)
+    found = fit("least_squares", learner, 40, 0.3, np.random.default_rng(0))
     assert found.error(learner.best()).max() < 1e-20 and learner.trainings == 40
 
 
 def test_error_of_each_fit_is_of_the_size_that_its_docstring_says():
-    learner, rng = tv.Polynomial(40, 0.4, (0.5, 1.0, 0.2)), np.random.default_rng(0)
+    learner, rng = Polynomial(40, 0.4, (0.5, 1.0, 0.2)), np.random.default_rng(0)
     w, m = learner.weights()[:, 0], 800
-    error = {
-        name: np.mean([tv.fit(name, learner, m, 0.4, rng).error(learner.best()) for _ in range(12)]) for name in tv.FITS
-    }
+    error = {name: np.mean([fit(name, learner, m, 0.4, rng).error(learner.best()) for _ in range(12)]) for name in FITS}
     assert 0.6 < error["least_squares"] / (w[2] * 41 / (m - 41)) < 1.6
     assert 0.6 < error["empirical_influence"] / (w[1:].sum() * 41 / m) < 1.6
     assert error["lasso"] < 2 * error["least_squares"]
 
 
 def test_lasso_needs_fewer_trainings_where_few_examples_matter():
-    learner, rng = tv.Polynomial(60, 0.5, (0.0, 1.0, 0.1), concentration=2.0), np.random.default_rng(0)
-    error = {
-        name: np.mean([tv.fit(name, learner, 80, 0.5, rng).error(learner.best()) for _ in range(5)]) for name in tv.FITS
-    }
+    learner, rng = Polynomial(60, 0.5, (0.0, 1.0, 0.1), concentration=2.0), np.random.default_rng(0)
+    error = {name: np.mean([fit(name, learner, 80, 0.5, rng).error(learner.best()) for _ in range(5)]) for name in FITS}
     assert error["lasso"] < 0.5 * error["least_squares"]
 
 
@@ -360,7 +353,7 @@ def test_empirical_influence_by_loops():
     rng = np.random.default_rng(0)
     subsets, y = draw(rng, 12, 5, 0.5), rng.normal(size=(12, 2))
     subsets[:, 4] = True
-    found = tv.FITS["empirical_influence"](subsets, y, 0.5)
+    found = FITS["empirical_influence"](subsets, y, 0.5)
     for q, i in itertools.product(range(2), range(5)):
         inside = [y[m, q] for m in range(12) if subsets[m, i]]
         outside = [y[m, q] for m in range(12) if not subsets[m, i]]
@@ -371,12 +364,12 @@ def test_empirical_influence_by_loops():
 @pytest.mark.parametrize("output", ["margin", "loss"])
 def test_methods_of_the_registry_are_brought_to_scale(output):
     learner, rng = Network(n=40, epochs=8, queries=(0, 3), output=output, flips=0.0), np.random.default_rng(0)
-    found = tv.registered("influence", learner, 300, 0.5, rng, curvature="ggn", damping=1.0)
+    found = registered("influence", learner, 300, 0.5, rng, curvature="ggn", damping=1.0)
     subsets = draw(rng, 400, 40, 0.5)
     f = values(learner, subsets)
     explained = 1 - np.square(f - found.predict(subsets)).mean(0) / f.var(0)
     assert explained.min() > 0.1, explained
-    noise = tv.registered("random", learner, 300, 0.5, rng)
+    noise = registered("random", learner, 300, 0.5, rng)
     assert (1 - np.square(f - noise.predict(subsets)).mean(0) / f.var(0)).max() < 0.1
 
 
@@ -384,55 +377,55 @@ def test_methods_of_the_registry_are_brought_to_scale(output):
 
 
 def test_pilot_finds_the_scale_the_residual_and_the_best_scores():
-    learner = tv.Polynomial(30, 0.4, (0.3, 1.0, 0.2), points=2)
-    statement, reference, left = tv.pilot(learner, np.random.default_rng(0), budget=3000, p=0.4, checks=7)
+    learner = Polynomial(30, 0.4, (0.3, 1.0, 0.2), points=2)
+    statement, reference, left = pilot(learner, np.random.default_rng(0), budget=3000, p=0.4, checks=7)
     w = learner.weights()
     assert statement.eps == pytest.approx(0.2 * w[1:].sum(0).min(), rel=0.1) and statement.checks == 7
     assert left == pytest.approx(w[2], rel=0.15)
     assert (reference.error(learner.best()) < 0.1 * statement.eps).all()
     sizes = plan(statement.eps, 0.05, float(left.max()), 1 / 3, points=2)
     assert (statement.fresh, statement.bases) == sizes and statement.delta == 0.05
-    fewer = tv.pilot(learner, np.random.default_rng(0), budget=3000, p=0.4, checks=7, most=sizes[1] // 2)[0]
+    fewer = pilot(learner, np.random.default_rng(0), budget=3000, p=0.4, checks=7, most=sizes[1] // 2)[0]
     assert fewer.bases == sizes[1] // 2 and fewer.fresh == sizes[0]
     assert fewer.delta == pytest.approx(attained(statement.eps, float(left.max()), 1 / 3, fewer.bases, 2))
     assert fewer.delta > 0.05
     with pytest.raises(ValueError, match="40 bases attain delta"):
-        tv.pilot(learner, np.random.default_rng(0), budget=3000, p=0.4, most=40, checks=7)
+        pilot(learner, np.random.default_rng(0), budget=3000, p=0.4, most=40, checks=7)
     with pytest.raises(ValueError, match=r"budget=31 for 30 examples"):
-        tv.pilot(learner, np.random.default_rng(0), budget=31, p=0.4)
-    flat = tv.Polynomial(6, 0.5, (1.0, 0.0))
+        pilot(learner, np.random.default_rng(0), budget=31, p=0.4)
+    flat = Polynomial(6, 0.5, (1.0, 0.0))
     with pytest.raises(ValueError, match="does not vary"):
-        tv.pilot(flat, np.random.default_rng(0), budget=50)
+        pilot(flat, np.random.default_rng(0), budget=50)
 
 
 def test_planned_sizes_keep_their_promise():
-    learner = tv.Polynomial(20, 0.5, (0.0, 1.0, 0.1))
+    learner = Polynomial(20, 0.5, (0.0, 1.0, 0.1))
     w, best = learner.weights()[:, 0], learner.best()
     eps = float(0.2 * w[1])
     fresh, bases = plan(eps, 0.05, w[2], 1 / 3)
-    statement = tv.Statement(learner.spec(), eps, fresh=fresh, bases=bases, checks=0, rho=1 / 3)
+    statement = Statement(learner.spec(), eps, fresh=fresh, bases=bases, checks=0, rho=1 / 3)
     for part, lowest, highest in ((0.25, 0.85, 1.0), (1.0, 0.0, 0.15)):
-        found = tv.repeat(statement, lambda rng, e=part * eps: cheats.shaken(best, e, rng), 40)
+        found = repeat(statement, lambda rng, e=part * eps: cheats.shaken(best, e, rng), 40)
         assert lowest <= np.mean([verdict.accepted for verdict, _ in found]) <= highest
 
 
 def test_budget_grows_with_n_and_needed_subsets_with_one_over_eps():
     rng = np.random.default_rng(0)
-    few, many = (costs.smallest_budget(tv.Polynomial(n), 0.2 * tv.Polynomial(n).weights()[1, 0], rng) for n in (20, 80))
+    few, many = (experiments.smallest_budget(Polynomial(n), 0.2 * Polynomial(n).weights()[1, 0], rng) for n in (20, 80))
     assert 2.5 < many / few < 6.5
-    cubic = tv.Polynomial(20, 0.5, (0.0, 1.0, 0.05, 0.1))
-    wide, narrow = (costs.needed(cubic, share, 0.05, rng, 4000) for share in (0.2, 0.05))
+    cubic = Polynomial(20, 0.5, (0.0, 1.0, 0.05, 0.1))
+    wide, narrow = (experiments.subsets_needed(cubic, share, 0.05, rng, 4000) for share in (0.2, 0.05))
     exponent = {name: np.log(narrow[name] / wide[name]) / np.log(4) for name in wide}
     assert exponent["text"] == pytest.approx(3, abs=0.35) and exponent["coupled"] == pytest.approx(2.5, abs=0.35)
     assert exponent["fresh models"] < 2.2 and wide["claim subtracted"] < 0.3 * wide["coupled"] < 0.3 * wide["text"]
     with pytest.raises(ValueError, match="no budget up to"):
-        costs.smallest_budget(tv.Polynomial(4, 0.5, (0.0, 1.0, 0.1)), 1e-12, rng, fits=1)
+        experiments.smallest_budget(Polynomial(4, 0.5, (0.0, 1.0, 0.1)), 1e-12, rng, fits=1)
 
 
 def test_estimates_of_all_versions_are_around_the_truth():
-    learner = tv.Polynomial(20, 0.5, (0.1, 1.0, 0.1))
+    learner = Polynomial(20, 0.5, (0.1, 1.0, 0.1))
     w, rng = learner.weights()[:, 0], np.random.default_rng(0)
-    found = [costs.estimates(learner, cheats.shaken(learner.best(), w[2], rng), 0.3, 800, rng) for _ in range(20)]
+    found = [experiments.estimates(learner, cheats.shaken(learner.best(), w[2], rng), 0.3, 800, rng) for _ in range(20)]
     for name in found[0]:
         values_of = np.array([one[name] for one in found]) / w[2]
         slack = 0.15 if name == "winsorised" else 0.0

@@ -8,37 +8,44 @@ import numpy as np
 import pytest
 from test_verification_protocol import SALT, N, secret, world
 
-import tda.verification as tv
-from tda.verification import cheats, costs, judge, messages
-from tda.verification.coins import Coins
-from tda.verification.prover import commitment
-from tda.verification.residual import attained, plan, spread
-from tda.verification.subsets import draw
+from tda.studies.verification import cheats, experiments, messages
+from tda.studies.verification.cube import Attribution, draw
+from tda.studies.verification.experiments import pilot
+from tda.studies.verification.learner import Outputs, Polynomial
+from tda.studies.verification.messages import ProtocolError
+from tda.studies.verification.prover import Prover, commitment
+from tda.studies.verification.residual import attained, plan, spread
+from tda.studies.verification.statement import Coins, Statement, build
+from tda.studies.verification.verifier import Verifier, read_answer, read_claim, spot_check
 
 
 def test_a_commitment_binds_salt_scores_and_mean():
     rng = np.random.default_rng(0)
     scores, mean = rng.normal(size=(3, 5)), rng.normal(size=3)
-    known = commitment(scores, mean, SALT)
+    known = commitment(Attribution(scores, mean, 0.5), SALT)
     parts = bytes.fromhex(SALT), scores.astype("<f8").tobytes(), mean.astype("<f8").tobytes()
-    assert known == hashlib.sha256(b"".join(parts)).hexdigest() == commitment(scores.copy(), mean.copy(), SALT)
-    others = [commitment(scores, mean, "ac" + SALT[2:])]
+    assert (
+        known
+        == hashlib.sha256(b"".join(parts)).hexdigest()
+        == commitment(Attribution(scores.copy(), mean.copy(), 0.5), SALT)
+    )
+    others = [commitment(Attribution(scores, mean, 0.5), "ac" + SALT[2:])]
     for place in np.ndindex(scores.shape):
         changed = scores.copy()
         changed[place] = np.nextafter(changed[place], 9.0)
-        others.append(commitment(changed, mean, SALT))
+        others.append(commitment(Attribution(changed, mean, 0.5), SALT))
     for place in range(3):
         changed = mean.copy()
         changed[place] = np.nextafter(changed[place], 9.0)
-        others.append(commitment(scores, changed, SALT))
+        others.append(commitment(Attribution(scores, changed, 0.5), SALT))
     assert len({known, *others}) == 1 + 1 + 15 + 3
 
 
 @pytest.mark.parametrize("name", ["scores", "mean"])
 def test_a_claim_that_is_changed_after_the_commitment_is_noticed(name):
     learner, statement, best = world(bases=20, fresh=20, checks=5, eps=0.9)
-    prover = tv.Prover(learner, statement, best, None, SALT)
-    verifier = tv.Verifier(tv.build(statement.learner), statement, secret(0))
+    prover = Prover(learner, statement, best, None, SALT)
+    verifier = Verifier(build(statement.learner), statement, secret(0))
     queries = verifier.receive(prover.receive(verifier.open()))
     prover.attribution = replace(best, **{name: getattr(best, name) + 1e-9})
     verifier.receive(prover.receive(queries))
@@ -55,25 +62,25 @@ def test_spot_checks_allow_the_tolerance_and_not_more(share, sign):
     honest = learner(subsets, seeds)
     told = honest.values.copy()
     told[coins.checks[3]] += sign * share * statement.tolerance
-    given = tv.Outputs(told, 255 - honest.fingerprints)  # hashes are not compared where a tolerance is given
+    given = Outputs(told, 255 - honest.fingerprints)  # hashes are not compared where a tolerance is given
     if share <= 1:
-        judge.spot_check(given, learner, statement, coins)
+        spot_check(given, learner, coins)
     else:
-        with pytest.raises(tv.ProtocolError, match="1 of 5 retrained models differ"):
-            judge.spot_check(given, learner, statement, coins)
+        with pytest.raises(ProtocolError, match="1 of 5 retrained models differ"):
+            spot_check(given, learner, coins)
 
 
 def test_without_a_tolerance_one_hash_or_the_last_digit_of_an_output_is_enough():
     learner, statement, _ = world(bases=20, fresh=20, checks=5)
     coins = Coins(statement, N, secret(0))
     honest, place = learner(*coins.pairs), coins.checks[0]
-    judge.spot_check(honest, learner, statement, coins)
+    spot_check(honest, learner, coins)
     for values, prints in ((1e-15, 0), (0.0, 1)):
-        given = tv.Outputs(honest.values.copy(), honest.fingerprints.copy())
+        given = Outputs(honest.values.copy(), honest.fingerprints.copy())
         given.values[place] += values
         given.fingerprints[place, 31] ^= prints
-        with pytest.raises(tv.ProtocolError, match="1 of 5 retrained models differ"):
-            judge.spot_check(given, learner, statement, coins)
+        with pytest.raises(ProtocolError, match="1 of 5 retrained models differ"):
+            spot_check(given, learner, coins)
 
 
 @pytest.mark.parametrize("rho", [0.25, 1 / 3])
@@ -105,9 +112,10 @@ def test_equal_contents_have_one_spelling():
     assert messages.canonical(one) == messages.canonical(other) == b'{"a":{"c":null,"d":[1,2]},"b":1}'
     statement = world()[1]
     shuffled = dict(reversed(list(statement.to_json().items())))
-    assert tv.Statement.of(shuffled).digest == statement.digest
+    assert messages.canonical(Statement.of(shuffled).to_json()) == messages.canonical(statement.to_json())
+    told = messages.canonical(statement.to_json())
     for name, value in (("eps", 0.3), ("delta", 0.1), ("bases", 901), ("checks", 61), ("seed", 1), ("winsor", 0.05)):
-        assert replace(statement, **{name: value}).digest != statement.digest, name
+        assert messages.canonical(replace(statement, **{name: value}).to_json()) != told, name
 
 
 @pytest.mark.parametrize("points", [2, 7])
@@ -121,8 +129,8 @@ def test_several_test_points_share_the_error_rate(points):
 
 def test_the_residual_of_a_pilot_counts_the_free_parameters():
     """N + 1 of 40 trainings fit themselves: divided by all 40 the residual would come out at half its size."""
-    learner = tv.Polynomial(20, 0.5, (0.1, 1.0, 0.1))
-    found = tv.pilot(learner, np.random.default_rng(3), share=0.5, budget=40)[2]
+    learner = Polynomial(20, 0.5, (0.1, 1.0, 0.1))
+    found = pilot(learner, np.random.default_rng(3), share=0.5, budget=40)[2]
     subsets = draw(np.random.default_rng(3), 40, 20, 0.5)
     outputs = learner(subsets, np.zeros(40, int)).values
     design = np.column_stack([np.ones(40), subsets])
@@ -147,10 +155,10 @@ def test_absurd_numbers_of_either_kind_are_refused(name):
         body[name].flat[-1] = size
         packed = {key: messages.pack(value) for key, value in body.items()}
         if refused:
-            with pytest.raises(tv.ProtocolError, match=r"scores and mean must be below 1e\+06"):
-                judge.read_claim(packed, learner, statement.p)
+            with pytest.raises(ProtocolError, match=r"scores and mean must be below 1e\+06"):
+                read_claim(packed, learner, statement.p)
         else:
-            assert getattr(judge.read_claim(packed, learner, statement.p), name).max() == 1e6
+            assert getattr(read_claim(packed, learner, statement.p), name).max() == 1e6
 
 
 @pytest.mark.parametrize("outside", [-1.0001, 1.0001])
@@ -161,8 +169,8 @@ def test_outputs_beyond_either_end_are_refused(outside):
     given.values[7] = outside
     body = {"scores": messages.pack(best.scores), "mean": messages.pack(best.mean), "salt": SALT}
     body |= {"outputs": messages.pack(given.values), "fingerprints": messages.pack(given.fingerprints)}
-    with pytest.raises(tv.ProtocolError, match=r"an output lies outside \[-1, 1\]"):
-        judge.read_answer(body, commitment(best.scores, best.mean, SALT), learner, statement)
+    with pytest.raises(ProtocolError, match=r"an output lies outside \[-1, 1\]"):
+        read_answer(body, commitment(best, SALT), learner, statement)
 
 
 # --- what certainty costs
@@ -176,8 +184,8 @@ def test_the_smallest_budget_brings_the_error_below_a_quarter_of_eps(monkeypatch
         asked.append(budget)
         return SimpleNamespace(error=lambda best: np.array([1.0, 2.0]) / budget)
 
-    monkeypatch.setattr(costs, "fit", fit)
-    found = costs.smallest_budget(learner, 0.1, np.random.default_rng(0), fits=3)
+    monkeypatch.setattr(experiments, "fit", fit)
+    found = experiments.smallest_budget(learner, 0.1, np.random.default_rng(0), fits=3)
     grid = [int(1.2 * N * 10 ** (step / 10)) for step in range(60)]
     assert found == min(budget for budget in grid if 2 / budget < 0.1 / 4) and asked.count(found) == 3
     assert 2 / max(budget for budget in grid if budget < found) >= 0.1 / 4
@@ -185,19 +193,19 @@ def test_the_smallest_budget_brings_the_error_below_a_quarter_of_eps(monkeypatch
 
 def test_the_largest_rho_keeps_its_bias_below_an_eighth_of_eps(monkeypatch):
     learner, seen = world()[0], []
-    drawn = costs.partners
+    drawn = experiments.with_partners
 
-    def partners(rng, bases, p, rhos, coupled):
-        seen.append(rhos)
-        return drawn(rng, bases, p, rhos, coupled)
+    def with_partners(rng, bases, p, rho, coupled):
+        seen.append(rho)
+        return drawn(rng, bases, p, rho, coupled)
 
-    monkeypatch.setattr(costs, "partners", partners)
+    monkeypatch.setattr(experiments, "with_partners", with_partners)
     weights = learner.weights()[:, 0]
     for share in (0.1, 0.02, 100.0):
         seen.clear()
-        costs.needed(learner, share, 0.05, np.random.default_rng(0), pilot=30)
-        for zero, rho, twice in seen:
-            assert (zero, twice) == (0.0, 2 * rho) and len(seen) == 2
+        experiments.subsets_needed(learner, share, 0.05, np.random.default_rng(0), pilot=30)
+        assert len(seen) == 2
+        for rho in seen:
             if share < 1:
                 assert 2 * rho**2 * weights[3] == pytest.approx(share * weights[1] / 8) and rho < 0.5
             else:
@@ -212,7 +220,7 @@ def test_the_spread_of_a_term_by_hand():
 
 
 def test_outputs_beyond_the_bound_are_clipped():
-    learner, narrow = tv.Polynomial(12), tv.Polynomial(12)
+    learner, narrow = Polynomial(12), Polynomial(12)
     narrow.bound = learner.bound / 5
     subsets = np.random.default_rng(0).random((50, 12)) < 0.5
     wide, found = (one(subsets, np.zeros(50, int)).values for one in (learner, narrow))

@@ -59,7 +59,7 @@ def test_every_stage_is_planned(profile):
     rules, calls = plan(profile)
     expected = {"all", "corpora", "training", "bank_shard", "leaderboard", "quickstart", "workflow_figure"}
     first_text = next(name for name, bed in loaded["testbeds"].items() if bed["corpus"]["kind"] != "digits")
-    expected |= {"conformance", f"cost_of_curvature_on_{first_text}"}
+    expected |= {"conformance", f"cost_of_curvature_on_{first_text}", "chapter_31_verifiable_attribution"}
     for name, testbed in loaded["testbeds"].items():
         expected |= {f"bank_on_{name}"} if testbed["designs"] else set()
         expected |= {"removal_shard", f"removal_on_{name}"} if testbed["removals"] else set()

@@ -20,7 +20,7 @@ from tda.config import ROOT
 from tda.curvature import Kronecker, exact, products
 from tda.evaluation import lds
 from tda.studies import conformance
-from tda.studies.conformance import comparison, ekfac, faults
+from tda.studies.conformance import comparison, curvature, faults
 from tda.studies.conformance.settings import setting
 from tda.task import take
 from tda.tools import cache, segments
@@ -130,9 +130,9 @@ def test_red_when_ours_is_broken(name, monkeypatch):
 def test_other_curvature_would_fail():
     """The tolerance is not met by K-FAC's eigenvalues, by a sampled Fisher, or by a damping that differs by a fifth."""
     task, train, queries = setting("MLP")
-    known = {"unit": "absolute", "damping": ekfac.DAMPING, "fisher": "empirical"}
-    ours = ekfac.ours(task, train, queries)
-    for change in ({"curvature": "kfac"}, {"fisher": "sampled"}, {"damping": 1.2 * ekfac.DAMPING}):
+    known = {"unit": "absolute", "damping": curvature.DAMPING, "fisher": "empirical"}
+    ours = curvature.ekfac(task, train, queries)
+    for change in ({"curvature": "kfac"}, {"fisher": "sampled"}, {"damping": 1.2 * curvature.DAMPING}):
         other = attribute("influence", task, train, queries, **known | change)
         assert comparison.largest(other, ours) > 1e-2, change
 
@@ -144,14 +144,14 @@ def test_other_curvature_would_fail():
 @pytest.mark.parametrize("damping", [1e-2, 1e-4])
 def test_ekfac_at_other_dampings(kind, damping):
     need("curvlinops")
-    ours, theirs = (scores(*setting(kind), damping) for scores in (ekfac.ours, ekfac.by_curvlinops))
+    ours, theirs = (scores(*setting(kind), damping) for scores in (curvature.ekfac, curvature.ekfac_by_curvlinops))
     assert comparison.largest(ours, theirs) < 1e-3
 
 
 def test_ekfac_of_a_trained_language_model(task, tiny, queries):
     need("kronfluence")
     asked = take(queries, slice(0, 8))
-    ours, theirs = (scores(task, tiny.train, asked) for scores in (ekfac.ours, ekfac.by_kronfluence))
+    ours, theirs = (scores(task, tiny.train, asked) for scores in (curvature.ekfac, curvature.ekfac_by_kronfluence))
     assert comparison.largest(ours, theirs) < 1e-3
 
 
@@ -160,7 +160,7 @@ def test_ekfac_of_a_trained_language_model(task, tiny, queries):
 
 def test_without_the_faults_it_is_ours_and_with_either_it_is_not():
     task, train, queries = setting("MLP")
-    ours = ekfac.ours(task, train, queries)
+    ours = curvature.ekfac(task, train, queries)
     dot = attribute("gradient_dot", task, train, queries)
 
     def rank(a, b):
@@ -169,7 +169,7 @@ def test_without_the_faults_it_is_ours_and_with_either_it_is_not():
     right = faults.faulty_ekfac(task, train, queries, transposed=False, misaligned=False)
     np.testing.assert_allclose(right, ours, atol=1e-6 * np.abs(ours).max())
     for transposed, misaligned in ((True, False), (False, True), (True, True)):
-        wrong = faults.faulty_ekfac(task, train, queries, ekfac.DAMPING, transposed, misaligned)
+        wrong = faults.faulty_ekfac(task, train, queries, curvature.DAMPING, transposed, misaligned)
         assert rank(wrong, ours) < 0.6 and rank(wrong, dot) > 0.8, "little more than the gradient dot product"
 
 

@@ -1,7 +1,8 @@
 # %% 1 solution
 before = lexical["people"]
 overrides = {"testbeds": {"people": {"corpus": {"name_sharing": 0.0}}}}
-rerun("testbeds = {name: tda.testbeds.load")
+rerun("chapter = Chapter(")
+rerun("testbeds = chapter.beds")
 rerun("lexical, chance = {}, {}")
 easier = lexical["people"] - before
 # %% 1 wrong

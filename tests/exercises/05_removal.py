@@ -2,14 +2,14 @@
 change = []
 for q in queries:
     stays = np.ones(len(bed.documents), bool)
-    stays[np.argsort(scores.load(bed, "gradient_dot")[0][q])[:k]] = False
+    stays[np.argsort(chapter.scores("gradient_dot")[q])[:k]] = False
     without = np.mean([retrained(bed, stays, seed, "mask").outputs[0, q] for seed in planned.seeds])
     change.append(without - outputs[0].mean(0)[q])
 # %% 1 wrong
 change = []
 for q in queries:
     stays = np.ones(len(bed.documents), bool)
-    stays[np.argsort(scores.load(bed, "gradient_dot")[0][q])[:k]] = False
+    stays[np.argsort(chapter.scores("gradient_dot")[q])[:k]] = False
     without = np.mean([retrained(bed, stays, seed, "mask").outputs[0, q] for seed in planned.seeds])
     change.append(without - original[q])  # against the original, not against the control
 # %% 2 solution

@@ -1,97 +1,60 @@
 # %% 1 solution
-rerun("few, asked, rank = take(bed.train")
-before, ranked = answers, solved
-rerun("few, asked, rank = take(bed.train", ("stability=10.0", "stability=1000.0"))
-factor = np.linalg.norm(before) / np.linalg.norm(answers)
+effects_before, recovered_before = few_effects, few_recovered
+rerun("few_documents = take(bed.train", ("stability=10.0", "stability=1000.0"))
+rerun("pulls.append(pull(")
+rerun("ridge_by_hand =")
+factor = np.linalg.norm(effects_before) / np.linalg.norm(few_effects)
 # %% 1 wrong
-rerun("few, asked, rank = take(bed.train")
-before, ranked = answers, solved
-rerun("few, asked, rank = take(bed.train", ("stability=10.0", "stability=1000.0"))
-factor = np.linalg.norm(ranked) / np.linalg.norm(solved) / 2  # of other numbers
+effects_before, recovered_before = few_effects, few_recovered
+rerun("few_documents = take(bed.train", ("stability=10.0", "stability=1000.0"))
+rerun("pulls.append(pull(")
+rerun("ridge_by_hand =")
+factor = np.linalg.norm(recovered_before) / np.linalg.norm(few_recovered) / 2  # of other numbers
 # %% 2 solution
-costs, outputs_of = {}, truth.outputs[:, :, tune]
+costs = {}
 for how in ("lasso", "ridge"):
-    every = recovery.recover(operators.measure, y, how)
-    some = recovery.recover(operators.measure[::2], y[::2], how)
-    costs[how] = lds(every, truth.subsets, outputs_of).mean() - lds(some, truth.subsets, outputs_of).mean()
+    every = recovery.recover(operators.measure, tune_effects, how)
+    some = recovery.recover(operators.measure[::2], tune_effects[::2], how)
+    costs[how] = mean_lds(every, tune) - mean_lds(some, tune)
 # %% 2 wrong
-costs, outputs_of = {}, truth.outputs[:, :, tune]
+costs = {}
 for how in ("lasso", "ridge"):
-    every = recovery.recover(operators.measure, y, how)
-    some = recovery.recover(operators.measure[::2], y[::2], how)
-    costs[how] = (
-        1 - lds(some, truth.subsets, outputs_of).mean() / lds(every, truth.subsets, outputs_of).mean()
-    )  # a share
+    every = recovery.recover(operators.measure, tune_effects, how)
+    some = recovery.recover(operators.measure[::2], tune_effects[::2], how)
+    costs[how] = 1 - mean_lds(some, tune) / mean_lds(every, tune)  # a share
 # %% 3 solution
 strong = Weights(fidelity=1.0, stability=1e4, linearity=0.0)
-alone = stride.operators_for(
-    task,
-    bed.train,
-    np.eye(n, dtype=bool),
-    rank=operators.readout.shape[1],
-    layer=operators.layer,
-    weights=strong,
-    steps=0,
-)
-
-
-def read(examples, i):
-    shot = snapshot(task, take(examples, slice(i, i + 1)), alone.layer)
-    return alone.read(shot.states), shot.probabilities, shot.labels
-
-
-def pull(examples, i):
-    B, p, labels = read(examples, i)
-    return B.T @ (torch.eye(p.shape[1])[labels] - p) / len(B)
-
-
+same = {"rank": operators.readout.shape[1], "layer": operators.layer}
+single = stride.operators_for(task, bed.train, np.eye(n, dtype=bool), weights=strong, steps=0, **same)
 H = 0
 for i in range(n):
-    B, p, labels = read(bed.train, i)
+    B, p, labels = positions(bed.train, i, single)
     H = H + torch.einsum("tc,tr,ts->crs", p, B, B) / len(B) / n
-documents_pull = torch.stack([pull(bed.train, i) for i in range(n)])  # [n, r, C]
-asked_pull = torch.stack([pull(take(queries, test), q) for q in range(int(test.sum()))])
-solved_pull = torch.linalg.solve(H + 1e-3 * torch.eye(H.shape[1]), documents_pull.permute(2, 1, 0))  # [C, r, n]
-direct = torch.einsum("qrc,crn->qn", asked_pull, solved_pull).numpy()
+document_pulls = torch.stack([pull(*positions(bed.train, i, single)) for i in range(n)])  # [n, r, C]
+query_pulls = torch.stack([pull(*positions(chapter.test_queries, q, single)) for q in range(int(test.sum()))])
+solved = torch.linalg.solve(H + 1e-3 * torch.eye(H.shape[1]), document_pulls.permute(2, 1, 0))  # [C, r, n]
+direct = torch.einsum("qrc,crn->qn", query_pulls, solved).numpy()
 # %% 3 wrong
 strong = Weights(fidelity=1.0, stability=1e4, linearity=0.0)
-alone = stride.operators_for(
-    task,
-    bed.train,
-    np.eye(n, dtype=bool),
-    rank=operators.readout.shape[1],
-    layer=operators.layer,
-    weights=strong,
-    steps=0,
-)
-
-
-def pull(examples, i):
-    shot = snapshot(task, take(examples, slice(i, i + 1)), alone.layer)
-    B, p = alone.read(shot.states), shot.probabilities
-    return B.T @ (torch.eye(p.shape[1])[shot.labels] - p) / len(B)
-
-
-documents_pull = torch.stack([pull(bed.train, i) for i in range(n)])
-asked_pull = torch.stack([pull(take(queries, test), q) for q in range(int(test.sum()))])
-direct = torch.einsum("qrc,nrc->qn", asked_pull, documents_pull).numpy()  # a dot product, without the curvature
+same = {"rank": operators.readout.shape[1], "layer": operators.layer}
+single = stride.operators_for(task, bed.train, np.eye(n, dtype=bool), weights=strong, steps=0, **same)
+document_pulls = torch.stack([pull(*positions(bed.train, i, single)) for i in range(n)])
+query_pulls = torch.stack([pull(*positions(chapter.test_queries, q, single)) for q in range(int(test.sum()))])
+direct = torch.einsum("qrc,nrc->qn", query_pulls, document_pulls).numpy()  # a dot product, without the curvature
 # %% 4 solution
-signed = phase
-rerun(
-    "designs = {",
-    ("rng.choice([-1, 1], k) * rng.uniform(0.5, 2, k)", "rng.uniform(0.5, 2, k)"),
-    ('plotting.save(figure, bed.config, figures_name.format("phase"))\n', ""),
-)
+phase_of_both_signs = phase
+rerun("def planted(rng)", ("rng.choice([-1, 1], k) * rng.uniform(0.5, 2, k)", "rng.uniform(0.5, 2, k)"))
+rerun("phase = pd.DataFrame(")
 gains = {}
 for how in ("lasso", "ridge", "correlation"):
-    gains[how] = phase[phase.recovery == how].found.mean() - signed[signed.recovery == how].found.mean()
+    old, new = (table[table.recovery == how] for table in (phase_of_both_signs, phase))
+    gains[how] = new.share_found.mean() - old.share_found.mean()
 # %% 4 wrong
-signed = phase
-rerun(
-    "designs = {",
-    ("rng.choice([-1, 1], k) * rng.uniform(0.5, 2, k)", "rng.uniform(-2, 2, k)"),  # still both signs
-    ('plotting.save(figure, bed.config, figures_name.format("phase"))\n', ""),
-)
+phase_of_both_signs = phase
+two_signs = "rng.uniform(-2, 2, k)"  # still both signs
+rerun("def planted(rng)", ("rng.choice([-1, 1], k) * rng.uniform(0.5, 2, k)", two_signs))
+rerun("phase = pd.DataFrame(")
 gains = {}
 for how in ("lasso", "ridge", "correlation"):
-    gains[how] = phase[phase.recovery == how].exact.mean() - signed[signed.recovery == how].exact.mean()
+    old, new = (table[table.recovery == how] for table in (phase_of_both_signs, phase))
+    gains[how] = new.close.mean() - old.close.mean()

@@ -23,16 +23,14 @@ for name in (SIMULATED, GRADIENT, "BM25"):
     one_end, both_ends = ((s >= np.median(s[copies])).sum() for s in (suspicion(raw[name]), two_sided[name]))
     dearer[name] = both_ends - one_end
 # %% 4 solution
-rerun(
-    "share, epochs = 0.05",
-    ("share, epochs = 0.05", "share, epochs = 1"),
-    ('targets, seeds = (2, 2) if profile == "smoke" else (8, len(models.seeds_of(bed)))', "targets, seeds = 2, 1"),
-)
+sizes_of_smoke = ("n_tasks, n_seeds = 2, 2", "n_tasks, n_seeds = 2, 1")
+rerun("n_chosen = max(", sizes_of_smoke, ("pool_share, epochs = 0.05", "pool_share, epochs = 1"))
+rerun("def loss_after(")
+rerun("by_task = outcomes.pivot_table")
 largest = np.ptp(by_task.to_numpy(), axis=1).max()
 # %% 4 wrong
-rerun(
-    "share, epochs = 0.05",
-    ("share, epochs = 0.05", "share, epochs = 0.2"),  # not the whole pool
-    ('targets, seeds = (2, 2) if profile == "smoke" else (8, len(models.seeds_of(bed)))', "targets, seeds = 2, 1"),
-)
+sizes_of_smoke = ("n_tasks, n_seeds = 2, 2", "n_tasks, n_seeds = 2, 1")
+rerun("n_chosen = max(", sizes_of_smoke, ("pool_share, epochs = 0.05", "pool_share, epochs = 0.2"))  # a part of it
+rerun("def loss_after(")
+rerun("by_task = outcomes.pivot_table")
 largest = np.ptp(by_task.to_numpy(), axis=1).max()

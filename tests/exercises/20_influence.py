@@ -3,10 +3,10 @@ whole = {"inputs": train["inputs"].double(), "labels": train["labels"]}
 
 
 def hessian_product(v):
-    parts = v.split([leaf.numel() for leaf in leaves.values()])
-    slopes = torch.autograd.grad(task.loss_fn(leaves, whole), list(leaves.values()), create_graph=True)
+    parts = v.split([leaf.numel() for leaf in variables])
+    slopes = torch.autograd.grad(task.loss_fn(leaves, whole), variables, create_graph=True)
     along = sum((slope * part.view_as(slope)).sum() for slope, part in zip(slopes, parts, strict=True))
-    return torch.cat([part.flatten() for part in torch.autograd.grad(along, list(leaves.values()))])
+    return as_vector(torch.autograd.grad(along, variables))
 
 
 # %% 1 wrong
@@ -28,7 +28,7 @@ without = theta - X @ inverse / N * (y - X @ theta)[:, None]  # plain influence
 
 # %% 3 solution
 values, order = operators["ggn"].eigenvalues.sort(descending=True)
-along = operators["ggn"].project(right.double())[:, order] / (values + shift)
+along = operators["ggn"].project(system_gradients.double())[:, order] / (values + shift)
 cosines = (along.square().cumsum(1).sqrt() / along.norm(dim=1, keepdim=True)).mean(0)
 pairs = int((cosines <= 0.95).sum()) + 1
 

@@ -1,27 +1,26 @@
 # %% 1 solution
-first, same_block, S_, A_, pairs_ = torch.cat([features[0], torch.ones(1)]), 0.0, 0.0, 0.0, []
-for a in features:
-    p = (last.weight.double() @ a + last.bias.double()).softmax(0).detach()
-    A_ = A_ + torch.outer(first, first) / len(features)
-    for c in range(len(p)):
-        delta = p[c].sqrt() * (p - torch.eye(len(p))[c])
-        slope = torch.outer(delta, first).flatten()
-        S_ = S_ + torch.outer(delta, delta) / len(features)
-        same_block = same_block + torch.outer(slope, slope) / len(features)
-        pairs_.append((delta, first))
-same_kfac = torch.kron(S_, A_)
-vectors_s, vectors_a = torch.linalg.eigh(S_).eigenvectors, torch.linalg.eigh(A_).eigenvectors
-both = torch.kron(vectors_s, vectors_a)
-along = sum(torch.outer((vectors_s.T @ d) ** 2, (vectors_a.T @ a) ** 2) for d, a in pairs_).flatten() / len(features)
-same_ekfac = both @ torch.diag(along) @ both.T
+first_input = torch.cat([features[0], torch.ones(1)])
+same_block, same_S, same_A, same_pairs = 0.0, 0.0, 0.0, []
+for feature in features:
+    p = (W @ feature + bias).softmax(0).detach()
+    same_A = same_A + torch.outer(first_input, first_input) / len(features)
+    for label in range(len(p)):
+        u = p[label].sqrt() * (p - torch.eye(len(p))[label])
+        gradient = torch.outer(u, first_input).flatten()
+        same_S = same_S + torch.outer(u, u) / len(features)
+        same_block = same_block + torch.outer(gradient, gradient) / len(features)
+        same_pairs.append((u, first_input))
+same_kfac = torch.kron(same_S, same_A)
+vectors_S, vectors_A = torch.linalg.eigh(same_S).eigenvectors, torch.linalg.eigh(same_A).eigenvectors
+same_axes = torch.kron(vectors_S, vectors_A)
+along = sum(torch.outer((vectors_S.T @ u) ** 2, (vectors_A.T @ a) ** 2) for u, a in same_pairs).flatten()
+same_ekfac = same_axes @ torch.diag(along / len(features)) @ same_axes.T
 
 # %% 1 wrong
-first, slopes_ = torch.cat([features[0], torch.ones(1)]), []
-for a in features:
-    p = (last.weight.double() @ a + last.bias.double()).softmax(0).detach()
-    slopes_ += [p[c].sqrt() * (p - torch.eye(len(p))[c]) for c in range(len(p))]
-along = sum(torch.outer((axes_s.T @ d) ** 2, (axes_a.T @ first) ** 2) for d in slopes_).flatten() / len(features)
-same_block, same_kfac, same_ekfac = block, kfac, axes @ torch.diag(along) @ axes.T  # only `pairs` was replaced
+first_input = torch.cat([features[0], torch.ones(1)])
+along = sum(torch.outer((axes_of_S.T @ u) ** 2, (axes_of_A.T @ first_input) ** 2) for u, _ in slopes_and_inputs)
+same_ekfac = kfac_axes @ torch.diag(along.flatten() / len(features)) @ kfac_axes.T
+same_block, same_kfac = block, kfac  # only `slopes_and_inputs` was replaced
 
 # %% 2 solution
 blind = {"trace", "eigenvalues", "norm"}
@@ -30,37 +29,42 @@ blind = {"trace", "eigenvalues", "norm"}
 blind = {"trace"}  # but the swap only renames the axes
 
 # %% 3 solution
-ranked, drawn = spectra["right eigenvalues"], torch.Generator().manual_seed(0)
-mixed = [b.eigenvalues[torch.randperm(len(b.eigenvalues), generator=drawn)] for _, b in ranked.blocks.values()]
-shuffled = ranked.with_eigenvalues(torch.cat(mixed))
-given = {"Hessian": spectra["Hessian"], "shuffled": shuffled}
-answers = ladder.climb(grown[shown][0][-1], given, images, asked, (DECAY, HEAVY), DECAY)
+ranked, generator = deepest_rungs["right eigenvalues"], torch.Generator().manual_seed(0)
+of_layers = [layer.eigenvalues for _, layer in ranked.blocks.values()]
+shuffled = ranked.with_eigenvalues(
+    torch.cat([values[torch.randperm(len(values), generator=generator)] for values in of_layers])
+)
+two_rungs = {"Hessian": deepest_rungs["Hessian"], "shuffled": shuffled}
+last_base = base_models[deepest][-1]
+answers = ladder.measure_rungs(last_base, two_rungs, grid_images, grid_queries, (DECAY, HEAVY), DECAY)
 shuffled_lds = {
-    a.damping: lds(a.scores[test], halves, grown[shown][1][:, :, test]).mean()
-    for a in answers
-    if a.rung == "shuffled" and a.damping
+    answer.damping: mean_lds(answer.scores, deepest, test)
+    for answer in answers
+    if answer.rung == "shuffled" and answer.damping
 }
 
 # %% 3 wrong
-ranked, drawn = spectra["right eigenvalues"], torch.Generator().manual_seed(0)
-shuffled = ranked.with_eigenvalues(ranked.eigenvalues[torch.randperm(ranked.size, generator=drawn)])  # across layers
-given = {"Hessian": spectra["Hessian"], "shuffled": shuffled}
-answers = ladder.climb(grown[shown][0][-1], given, images, asked, (DECAY, HEAVY), DECAY)
+ranked, generator = deepest_rungs["right eigenvalues"], torch.Generator().manual_seed(0)
+across_layers = torch.randperm(ranked.size, generator=generator)
+shuffled = ranked.with_eigenvalues(ranked.eigenvalues[across_layers])
+two_rungs = {"Hessian": deepest_rungs["Hessian"], "shuffled": shuffled}
+last_base = base_models[deepest][-1]
+answers = ladder.measure_rungs(last_base, two_rungs, grid_images, grid_queries, (DECAY, HEAVY), DECAY)
 shuffled_lds = {
-    a.damping: lds(a.scores[test], halves, grown[shown][1][:, :, test]).mean()
-    for a in answers
-    if a.rung == "shuffled" and a.damping
+    answer.damping: mean_lds(answer.scores, deepest, test)
+    for answer in answers
+    if answer.rung == "shuffled" and answer.damping
 }
 
 # %% 4 solution
 from tda.tools.gradients import matrix
 
-sent = matrix(grown[shown][0][-1], images).double()[: ladder.PROBES]
-x = spectra["K-FAC"].function(lambda w: 1 / (w + DECAY), sent)
-back = spectra["Hessian"].matvec(x) + DECAY * x
+sent = matrix(base_models[deepest][-1], grid_images).double()[: ladder.PROBES]
+x = deepest_rungs["K-FAC"].function(lambda w: 1 / (w + DECAY), sent)
+back = deepest_rungs["Hessian"].matvec(x) + DECAY * x
 
 
-def error(s):
+def error_at(s):
     return ladder.inverse_error(s * back, sent)[0]
 
 
@@ -68,11 +72,11 @@ lengths = sent.square().sum(1)
 best = float(((back * sent).sum(1) / lengths).mean() / (back.square().sum(1) / lengths).mean())
 
 # %% 4 wrong
-once_ = results[(results.rung == "K-FAC") & (results.damping == DECAY)].error.iloc[-1]
+error_of_kfac = results[(results.rung == "K-FAC") & (results.damping == DECAY)].error.iloc[-1]
 
 
-def error(s):
-    return s**2 * once_  # an inverse that returns nothing is not free of error
+def error_at(s):
+    return s**2 * error_of_kfac  # an inverse that returns nothing is not free of error
 
 
 best = 0.0

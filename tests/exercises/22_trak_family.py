@@ -1,14 +1,10 @@
 # %% 1 solution
-unprojected = empirical.linear_scores("full", task, bed.train, held_out, 0.01)
-draw = projection.projector("sparse", width, n, 0)
-phi_, asked_ = torch.cat([draw(block) for block in G.split(64)]), draw(A)
-projected = (projection.damped_inverse(phi_, 0.01, "trak")(asked_) @ phi_.double().T).numpy()
+unprojected = empirical.linear_scores("full", task, train, held_out, 0.01)
+projected = damped(*project_all("sparse", n, 0), 0.01)
 
 # %% 1 wrong
 unprojected = limit  # the limit belongs to the damping of the figure
-draw = projection.projector("sparse", width, n, 0)
-phi_, asked_ = torch.cat([draw(block) for block in G.split(64)]), draw(A)
-projected = (projection.damped_inverse(phi_, 0.01, "trak")(asked_) @ phi_.double().T).numpy()
+projected = damped(*project_all("sparse", n, 0), 0.01)
 
 # %% 2 solution
 from unittest.mock import patch
@@ -25,25 +21,23 @@ def shared(members, train, queries, **options):
 
 
 # %% 3 solution
-def asked_alone(mixing):
-    known = scores.options_of(bed, scores.row_of(bed, "trackstar")) | {"mixing": mixing}
-    parts = (queries, take(queries, slice(0, 1)))
-    together, alone = (attribution.attribute("trackstar", task, bed.train, part, **known)[0] for part in parts)
+def among_others(mixing):
+    options = trackstar_options | {"mixing": mixing}
+    sets = chapter.queries, take(chapter.queries, slice(0, 1))
+    together, alone = (attribution.attribute("trackstar", task, train, queries, **options)[0] for queries in sets)
     return spearmanr(together, alone).statistic
 
 
-agreement = {mixing: asked_alone(mixing) for mixing in (0.0, 0.99)}
+agreement = {mixing: among_others(mixing) for mixing in (0.0, 0.99)}
 
 # %% 3 wrong
-stored = scores.load(bed, "trackstar")[0][0]  # the row's own mixing, whatever the other has
-known = scores.options_of(bed, scores.row_of(bed, "trackstar"))
-one = take(queries, slice(0, 1))
-agreement = {
-    mixing: spearmanr(
-        stored, attribution.attribute("trackstar", task, bed.train, one, **known | {"mixing": mixing})[0]
-    ).statistic
-    for mixing in (0.0, 0.99)
-}
+stored = chapter.scores("trackstar")[0]  # the row's own mixing, whatever the other has
+first = take(chapter.queries, slice(0, 1))
+agreement = {}
+for mixing in (0.0, 0.99):
+    options = trackstar_options | {"mixing": mixing}
+    alone = attribution.attribute("trackstar", task, train, first, **options)[0]
+    agreement[mixing] = spearmanr(stored, alone).statistic
 
 # %% 4 solution
 from dataclasses import replace
@@ -56,8 +50,7 @@ lean = replace(
     loss_fn=lambda params, *rest: task.loss_fn(fixed | params, *rest),
     outputs_fn=lambda params, batch: task.outputs_fn(fixed | params, batch),
 )
-options_ = scores.options_of(bed, scores.row_of(bed, "trak"))
-lean_lds = score(attribution.attribute("trak", lean, bed.train, held_out, **options_))
+lean_lds = score(attribution.attribute("trak", lean, train, held_out, **trak_options))
 
 # %% 4 wrong
 from dataclasses import replace
@@ -70,5 +63,4 @@ lean = replace(
     loss_fn=lambda params, *rest: task.loss_fn(fixed | params, *rest),
     outputs_fn=lambda params, batch: task.outputs_fn(fixed | params, batch),
 )
-options_ = scores.options_of(bed, scores.row_of(bed, "trak"))
-lean_lds = score(attribution.attribute("trak", lean, bed.train, held_out, **options_))
+lean_lds = score(attribution.attribute("trak", lean, train, held_out, **trak_options))

@@ -1,51 +1,33 @@
 # %% 1 solution
-_, asked_, top_ = world(share=0.3)
-ratio = 0.25 * np.square(0.5 * top_.scores[0]).sum() / asked_.eps
-promised = "nothing"  # between a quarter of eps and eps
-
-# %% 1 wrong
-_, asked_, top_ = world(share=0.3)
-ratio = 0.25 * np.square(0.5 * top_.scores[0]).sum() / asked_.eps
-promised = "accept"  # the error is below eps
-
-# %% 2 solution
-from tda.verification.residual import residual as estimate_of
+from tda.studies.verification.residual import residual as estimate_of
 
 small_plain, found_ = replace(plain, bases=30, checks=20), []
 for number in range(400):
-    verifier_ = tv.Verifier(learner, small_plain, number.to_bytes(32, "big"))
+    verifier_ = Verifier(learner, small_plain, number.to_bytes(32, "big"))
     subsets_ = verifier_.coins.pairs[0]
     f = learner(subsets_, np.zeros(len(subsets_), int)).values[:, 0]
     design = np.column_stack([np.ones(len(f)), subsets_ - 0.5])
-    before = tv.fit("least_squares", learner, len(f), 0.5, np.random.default_rng([2, number]))
+    before = fit("least_squares", learner, len(f), 0.5, np.random.default_rng([2, number]))
     for claim_ in (np.linalg.lstsq(design, f, rcond=None)[0], np.append(before.mean, before.scores)):
         left_over = (f - design @ claim_).reshape(4, -1, 1)
         found_.append(estimate_of(left_over, RHO, constraint=False).value[0] / eps)
 late, early = np.mean(found_[::2]), np.mean(found_[1::2])
 
-# %% 2 wrong
-from tda.verification.residual import residual as estimate_of
+# %% 1 wrong
+from tda.studies.verification.residual import residual as estimate_of
 
 small_plain, found_ = replace(plain, bases=30, checks=20), []
 for number in range(400):
-    verifier_ = tv.Verifier(learner, small_plain, number.to_bytes(32, "big"))
+    verifier_ = Verifier(learner, small_plain, number.to_bytes(32, "big"))
     subsets_ = verifier_.coins.pairs[0]
     f = learner(subsets_, np.zeros(len(subsets_), int)).values[:, 0].reshape(4, -1, 1)
     found_.append(estimate_of(f, RHO, constraint=False).value[0] / eps)  # nothing is subtracted
 late = early = np.mean(found_)
 
-# %% 3 solution
-least = statement.winsor / 4
-escape = (1 - least) ** statement.checks
-
-# %% 3 wrong
-least = statement.winsor  # a share of the bases, not of the trainings
-escape = (1 - least) ** statement.checks
-
-# %% 4 solution
+# %% 2 solution
 import base64
 
-from tda.verification.messages import decode, encode, pack
+from tda.studies.verification.messages import decode, encode, pack
 
 
 def edit(number, raw):
@@ -58,7 +40,7 @@ def edit(number, raw):
     return encode(message.session, message.number, message.kind, message.previous, body)[0]
 
 
-# %% 4 wrong
+# %% 2 wrong
 def edit(number, raw):
     if number != 3:
         return raw

@@ -20,8 +20,8 @@ from_width = 2 * 30 + 1  # a product of every position with itself only
 
 # %% 4 solution
 dense_, streamed_ = {"curvature": "ggn"}, {"curvature": "ggn", "solver": "cg", "iterations": 2}
-answers = {"exact": asked_for("influence", dense_, left), "cg": asked_for("influence", streamed_, left)}
+answers = {"exact": refusal_of("influence", dense_, half_share), "cg": refusal_of("influence", streamed_, half_share)}
 
 # %% 4 wrong
 dense_, layers_ = {"curvature": "ggn"}, {"curvature": "block_ggn"}  # smaller, but written down as well
-answers = {"exact": asked_for("influence", dense_, left), "cg": asked_for("influence", layers_, left)}
+answers = {"exact": refusal_of("influence", dense_, half_share), "cg": refusal_of("influence", layers_, half_share)}

@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from tda.curvature import factors, tracked
 from tda.studies.conformance.comparison import Comparison, quietly
-from tda.studies.conformance.ekfac import DAMPING, model_of
+from tda.studies.conformance.curvature import DAMPING, model_of
 from tda.studies.conformance.settings import setting
 from tda.task import Examples, Task, n_examples
 from tda.tools.gradients import matrix
@@ -19,11 +19,14 @@ def comparisons() -> list[Comparison]:
     """Agreement says that the two faults are all that is wrong there. On logistic regression: transposed eigenvectors
     depend on their arbitrary signs, which rounding flips in the deeper layers of a net. That is part of the fault.
     """
-    return [Comparison("EK-FAC with two faults, logistic", "dattri", ours, by_dattri)]
-
-
-def ours() -> np.ndarray:
-    return faulty_ekfac(*setting("logistic"))
+    return [
+        Comparison(
+            "EK-FAC with two faults, logistic",
+            "dattri",
+            lambda: faulty_ekfac(*setting("logistic")),
+            lambda: by_dattri(*setting("logistic")),
+        )
+    ]
 
 
 def faulty_ekfac(
@@ -40,28 +43,28 @@ def faulty_ekfac(
 
     The operator is still symmetric and positive, so nothing crashes and the scores look plausible.
     """
-    asked, documents, layers = matrix(task, queries), matrix(task, train), tracked(task)
-    scores = torch.zeros(len(asked), len(documents), dtype=asked.dtype)
+    queried, documents, layers = matrix(task, queries), matrix(task, train), tracked(task)
+    scores = torch.zeros(len(queried), len(documents), dtype=queried.dtype)
     for name, (a, s) in factors(task, train, "empirical").items():
-        u, w = (torch.linalg.eigh(factor, UPLO="U").eigenvectors.to(asked.dtype) for factor in (s, a))
+        u, w = (torch.linalg.eigh(factor, UPLO="U").eigenvectors.to(queried.dtype) for factor in (s, a))
         if transposed:
             u, w = u.T, w.T
         index, shape = layers[name].index, layers[name].shape
         values = (u.T @ documents[:, index].reshape(-1, *shape) @ w).square().mean(0)
         if misaligned:
             index = index.sort().values
-        one, other = (u.T @ rows[:, index].reshape(-1, *shape) @ w for rows in (asked, documents))
-        scores += (one / (values + damping)).flatten(1) @ other.flatten(1).T
+        of_queries, of_documents = (u.T @ rows[:, index].reshape(-1, *shape) @ w for rows in (queried, documents))
+        scores += (of_queries / (values + damping)).flatten(1) @ of_documents.flatten(1).T
     return scores.numpy()
 
 
 @quietly
-def by_dattri() -> np.ndarray:
+def by_dattri(task: Task, train: Examples, queries: Examples) -> np.ndarray:
+    """The scores [Q, N] of dattri's EK-FAC, as installed."""
     from dattri.algorithm.influence_function import IFAttributorEKFAC
     from dattri.task import AttributionTask
     from torch.utils.data import DataLoader, TensorDataset
 
-    task, train, queries = setting("logistic")
     model = model_of(task)
 
     def loss(params, batch):

@@ -7,7 +7,6 @@ The setting of :mod:`tda.evaluation.anchors` (200 digits, 20 queries, full-batch
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from functools import cache
 
 import torch
@@ -28,31 +27,25 @@ def anchor(kind: str) -> anchors.Anchor:
     return anchors.load("mlp", designs=("half",))
 
 
-def setting(kind: str) -> Setting:
-    """``(task, train, queries)`` of one of :data:`KINDS`, the classifiers in float64.
-
-    The task is a new object every time, so that nothing that was remembered for an earlier one is used again.
-    """
-    task, train, queries = _made(kind)
-    return replace(task), train, queries
+def trained_mlp() -> Setting:
+    """``(task, train, queries)`` of the network in float32, with the record of its training."""
+    return anchor("MLP").task, anchor("MLP").train, anchor("MLP").queries
 
 
 @cache
-def _made(kind: str) -> Setting:
+def setting(kind: str) -> Setting:
+    """``(task, train, queries)`` of one of :data:`KINDS`, the classifiers in float64 and without a record."""
     if kind not in KINDS:
         raise ValueError(f"setting {kind!r}; one of {KINDS}.")
     if kind == "GPT-NeoX":
         return _language()
     known = anchor("MLP" if kind == "CNN" else kind)
     model = classifiers.cnn(2, 4, seed=0, activation="relu") if kind == "CNN" else copy.deepcopy(known.task.model)
-    parts = [part | {"inputs": part["inputs"].double()} for part in (known.train, known.queries)]
-    return classifier(model.double(), kind), *parts
-
-
-def classifier(model: torch.nn.Module, name: str) -> Task:
-    """A task around a module that maps ``inputs`` to logits."""
+    model = model.double()
     loss_fn, outputs_fn = classifiers.loss_function(model), classifiers.outputs_function(model)
-    return Task(name, loss_fn, classifiers.parameters(model), model, outputs_fn=outputs_fn)
+    task = Task(kind, loss_fn, classifiers.parameters(model), model, outputs_fn=outputs_fn)
+    train, queries = (part | {"inputs": part["inputs"].double()} for part in (known.train, known.queries))
+    return task, train, queries
 
 
 def _language(n: int = 48, queries: int = 6, vocabulary: int = 40, context: int = 20) -> Setting:

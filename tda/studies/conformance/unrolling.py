@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -18,25 +19,21 @@ from tda.tools.segments import Segment, scores_of
 
 N, WIDTH, QUERIES = 24, 6, 5
 Problem = tuple  # (loss_fn, data, queries, recording)
+Scores = Callable[[Problem], np.ndarray]  # [Q, N]
 
 
 def comparisons() -> list[Comparison]:
-    plain, full = partial(network, 0.0, 0.0), partial(network, 0.9, 0.01)
-    exact, slow = partial(springs, 60, 0.1), partial(springs, 600, 0.002)
+    plain, full, exact, slow = network(0.0, 0.0), network(0.9, 0.01), springs(60, 0.1), springs(600, 0.002)
     return [
-        Comparison("unrolling, plain SGD", "autograd", partial(by_us, plain), partial(by_autograd, plain), 1e-8),
-        Comparison(
-            "unrolling, momentum and weight decay", "autograd", partial(by_us, full), partial(by_autograd, full), 1e-8
-        ),
-        Comparison("SOURCE, exact SGD form", "autograd", partial(source, exact, "exact"), partial(shared, exact), 1e-8),
-        Comparison(
-            "SOURCE, exponential form, small rate",
-            "autograd",
-            partial(source, slow, "exponential"),
-            partial(shared, slow),
-            0.05,
-        ),
+        _compared("unrolling, plain SGD", unrolling, by_autograd, plain),
+        _compared("unrolling, momentum and weight decay", unrolling, by_autograd, full),
+        _compared("SOURCE, exact SGD form", partial(source, "exact"), shared, exact),
+        _compared("SOURCE, exponential form, small rate", partial(source, "exponential"), shared, slow, 0.05),
     ]
+
+
+def _compared(quantity: str, ours: Scores, theirs: Scores, problem: Problem, tolerance: float = 1e-8) -> Comparison:
+    return Comparison(quantity, "autograd", lambda: ours(problem), lambda: theirs(problem), tolerance)
 
 
 def network(momentum: float, weight_decay: float) -> Problem:
@@ -69,28 +66,28 @@ def springs(steps: int, lr: float) -> Problem:
     return loss_fn, data, queries, recording
 
 
-def by_us(problem) -> np.ndarray:
-    return unrolled(*problem())[0].numpy()
+def unrolling(problem: Problem) -> np.ndarray:
+    return unrolled(*problem)[0].numpy()
 
 
-def source(problem, variant: str) -> np.ndarray:
+def source(variant: str, problem: Problem) -> np.ndarray:
     """SOURCE in three segments that know the curvature; without the spring, whose gradient is not constant."""
-    loss_fn, data, queries, run = problem()
+    loss_fn, data, queries, run = problem
     task = Task("springs", loss_fn, replayed(loss_fn, data, run))
     parts = [Segment((task,), rates, np.ones(N, bool)) for rates in np.array_split(run.rates, 3)]
-    known = [Dense(_curvature())] * 3
-    found = scores_of(parts, known, data, matrix(task, queries), run.momentum, run.weight_decay, variant)
-    return found.sum(0)[:, :-1]
+    curvatures = [Dense(_curvature())] * 3
+    by_segment = scores_of(parts, curvatures, data, matrix(task, queries), run.momentum, run.weight_decay, variant)
+    return by_segment.sum(0)[:, :-1]
 
 
-def shared(problem) -> np.ndarray:
+def shared(problem: Problem) -> np.ndarray:
     """:func:`by_autograd` without the spring."""
     return by_autograd(problem)[:, :-1]
 
 
-def by_autograd(problem) -> np.ndarray:
+def by_autograd(problem: Problem) -> np.ndarray:
     """- d l_q(theta_T) / d w, [Q, N], by backward passes through the whole training loop."""
-    loss_fn, data, queries, run = problem()
+    loss_fn, data, queries, run = problem
     weights = torch.ones(N, dtype=torch.float64, requires_grad=True)
     params = {k: v.clone().requires_grad_() for k, v in run.initial.items()}
     velocity = {k: torch.zeros_like(v) for k, v in params.items()}

@@ -4,16 +4,13 @@
 rescaled influence, Newton step); ``laws`` the average-case rates and how slopes are measured. All in float64.
 """
 
-from tda.studies.convex.problem import LOGISTIC, SQUARED, Fit, Loss, Problem, fit, separable
+from tda.studies.convex.problem import LOGISTIC, SQUARED, fit, separable
 from tda.studies.convex.removal import METHODS, errors, influence, newton_step, next_order, refit, rescaled_influence
 
 __all__ = [
     "LOGISTIC",
     "METHODS",
     "SQUARED",
-    "Fit",
-    "Loss",
-    "Problem",
     "errors",
     "fit",
     "influence",

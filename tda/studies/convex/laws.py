@@ -15,10 +15,9 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.polynomial.hermite_e import hermegauss
-from scipy import stats
 from scipy.special import expit
 
-from tda.evaluation.intervals import Interval
+from tda.evaluation.intervals import Interval, t_interval
 from tda.studies.convex.problem import LOGISTIC
 
 RESAMPLES = 2000
@@ -124,5 +123,4 @@ def bootstrap(
     if not (np.isfinite(value) and np.isfinite(resampled).all()):
         raise ValueError(f"the statistic is {value} on all replicates and not finite on every resample of them.")
     se = float(resampled.std() * np.sqrt(count / (count - 1)))
-    half = float(stats.t.ppf(0.5 + level / 2, count - 1)) * se
-    return Interval(value, value - half, value + half, se, count - 1)
+    return t_interval(value, se, count - 1, level)

@@ -216,7 +216,7 @@ def separable(X: np.ndarray, y: np.ndarray) -> bool:
     """
     signed = (2 * np.asarray(y, float) - 1)[:, None] * np.asarray(X, float)
     scale = np.abs(signed).max()
-    found = linprog(-signed.sum(0) / scale, A_ub=-signed / scale, b_ub=np.zeros(len(signed)), bounds=(-1, 1))
-    if not found.success:
-        raise ValueError(f"the linear programme for separability failed: {found.message}")
-    return bool(-found.fun > 1e-7)
+    solution = linprog(-signed.sum(0) / scale, A_ub=-signed / scale, b_ub=np.zeros(len(signed)), bounds=(-1, 1))
+    if not solution.success:
+        raise ValueError(f"the linear programme for separability failed: {solution.message}")
+    return bool(-solution.fun > 1e-7)

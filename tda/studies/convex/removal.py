@@ -22,7 +22,7 @@ import numpy as np
 
 from tda.studies.convex.problem import SINGULAR, Fit
 
-ALONE = "without it no data speak about some direction of the parameters. Give a ridge > 0 or keep some of them."
+NO_DATA = "without it no data speak about some direction of the parameters. Give a ridge > 0 or keep some of them."
 CHUNK = 2_000_000  # numbers in one temporary array: 16 MB
 
 
@@ -35,7 +35,7 @@ def rescaled_influence(fit: Fit, removed: np.ndarray) -> np.ndarray:
     """Influence with each example's own curvature taken out: additive, each term 1 / (1 - h_i) times as long."""
     removed = _checked(fit, removed)
     if (left := 1 - fit.leverages)[removed].min() <= SINGULAR:
-        raise ValueError(f"an example of a removed set has leverage 1: {ALONE}")
+        raise ValueError(f"an example of a removed set has leverage 1: {NO_DATA}")
     return fit.solve(_summed(fit, removed, fit.slopes / left).T).T
 
 
@@ -47,23 +47,23 @@ def newton_step(fit: Fit, removed: np.ndarray) -> np.ndarray:
 
 def next_order(fit: Fit, removed: np.ndarray) -> np.ndarray:
     """The Newton step with the term that it leaves out: one more pass over the data, no iteration."""
-    removed, found = _checked(fit, removed), []
+    changes = []
     third = fit.problem.loss.third(fit.predictions, fit.problem.y)
-    for part in _parts(fit, removed):
+    for part in _parts(fit, _checked(fit, removed)):
         step = newton_step(fit, part)
         pull = third * (step @ fit.problem.X.T) ** 2
         np.put_along_axis(pull, part, 0.0, axis=1)
-        found.append(step - 0.5 * _solve_without(fit, part, pull @ fit.problem.X))
-    return np.concatenate(found)
+        changes.append(step - 0.5 * _solve_without(fit, part, pull @ fit.problem.X))
+    return np.concatenate(changes)
 
 
 def refit(fit: Fit, removed: np.ndarray) -> np.ndarray:
     """The exact change, by Newton's method from the Newton step; tolerance and errors in :meth:`Problem.minimise`."""
-    removed, found = _checked(fit, removed), []
-    for part in _parts(fit, removed):
+    changes = []
+    for part in _parts(fit, _checked(fit, removed)):
         start = fit.theta + newton_step(fit, part)
-        found.append(fit.problem.minimise(part, start, _hessians_without(fit, part)) - fit.theta)
-    return np.concatenate(found)
+        changes.append(fit.problem.minimise(part, start, _hessians_without(fit, part)) - fit.theta)
+    return np.concatenate(changes)
 
 
 METHODS: dict[str, Callable[[Fit, np.ndarray], np.ndarray]] = {
@@ -143,5 +143,5 @@ def _solve(matrices: np.ndarray, right: np.ndarray, whole: np.ndarray) -> np.nda
     except np.linalg.LinAlgError:
         left = np.zeros(1)
     if np.square(left).min() <= SINGULAR:
-        raise ValueError(f"the Hessian without a removed set is singular: {ALONE}")
+        raise ValueError(f"the Hessian without a removed set is singular: {NO_DATA}")
     return np.linalg.solve(matrices, right[:, :, None])[:, :, 0]

@@ -12,14 +12,14 @@ NAMES = ("breast cancer", "wine", "iris", "diabetes", "digits 3-8", "digits 4-9"
 
 @dataclass(frozen=True)
 class Table:
-    """Training rows X, y and held-out rows asked, answers; raw features of both. Labels are 0 and 1."""
+    """Rows for training X [n, d], y [n] and held-out ones, and the raw features of both. Labels are 0 and 1."""
 
     X: np.ndarray
     y: np.ndarray
-    asked: np.ndarray
-    answers: np.ndarray
+    held_out: np.ndarray
+    held_out_labels: np.ndarray
     raw: np.ndarray
-    raw_asked: np.ndarray
+    raw_held_out: np.ndarray
 
 
 def load(name: str, share: float, seed: int) -> Table:

@@ -24,14 +24,14 @@ def in_basis(basis: Spectral, other: Operator, how: str = "projected") -> Spectr
         return basis.with_eigenvalues(
             torch.cat([_ranked(block, other.blocks[k][1].eigenvalues) for k, (_, block) in blocks.items()])
         )
-    matrix, found = other.materialise().double(), []
+    matrix, eigenvalues = other.materialise().double(), []
     for index, block in blocks.values():
         part = matrix[index][:, index]
         if how == "projected":
-            found.append(torch.cat([_along(block, part, rows) for rows in chunks(len(index), ROWS)]))
+            eigenvalues.append(torch.cat([_along(block, part, rows) for rows in chunks(len(index), ROWS)]))
         else:
-            found.append(_ranked(block, torch.linalg.eigvalsh(part)))
-    return basis.with_eigenvalues(torch.cat(found))
+            eigenvalues.append(_ranked(block, torch.linalg.eigvalsh(part)))
+    return basis.with_eigenvalues(torch.cat(eigenvalues))
 
 
 def _alike(some: dict[str, tuple[Tensor, Spectral]], others: dict[str, tuple[Tensor, Spectral]]) -> bool:

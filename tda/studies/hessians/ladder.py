@@ -6,7 +6,8 @@ error and its angle, over training gradients g and with the damping ``decay`` th
 
     back = (H + decay) (C^ + d)^-1 g,       E = mean |back - g|^2 / |g|^2,       angle = mean 1 - cos(back, g)^2
 
-For nets whose matrices can be decomposed; :func:`hessian_alone` is for a net whose Hessian is too large for that.
+:func:`build_rungs` makes the matrices and :func:`measure_rungs` inverts them; both are for nets whose matrices can be
+decomposed. :func:`measure_large_hessian` is for a net whose Hessian is too large for that.
 """
 
 from __future__ import annotations
@@ -51,14 +52,14 @@ class Answer:
     scores: np.ndarray | None
 
 
-def rungs(task: Task, train: Examples, full: bool = True) -> dict[str, Spectral]:
+def build_rungs(task: Task, train: Examples, full: bool = True) -> dict[str, Spectral]:
     """The ladder at the task's parameters, in the order of :data:`RUNGS`; without the Hessian's two unless ``full``.
 
     Labels of the Fisher are taken exactly. The identity has the mean eigenvalue of the Gauss-Newton matrix.
     """
     gauss, blocks = spanned_ggn(task, train), spanned_ggn(task, train, "layer")
     factored = kfac(task, train, "exact")
-    made = {
+    below = {
         "Gauss-Newton": gauss,
         "blocks": blocks,
         "right eigenvalues": in_basis(factored, blocks, "ranked"),
@@ -67,12 +68,12 @@ def rungs(task: Task, train: Examples, full: bool = True) -> dict[str, Spectral]
         "diagonal": diagonal(task, train, "exact"),
         "identity": Diagonal(torch.full((gauss.size,), float(gauss.eigenvalues.mean()), dtype=torch.float64)),
     }
-    return dict.fromkeys(RUNGS[:2], dense_hessian(task, train)) | made if full else made
+    return dict.fromkeys(RUNGS[:2], dense_hessian(task, train)) | below if full else below
 
 
-def climb(
+def measure_rungs(
     task: Task,
-    ladder: dict[str, Spectral],
+    rungs: dict[str, Spectral],
     train: Examples,
     queries: Examples,
     dampings: Sequence[float],
@@ -81,22 +82,23 @@ def climb(
 ) -> Iterator[Answer]:
     """Every rung's :class:`Answer` at the pseudo-inverse and at each of ``dampings`` (absolute).
 
-    The pseudo-inverse is compared with H itself. Where the ladder has no Hessian, products with it are streamed.
+    The pseudo-inverse is compared with H itself. Where the rungs lack the Hessian, products with it are streamed.
     """
-    own, asked = matrix(task, train).double(), matrix(task, queries).double()
-    true = ladder.get("Hessian") or hessian(task, train, n_examples(train))
-    for rung, operator in ladder.items():
+    g_train, g_query = matrix(task, train).double(), matrix(task, queries).double()
+    true = rungs.get("Hessian") or hessian(task, train, n_examples(train))
+    for rung, operator in rungs.items():
         values = operator.eigenvalues.abs() if rung == MAGNITUDES else operator.eigenvalues
-        mine, theirs = operator.project(torch.cat([own, asked])).split([len(own), len(asked)])  # once for all dampings
+        along = operator.project(torch.cat([g_train, g_query]))  # once for all dampings
+        along_train, along_query = along.split([len(g_train), len(g_query)])
         inverses = [torch.where(values.abs() > CUTOFF, 1.0 / values, 0.0), *(1.0 / (values + d) for d in dampings)]
-        sent = own[:probes]
-        solved = operator.lift(torch.cat([mine[:probes] * inverse for inverse in inverses]))
+        sent = g_train[:probes]
+        solved = operator.lift(torch.cat([along_train[:probes] * inverse for inverse in inverses]))
         parts = zip(
             (0.0, *dampings), inverses, solved.split(len(sent)), true.matvec(solved).split(len(sent)), strict=True
         )
         for d, inverse, x, moved in parts:
-            found = ((theirs * inverse) @ mine.T).float().numpy() if d else None
-            yield Answer(rung, d, *inverse_error(moved + decay * x if d else moved, sent), found)
+            scores = ((along_query * inverse) @ along_train.T).float().numpy() if d else None
+            yield Answer(rung, d, *inverse_error(moved + decay * x if d else moved, sent), scores)
 
 
 def inverse_error(back: Tensor, sent: Tensor) -> tuple[float, float]:
@@ -106,7 +108,7 @@ def inverse_error(back: Tensor, sent: Tensor) -> tuple[float, float]:
     return float(error.mean()), float((1 - cosine.square()).clamp(min=0).mean())
 
 
-def hessian_alone(
+def measure_large_hessian(
     task: Task,
     train: Examples,
     queries: Examples,
@@ -120,18 +122,18 @@ def hessian_alone(
     at the dampings that make H positive definite by CG, if it converges in :data:`PRODUCTS`. The others, the
     pseudo-inverse and the magnitudes are left out. Lanczos finds the smallest eigenvalue from above: hence a margin.
     """
-    own, asked = matrix(task, train), matrix(task, queries)
-    solved, residual = solve_hessian(task, train, asked.double(), decay)
-    answers = [Answer("Hessian", decay, 0.0, 0.0, (solved @ own.double().T).float().numpy())]
+    g_train, g_query = matrix(task, train), matrix(task, queries)
+    solved, residual = solve_hessian(task, train, g_query.double(), decay)
+    answers = [Answer("Hessian", decay, 0.0, 0.0, (solved @ g_train.double().T).float().numpy())]
     operator = hessian(task, train, n_examples(train))
     _, on, off = lanczos(operator, LANCZOS)
     least = float(torch.linalg.eigvalsh(torch.diag(on) + torch.diag(off, 1) + torch.diag(off, -1))[0])
-    together = torch.cat([asked, own[:probes]])
+    sent = g_train[:probes]
     for d in (d for d in dampings if d != decay and d > -MARGIN * least):
-        solution = cg(operator, together, d, iterations=PRODUCTS, tolerance=TOLERANCE)
+        solution = cg(operator, torch.cat([g_query, sent]), d, iterations=PRODUCTS, tolerance=TOLERANCE)
         if solution.trace[-1]["residual"] > TOLERANCE:
             continue
-        found = solution.solution
-        scores, x = (found[: len(asked)] @ own.T).numpy(), found[len(asked) :]
-        answers.append(Answer("Hessian", d, *inverse_error(operator.matvec(x) + decay * x, own[:probes]), scores))
+        solved, x = solution.solution.split([len(g_query), len(sent)])
+        scores = (solved @ g_train.T).numpy()
+        answers.append(Answer("Hessian", d, *inverse_error(operator.matvec(x) + decay * x, sent), scores))
     return answers, least, residual

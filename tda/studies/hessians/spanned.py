@@ -66,13 +66,15 @@ def spanned_ggn(task: Task, train: Examples, by: str = "", chunk: int = 128) -> 
     bytes_ = 24.0 * sum(len(i) ** 2 for i in narrow.values()) + 24.0 * count**2 * len(wide)
     bytes_ += 4.0 * count * size * bool(wide) + 16.0 * count * sum(len(i) for i in wide.values())
     require(bytes_, f"the Gauss-Newton matrix of {size} parameters in {count} pseudo-gradients", DENSE_ADVICE)
-    made: dict[str, Spectral] = {}
+    operators: dict[str, Spectral] = {}
     if narrow:
-        made |= {name: Dense(block) for name, block in moments(task, train, narrow, chunk).items()}
+        operators |= {name: Dense(block) for name, block in moments(task, train, narrow, chunk).items()}
     if wide:
         rows = torch.cat(list(pseudo_gradients(task, train, "exact", chunk=chunk)))
-        made |= {name: Spanned(rows[:, index], n_examples(train)) for name, index in wide.items()}
-    return Blocks(size, {name: (index, made[name]) for name, index in groups.items()}) if by else made["all"]
+        operators |= {name: Spanned(rows[:, index], n_examples(train)) for name, index in wide.items()}
+    if not by:
+        return operators["all"]
+    return Blocks(size, {name: (index, operators[name]) for name, index in groups.items()})
 
 
 def _directions(task: Task, train: Examples) -> int:

@@ -1,4 +1,4 @@
-"""The best residual of a linear predictor, without computing that predictor.
+"""The best residual of a linear predictor, without computing that predictor, and the sample sizes that it needs.
 
 With B_k the sum of the squared Fourier coefficients of degree k, the smallest mean squared error of a linear
 predictor (with a constant) is B_{>=2} = E f^2 - B_0 - B_1. The noise stability h(r) = E f(x) f(x'), over pairs of
@@ -20,26 +20,22 @@ does not change when one is subtracted, the variance does), the winsorised mean,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 from scipy.optimize import nnls
 
-from tda.verification.subsets import check_probability, check_rho
+from tda.studies.verification.cube import check_probability, check_rho
 
 MSE_SPREAD = 2.0  # variance of a squared Gaussian, in units of its squared mean
 
 
-@dataclass(frozen=True)
-class Residual:
-    """``value`` [Q]: the estimate of B_{>=2}. ``weights`` [3, Q]: b_0, b_1, b_2. ``stability`` [4, Q]: h at 0, rho, 2
-    rho and 1.
-    """
+class Residual(NamedTuple):
+    """``value`` [Q]: the estimate of B_{>=2}. ``weights`` [3, Q]: b_0, b_1, b_2."""
 
     value: np.ndarray
     weights: np.ndarray
-    stability: np.ndarray
 
 
 def residual(values: np.ndarray, rho: float, constraint: bool = True) -> Residual:
@@ -54,19 +50,35 @@ def residual(values: np.ndarray, rho: float, constraint: bool = True) -> Residua
     return from_stability(np.concatenate([pairs, np.square(values).mean((0, 1))[None]]), rho, constraint)
 
 
+def from_stability(stability: np.ndarray, rho: float, constraint: bool = True) -> Residual:
+    """The same from ``stability`` [4, Q]: (estimates of) h(0), h(rho), h(2 rho), h(1)."""
+    powers = np.vander(np.array([0.0, check_rho(rho), 2 * rho]), 3, increasing=True)
+    if constraint:
+        weights = np.stack([nnls(powers, h)[0] for h in stability[:3].T], axis=1)
+    else:
+        weights = np.linalg.solve(powers, stability[:3])
+    return Residual(stability[3] - weights[0] - weights[1], weights)
+
+
+def base_terms(values: np.ndarray, rho: float) -> np.ndarray:
+    """[n, Q]: the term T of every base, whose mean is B_{>=2} of :func:`residual` without constraint.
+
+    T = (mean of the four squares) - f(x) sum_t c_t f(x_t), c as in :func:`slopes`.
+    """
+    return np.square(values).mean(0) - values[0] * np.tensordot(slopes(rho), values[1:], 1)
+
+
 def winsorised(values: np.ndarray, rho: float, share: float) -> np.ndarray:
     """[Q]: the same estimate (without constraint) as a mean over bases, in which a few wrong outputs count for little.
 
-    A base has the term T = (mean of the four squares) - f(x) sum_t c_t f(x_t), c as in :func:`spread`; its mean over
-    the bases is B_{>=2} of :func:`residual`. Terms beyond the quantiles ``share`` and 1 - ``share`` are pulled to
-    them: lies about few bases, however large, can move the estimate only by what lies between the quantiles. Its price
-    is a bias, because T is not symmetric. It must never cut off whole tails: see :func:`largest_share`, which is for
-    the caller to keep. Ours. Raises ``ValueError`` for a share outside [0, 0.25], and as :func:`residual`.
+    Terms of :func:`base_terms` beyond the quantiles ``share`` and 1 - ``share`` are pulled to them: lies about few
+    bases, however large, can move the estimate only by what lies between the quantiles. Its price is a bias, because T
+    is not symmetric. It must never cut off whole tails: see :func:`largest_share`, which is for the caller to keep.
+    Ours. Raises ``ValueError`` for a share outside [0, 0.25], and as :func:`residual`.
     """
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 0.25:
         raise ValueError(f"share={share!r} of the terms on each side; it lies in [0, 0.25], and 0 pulls none.")
-    values = _checked(values)
-    terms = np.square(values).mean(0) - values[0] * np.tensordot(slopes(rho), values[1:], 1)
+    terms = base_terms(_checked(values), rho)
     return np.clip(terms, np.quantile(terms, share, axis=0), np.quantile(terms, 1 - share, axis=0)).mean(0)
 
 
@@ -105,23 +117,6 @@ def _checked(values) -> np.ndarray:
     return values
 
 
-def from_stability(stability: np.ndarray, rho: float, constraint: bool = True) -> Residual:
-    """The same from ``stability`` [4, Q]: (estimates of) h(0), h(rho), h(2 rho), h(1)."""
-    stability = np.asarray(stability, dtype=np.float64)
-    at = np.array([0.0, check_rho(rho), 2 * rho])
-    powers = np.vander(at, 3, increasing=True)
-    if constraint:
-        weights = np.stack([nnls(powers, h)[0] for h in stability[:3].T], axis=1)
-    else:
-        weights = np.linalg.solve(powers, stability[:3])
-    return Residual(stability[3] - weights[0] - weights[1], weights, stability)
-
-
-def stability(weights: np.ndarray, correlations: np.ndarray) -> np.ndarray:
-    """h [R, Q] = sum_k B_k r^k of known ``weights`` [K, Q]."""
-    return np.vander(np.asarray(correlations, float), len(weights), increasing=True) @ weights
-
-
 def bias(weights: np.ndarray, rho: float) -> np.ndarray:
     """[Q]: expected estimate minus truth, sum_{k>=3} B_k rho^(k-1) (2^(k-1) - 2), of known ``weights`` [K, Q]."""
     k = np.arange(3, len(weights))
@@ -131,9 +126,9 @@ def bias(weights: np.ndarray, rho: float) -> np.ndarray:
 def spread(rho: float, degree: int = 2, coupled: bool = True) -> float:
     """Variance of one base's term of the estimate, in units of (E f^2)^2, if all of f has this degree.
 
-    The term is f(x) sum_t c_t f(x_t) with c = (1 - 3 / 2rho, 2 / rho, -1 / 2rho) at t = 0, rho, 2 rho. The products are
-    treated as products of independent Gaussians, with E f(x_t) f(x_s) = E f^2 (1 - |t - s|)^degree when coupled (two
-    partners agree where both keep or both draw afresh) and 0 otherwise; 2 is added for h(1). A planning figure.
+    The products f(x) f(x_t) of the term are treated as products of independent Gaussians, with E f(x_t) f(x_s) = E f^2
+    (1 - |t - s|)^degree when coupled (two partners agree where both keep or both draw afresh) and 0 otherwise; 2 is
+    added for h(1). A planning figure.
     """
     c = slopes(rho)
     at = np.array([0, rho, 2 * rho])
@@ -141,53 +136,43 @@ def spread(rho: float, degree: int = 2, coupled: bool = True) -> float:
     return float(c @ (common if coupled else np.eye(3)) @ c) + 2.0
 
 
-def plan(
-    eps: float,
-    delta: float,
-    best: float,
-    rho: float,
-    degree: int = 2,
-    points: int = 1,
-    total: float | None = None,
-    off: float = 0.0,
-) -> tuple[int, int]:
+def plan(eps: float, delta: float, best: float, rho: float, points: int = 1, off: float = 0.0) -> tuple[int, int]:
     """``(fresh, bases)``: how many subsets to measure the claim on, and how many bases for the residual.
 
-    ``best``: the best residual B_{>=2} that is expected. With these sizes (normal approximation) a claim of error eps
-    / 4 passes, and one of error eps fails, with probability 1 - delta in each of ``points`` outputs. The noise is in
-    proportion to E g^2 of the function g that is measured: best + error of the claim if the claim is subtracted
-    (``around="claim"``), and ``total`` = E f^2 otherwise, when it is given. A quarter of the variance is left to the
-    fresh subsets. Grows as (E g^2 / eps)^2, and with :func:`spread` in 1 / rho. ``off`` >= 0 is the bias of the
-    estimated residual where it is known (:func:`bias`): it leaves only eps / 2 - off to notice a false claim.
+    ``best``: the best residual B_{>=2} that is expected, all of it of degree 2. With these sizes (normal approximation)
+    a claim of error eps / 4 passes, and one of error eps fails, with probability 1 - delta in each of ``points``
+    outputs. The noise is in proportion to E g^2 of the function g that is measured: f minus the claim (``around =
+    "claim"``), so best + error of the claim. A quarter of the variance is left to the fresh subsets. Grows as
+    (E g^2 / eps)^2, and with :func:`spread` in 1 / rho. ``off`` >= 0 is the bias of the estimated residual where it is
+    known (:func:`bias`): it leaves only eps / 2 - off to notice a false claim.
     """
     check_rates(eps, delta)
     if not delta < points / 2:
         raise ValueError(f"delta={delta} for {points} test points; delta / points must lie below 1/2, a coin's error.")
     z = stats.norm.ppf(1 - delta / points)
-    variance = _room(eps, best, points, total, off) ** 2 / z**2
-    return int(np.ceil(4 * MSE_SPREAD / variance)), int(np.ceil(spread(check_rho(rho), degree) / variance * 4 / 3))
+    variance = _room(eps, best, points, off) ** 2 / z**2
+    return int(np.ceil(4 * MSE_SPREAD / variance)), int(np.ceil(spread(rho) / variance * 4 / 3))
 
 
-def attained(eps: float, best: float, rho: float, bases: int, points: int = 1, degree: int = 2) -> float:
+def attained(eps: float, best: float, rho: float, bases: int, points: int = 1) -> float:
     """delta of :func:`plan` for given ``bases`` (and fresh subsets in proportion): its inverse.
 
     Raises ``ValueError`` if that is not below 1/2: such sizes decide nothing.
     """
-    z = _room(eps, best, points, None, 0.0) / np.sqrt(spread(check_rho(rho), degree) * 4 / 3 / bases)
+    z = _room(eps, best, points) / np.sqrt(spread(rho) * 4 / 3 / bases)
     delta = float(points * stats.norm.sf(z))
     if not delta < 0.5:
         raise ValueError(f"{bases} bases attain delta={delta:.2f} only; allow more of them or raise eps={eps:.2g}.")
     return delta
 
 
-def _room(eps, best, points, total, off) -> float:
+def _room(eps: float, best: float, points: int, off: float = 0.0) -> float:
     """How far the nearer of the two wrong decisions is, in units of E g^2."""
-    if not best > 0 or points < 1 or (total is not None and not total > 0):
-        raise ValueError(f"best={best}, points={points}, total={total}; all must be positive.")
+    if not best > 0 or points < 1:
+        raise ValueError(f"best={best}, points={points}; both must be positive.")
     if not 0 <= off < eps / 2:
         raise ValueError(f"off={off}; a bias of the residual lies in [0, eps / 2), or no size helps. Lower rho.")
-    honest, false = (best + eps / 4, best + eps) if total is None else (total, total)
-    return min(eps / 4 / honest, (eps / 2 - off) / false)
+    return min(eps / 4 / (best + eps / 4), (eps / 2 - off) / (best + eps))
 
 
 def check_rates(eps: float, delta: float) -> None:

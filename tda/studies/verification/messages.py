@@ -99,17 +99,29 @@ def _no_constant(name: str):
     raise ValueError(f"{name} is no number")
 
 
-def expect(message: Message, session: str, number: int, kind: str, previous: str) -> dict:
-    """The body of the message, if it is the one that is due. Raises :class:`ProtocolError` otherwise."""
-    if message.session != session:
-        raise ProtocolError("the message belongs to another session: replayed or misdirected")
-    if (message.number, message.kind) != (number, kind):
-        raise ProtocolError(
-            f"message {number} ({kind}) is due, this is {message.number} ({message.kind}): reordered or replayed"
-        )
-    if message.previous != previous:
-        raise ProtocolError("the message does not follow the one before it: the parties saw different messages")
-    return message.body
+class Party:
+    """One side of a session: counts the messages of both sides, and knows the last one and what kind is ``due``."""
+
+    session, last, number, due = "", "", 0, "nothing"
+
+    def _read(self, message: Message) -> dict:
+        """The body of the message, if it is the one that is due. Raises :class:`ProtocolError` otherwise."""
+        if message.session != self.session:
+            raise ProtocolError("the message belongs to another session: replayed or misdirected")
+        if (message.number, message.kind) != (self.number, self.due):
+            raise ProtocolError(
+                f"message {self.number} ({self.due}) is due, this is {message.number} ({message.kind}): reordered or "
+                f"replayed"
+            )
+        if message.previous != self.last:
+            raise ProtocolError("the message does not follow the one before it: the parties saw different messages")
+        self.last, self.number = message.digest, self.number + 1
+        return message.body
+
+    def _send(self, kind: str, body: dict, due: str) -> bytes:
+        raw, self.last = encode(self.session, self.number, kind, self.last, body)
+        self.number, self.due = self.number + 1, due
+        return raw
 
 
 def keys(body: dict, *names: str) -> dict:

@@ -1,23 +1,21 @@
-"""What is trained: functions of (subset, seed) that both parties can repeat to the bit.
+"""What is trained: functions of (subset, seed) that both parties can repeat to the bit, and one whose truth is known.
 
 A learner turns subsets into outputs in [-1, 1] (divided by its ``bound`` and clipped), one a test point, and a SHA-256
 fingerprint of every trained model. Its :meth:`Learner.spec` is plain JSON, from which the other party builds the same
-learner (:func:`build`) and which binds the data by hash. Learners count their trainings: that is the cost of a party.
+learner (:func:`tda.studies.verification.statement.build`) and which binds the data by hash. Learners count their
+trainings: that is the cost of a party.
 """
 
 from __future__ import annotations
 
 import abc
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from tda.artefacts import key_of
-from tda.verification.subsets import check_probability, check_subsets, standard
-
-BUILDERS: dict[str, Callable[..., Learner]] = {}
+from tda.studies.verification.cube import Attribution, check_probability, check_subsets, standard
 
 
 @dataclass(frozen=True)
@@ -30,18 +28,22 @@ class Outputs:
 
 class Learner(abc.ABC):
     """``n`` examples, ``points`` test points, ``bound`` > 0 in the output's own unit; ``exact`` if a model has the same
-    bits whatever it is trained beside.
+    bits whatever it is trained beside; ``kind``, ``data`` and ``options``: what it was made with.
     """
 
+    kind: str
+    data: tuple[np.ndarray, ...] = ()
     n: int
     points: int
     bound: float
+    options: dict
     exact: bool = True
     trainings: int = 0
 
-    @abc.abstractmethod
     def spec(self) -> dict:
-        """JSON from which :func:`build` makes this learner; key ``learner`` names its kind."""
+        """JSON that makes this learner again: its kind (key ``learner``), its data by hash, its options."""
+        data = {"data": digest_of(*self.data)} if self.data else {}
+        return {"learner": self.kind} | data | self.options
 
     @abc.abstractmethod
     def run(self, subsets: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, list[bytes]]:
@@ -49,7 +51,7 @@ class Learner(abc.ABC):
 
     def task(self, seed: int):
         """``(task, train, queries)`` of the model trained on everything, for methods of the registry."""
-        raise ValueError(f"learner {self.spec()['learner']!r} has no gradients; fit its attribution by regression.")
+        raise ValueError(f"learner {self.kind!r} has no gradients; fit its attribution by regression.")
 
     def __call__(self, subsets: np.ndarray, seeds: np.ndarray) -> Outputs:
         """Train on every subset [M, n] bool with its seed [M] >= 0.
@@ -67,7 +69,7 @@ class Learner(abc.ABC):
         if not np.isfinite(values).all():
             bad = np.unique(np.argwhere(~np.isfinite(values))[:, 0])[:5].tolist()
             raise ValueError(
-                f"learner {self.spec()['learner']!r}: outputs of subsets {bad} are not finite. Lower its step size or "
+                f"learner {self.kind!r}: outputs of subsets {bad} are not finite. Lower its step size or "
                 f"raise its regularisation."
             )
         self.trainings += len(subsets)
@@ -76,9 +78,9 @@ class Learner(abc.ABC):
         return Outputs(clipped, np.frombuffer(digests, np.uint8).reshape(-1, 32))
 
 
-class Once:
-    """A learner that remembers: the same call is trained once. For experiments in which several claims meet the same
-    coins; a party of a real session has no use for it.
+class Remembering:
+    """A learner that trains the same call once. For experiments in which several claims meet the same coins; a party of
+    a real session has no use for it.
     """
 
     def __init__(self, learner: Learner):
@@ -94,39 +96,11 @@ class Once:
         return self.known[key]
 
 
-def register(kind: str):
-    """Class decorator: ``build({"learner": kind, ...})`` makes this learner from the other keys."""
-
-    def add(cls):
-        BUILDERS[kind] = cls
-        return cls
-
-    return add
-
-
-def build(spec: dict) -> Learner:
-    """The learner of a :meth:`Learner.spec`. Raises ``ValueError`` for unknown kinds or options and for other data."""
-    from tda.verification import networks, ridge  # noqa: F401  they register themselves
-
-    kind = spec.get("learner") if isinstance(spec, dict) else spec
-    if not isinstance(kind, str) or not isinstance(spec, dict) or kind not in BUILDERS:
-        raise ValueError(f"learner {kind!r} is unknown; there are {sorted(BUILDERS)}.")
-    options = {k: v for k, v in spec.items() if k not in ("learner", "data")}
-    try:
-        made = BUILDERS[spec["learner"]](**options)
-    except TypeError as error:
-        raise ValueError(f"learner {spec['learner']!r}: {error}. Give the options that its spec() has.") from None
-    if made.spec().get("data") != spec.get("data"):
-        raise ValueError(f"learner {spec['learner']!r}: its data here differ from those of the statement.")
-    return made
-
-
 def digest_of(*arrays: np.ndarray) -> str:
     """SHA-256 of arrays, with their types and shapes."""
     return key_of([(str(a.dtype), a.shape, hashlib.sha256(np.ascontiguousarray(a)).hexdigest()) for a in arrays])
 
 
-@register("polynomial")
 class Polynomial(Learner):
     """A function with known Fourier weights: no training at all, exact truth.
 
@@ -137,6 +111,8 @@ class Polynomial(Learner):
     sum |f_T| max |phi_T|, so nothing is ever clipped.
     """
 
+    kind = "polynomial"
+
     def __init__(self, n, p=0.5, energy=(0.0, 1.0, 0.1), points=1, seed=0, concentration=0.0, noise=0.0):
         energy = [float(e) for e in energy]
         if n < 4 or not 2 <= len(energy) <= 5 or min(energy) < 0 or not sum(energy) > 0 or points < 1 or noise < 0:
@@ -145,15 +121,8 @@ class Polynomial(Learner):
                 f"0, 1, ..., not all zero, points >= 1 and noise >= 0."
             )
         self.n, self.p, self.points, self.noise = n, check_probability(p), points, float(noise)
-        self.options = {
-            "n": n,
-            "p": p,
-            "energy": energy,
-            "points": points,
-            "seed": seed,
-            "concentration": concentration,
-            "noise": noise,
-        }
+        self.options = {"n": n, "p": p, "energy": energy, "points": points, "seed": seed}
+        self.options |= {"concentration": concentration, "noise": noise}
         rng, self.terms = np.random.default_rng([seed, 31]), []
         for degree, strength in enumerate(energy):
             members = [()] if degree == 0 else [(i,) for i in range(n)]
@@ -168,19 +137,14 @@ class Polynomial(Learner):
         sums = sum(np.abs(size).sum(1) * top**degree for degree, (_, size) in enumerate(self.terms))
         self.bound = float(sums.max() + np.sqrt(3 * self.noise))
 
-    def spec(self) -> dict:
-        return {"learner": "polynomial"} | self.options
-
     def weights(self) -> np.ndarray:
         """[K, Q]: B_0, B_1, ... of the scaled outputs."""
         return np.stack([np.square(size).sum(1) for _, size in self.terms]) / self.bound**2
 
-    def best(self, seed: int | None = None):
+    def best(self, seed: int | None = None) -> Attribution:
         """The best linear predictor of the scaled outputs: scores 2 f_i / sigma. With a ``seed``, of the trainings
         with it (noise is then part of the mean).
         """
-        from tda.verification.claims import Attribution
-
         slope = 1 / np.sqrt(self.p * (1 - self.p))
         mean = self.terms[0][1][:, 0] + (0.0 if seed is None else self._shift(np.array([seed]))[0])
         return Attribution(self.terms[1][1] * slope / self.bound, mean / self.bound, self.p)
@@ -199,7 +163,7 @@ class Polynomial(Learner):
             phi = np.ones((len(members), len(values)))
             for column in members.T:
                 phi *= z[column]
-            values += np.stack([(phi * one[:, None]).sum(0) for one in size], axis=1)
+            values += np.stack([(phi * row[:, None]).sum(0) for row in size], axis=1)
         values = values[:-1]
         if self.noise:
             values += self._shift(seeds)[:, None]

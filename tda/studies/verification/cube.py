@@ -1,4 +1,4 @@
-"""Random subsets of N examples, the p-biased basis on them, and rho-correlated partners.
+"""Random subsets of N examples, the p-biased basis on them, rho-correlated partners, and linear predictors.
 
 A subset is a row of booleans. With x_i = +1 if example i is in it and -1 if not, mu = 2p - 1 and sigma^2 = 4p(1 - p),
 the coordinate z_i = (x_i - mu) / sigma has mean 0 and variance 1 under inclusion with probability p, and the products
@@ -6,6 +6,8 @@ phi_T(x) = prod_{i in T} z_i are orthonormal. Every function of the subset is su
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -39,10 +41,10 @@ def draw(rng: np.random.Generator, count: int, n: int, p: float) -> np.ndarray:
     return rng.random((count, n)) < check_probability(p)
 
 
-def partners(
-    rng: np.random.Generator, bases: np.ndarray, p: float, rhos: tuple[float, ...], coupled: bool = True
+def with_partners(
+    rng: np.random.Generator, bases: np.ndarray, p: float, rho: float, coupled: bool = True
 ) -> np.ndarray:
-    """[len(rhos), M, n] bool: for every base subset a partner of each correlation.
+    """[4, M, n] bool: the base subsets, and for every one a partner of correlation 0, rho and 2 rho.
 
     Each coordinate of the partner of correlation r keeps the base's with probability r and is drawn afresh otherwise,
     so that E z_i z'_i = r; equivalently an included example leaves with probability (1 - p)(1 - r) and an excluded one
@@ -51,18 +53,53 @@ def partners(
     keeps its law; the differences of the partners' outputs have less variance.
     """
     check_probability(p)
-    if not all(0 <= r <= 1 for r in rhos):
-        raise ValueError(f"correlations {rhos}; each must lie in [0, 1].")
+    check_rho(rho)
     fresh, keep = rng.random(bases.shape) < p, rng.random(bases.shape)
-    found = []
-    for r in rhos:
-        found.append(np.where(keep < r, bases, fresh))
+    groups = [bases]
+    for correlation in (0.0, rho, 2 * rho):
+        groups.append(np.where(keep < correlation, bases, fresh))
         if not coupled:
             fresh, keep = rng.random(bases.shape) < p, rng.random(bases.shape)
-    return np.stack(found)
+    return np.stack(groups)
 
 
 def standard(subsets: np.ndarray, p: float) -> np.ndarray:
     """z [..., n] float64: sqrt((1 - p) / p) for an included example, -sqrt(p / (1 - p)) for an excluded one."""
     check_probability(p)
     return np.where(subsets, np.sqrt((1 - p) / p), -np.sqrt(p / (1 - p)))
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Scores [Q, N] and mean [Q], in units of the output: f_q(S) is predicted as mean_q + sum_i scores[q, i] (1[i in
+    S] - p).
+
+    ``scores[q, i]`` is what including example i adds to output q; ``mean`` is the expected output. Raises
+    ``ValueError`` for shapes that do not fit and numbers that are not finite.
+    """
+
+    scores: np.ndarray
+    mean: np.ndarray
+    p: float
+
+    def __post_init__(self) -> None:
+        scores, mean = np.asarray(self.scores, np.float64), np.asarray(self.mean, np.float64)
+        if scores.ndim != 2 or mean.shape != scores.shape[:1]:
+            raise ValueError(f"scores {scores.shape} and mean {mean.shape}; they must be [Q, N] and [Q].")
+        if not np.isfinite(scores).all() or not np.isfinite(mean).all():
+            raise ValueError("an attribution holds NaN or infinite numbers; every score and mean must be finite.")
+        check_probability(self.p)
+        object.__setattr__(self, "scores", scores)
+        object.__setattr__(self, "mean", mean)
+
+    def predict(self, subsets: np.ndarray) -> np.ndarray:
+        """[M, Q] float64."""
+        subsets = check_subsets(subsets, self.scores.shape[1])
+        return self.mean + (subsets - self.p) @ self.scores.T
+
+    def error(self, best: Attribution) -> np.ndarray:
+        """err [Q] = MSE - best MSE = (mean - mean*)^2 + p (1 - p) |scores - scores*|^2 against the ``best``
+        predictor.
+        """
+        gap = np.square(self.scores - best.scores).sum(1)
+        return np.square(self.mean - best.mean) + self.p * (1 - self.p) * gap

@@ -1,0 +1,178 @@
+"""What the chapters measure with: a function whose truth is known, pilots of others, repeated sessions, rates, versions
+of the residual estimate side by side, and what certainty costs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+from tda.evaluation.intervals import Interval
+from tda.studies.verification.cheats import shaken
+from tda.studies.verification.cube import Attribution, draw, with_partners
+from tda.studies.verification.learner import Learner, Polynomial
+from tda.studies.verification.prover import Prover, fit, least_squares
+from tda.studies.verification.residual import attained, base_terms, bias, largest_share, plan, residual, winsorised
+from tda.studies.verification.statement import Statement, build
+from tda.studies.verification.verifier import Verdict, Verifier, run
+
+ENERGY, EXAMPLES, RHO, DELTA = (0.1, 1.0, 0.06, 0.03, 0.01), 60, 1 / 3, 0.05  # of the function in chapters 31 and 32
+STEPS = 60  # tenths of a decade that a budget may grow to
+Sessions = list[tuple[Verdict, Attribution]]
+
+
+def world(
+    n: int = EXAMPLES, p: float = 0.5, energy=ENERGY, seed: int = 0, share: float = 0.2, **options
+) -> tuple[Polynomial, Statement, Attribution]:
+    """``(learner, statement, best attribution)`` of a polynomial; eps = ``share`` * B_1, sizes by :func:`plan`, which
+    is told the residual and its bias. Further options go to :class:`Statement`.
+    """
+    learner = Polynomial(n, p, energy, seed=seed)
+    weights = learner.weights()[:, 0]
+    eps = share * weights[1]
+    fresh, bases = plan(eps, DELTA, weights[2:].sum(), RHO, off=bias(weights[:, None], RHO)[0])
+    sizes = {"fresh": fresh, "bases": bases, "checks": 200, "rho": RHO}
+    return learner, Statement(learner.spec(), float(eps), DELTA, p=p, **(sizes | options)), learner.best()
+
+
+def pilot(
+    learner: Learner, rng: np.random.Generator, share: float = 0.2, delta: float = DELTA, p: float = 0.5,
+    budget: int = 5000, rho: float = RHO, most: int = 3000, **options,
+) -> tuple[Statement, Attribution, np.ndarray]:  # fmt: skip
+    """``(statement, reference, residual [Q])`` from ``budget`` trainings on random subsets with the options' ``seed``.
+
+    eps is ``share`` of the smallest output variance, so that it means something; ``reference`` is a least-squares
+    fit, a stand-in for the best predictor; the residual B_{>=2} is the fit's mean square corrected for its N + 1 free
+    parameters, and sizes follow from the largest one by :func:`plan`, with at most ``most`` bases: where that cuts the
+    plan, the statement's ``delta`` is the larger one that the sizes attain. Further options go to :class:`Statement`.
+    Raises ``ValueError`` for budgets up to N + 1, for an output that does not vary, and if ``most`` bases decide
+    nothing.
+    """
+    free = learner.n + 1
+    if budget <= free:
+        raise ValueError(f"budget={budget} for {learner.n} examples; a pilot needs more than N + 1 trainings.")
+    subsets = draw(rng, budget, learner.n, p)
+    f = learner(subsets, np.full(budget, options.get("seed", 0))).values
+    if not f.var(0).min() > 0:
+        raise ValueError("an output does not vary with the subset: there is nothing to attribute. Raise the bound.")
+    reference = least_squares(subsets, f, p)
+    left = np.square(f - reference.predict(subsets)).sum(0) / (budget - free)
+    eps, largest = float(share * f.var(0).min()), float(left.max())
+    fresh, bases = plan(eps, delta, largest, rho, points=learner.points)
+    if bases > most:
+        bases, delta = most, attained(eps, largest, rho, most, learner.points)
+    sizes = {"fresh": fresh, "bases": bases, "rho": rho}
+    return Statement(learner.spec(), eps, delta, p=p, **(sizes | options)), reference, left
+
+
+def repeat(
+    statement: Statement, claim, runs: int, seed: int = 0, alter=None, learner: Learner | None = None
+) -> Sessions:
+    """``(verdict, claim)`` of ``runs`` independent sessions, for measuring rates; the same ``seed`` repeats them.
+
+    ``claim`` is an :class:`Attribution` or ``claim(rng)`` that makes one; ``alter(rng, claim)`` makes what changes
+    the answer (:mod:`tda.studies.verification.cheats`). Both parties share one ``learner`` object (built from the
+    statement unless given), so ``trainings`` of the verdicts count the verifier's only.
+    """
+    shared, sessions = learner or build(statement.learner), []
+    for i in range(runs):
+        rng = np.random.default_rng([seed, 32, i])
+        verifier = Verifier(shared, statement, rng.bytes(32))
+        claimed = claim(rng) if callable(claim) else claim
+        prover = Prover(shared, statement, claimed, alter(rng, claimed) if alter else None, rng.bytes(32).hex())
+        sessions.append((run(verifier, prover)[0], claimed))
+    return sessions
+
+
+def rate(happened, runs: int | None = None, level: float = 0.95) -> Interval:
+    """Share of ``happened`` (booleans, or a count of ``runs``) with the exact binomial interval of Clopper and Pearson.
+
+    Raises ``ValueError`` without runs, or for a count outside [0, runs].
+    """
+    if runs is None:
+        happened = np.asarray(happened, dtype=bool)
+        happened, runs = int(happened.sum()), len(happened)
+    if runs < 1 or not 0 <= happened <= runs:
+        raise ValueError(f"{happened} of {runs} runs; a rate needs at least one run and a count between 0 and all.")
+    bounds = stats.binomtest(happened, runs).proportion_ci(level, method="exact")
+    return Interval(happened / runs, float(bounds.low), float(bounds.high), df=np.inf)
+
+
+def accepted(sessions: Sessions, level: float = 0.95) -> Interval:
+    """The :func:`rate` at which the claims of these sessions were accepted."""
+    return rate([verdict.accepted for verdict, _ in sessions], level=level)
+
+
+def caught(share: float, places: int, checks: int) -> tuple[float, float]:
+    """Probability that ``checks`` different places out of ``places`` hit a share of lies: ``(exact, 1 - (1 -
+    share)^checks)``.
+
+    Drawing without replacement finds them a little more often than the second, usual formula says.
+    """
+    lies = round(share * places)
+    return float(1 - stats.hypergeom.pmf(0, places, lies, checks)), 1 - (1 - share) ** checks
+
+
+def _outputs(learner: Polynomial, bases: np.ndarray, rho: float, coupled: bool, claim: Attribution, rng):
+    """f, and f minus the claim, [4, M, Q] at the bases and their partners."""
+    subsets = with_partners(rng, bases, learner.p, rho, coupled).reshape(-1, learner.n)
+    f = learner(subsets, np.zeros(len(subsets), int)).values
+    return tuple(values.reshape(4, len(bases), -1) for values in (f, f - claim.predict(subsets)))
+
+
+def estimates(
+    learner: Polynomial, claim: Attribution, rho: float, n: int, rng: np.random.Generator
+) -> dict[str, float]:
+    """One estimate of B_{>=2} (of the first output) from ``n`` bases by every version.
+
+    ``text``: independent partners, f as it is, non-negative fit; ``text, no constraint``; ``coupled``; ``claim
+    subtracted``: coupled, f minus the claim; ``winsorised``: that, with terms pulled in by
+    :func:`largest_share` (what the protocol uses).
+    """
+    bases = draw(rng, n, learner.n, learner.p)
+    independent, _ = _outputs(learner, bases, rho, False, claim, rng)
+    coupled, rest = _outputs(learner, bases, rho, True, claim, rng)
+    return {
+        "text": residual(independent, rho).value[0],
+        "text, no constraint": residual(independent, rho, constraint=False).value[0],
+        "coupled": residual(coupled, rho).value[0],
+        "claim subtracted": residual(rest, rho).value[0],
+        "winsorised": winsorised(rest, rho, largest_share(rho, learner.p))[0],
+    }
+
+
+def smallest_budget(
+    learner: Polynomial, eps: float, rng: np.random.Generator, fits: int = 8, share: float = 0.95
+) -> int:
+    """Fewest trainings, in steps of a tenth of a decade from 1.2 N, with which a ``share`` of least-squares fits have
+    an error below eps / 4. Raises ``ValueError`` if a million times as many are not enough.
+    """
+    best = learner.best()
+    for step in range(STEPS):
+        budget = int(1.2 * learner.n * 10 ** (step / 10))
+        errors = [fit("least_squares", learner, budget, learner.p, rng).error(best).max() for _ in range(fits)]
+        if np.quantile(errors, share) < eps / 4:
+            return budget
+    raise ValueError(f"eps={eps}: no budget up to {budget} gives an error below eps / 4; raise eps.")
+
+
+def subsets_needed(
+    learner: Polynomial, share: float, delta: float, rng: np.random.Generator, pilot: int = 20_000
+) -> dict[str, float]:
+    """Subsets that keep the errors below eps / 4 with probability 1 - ``delta`` for eps = ``share`` * B_1 (of a
+    learner with B_3 > 0 and one test point), from measured variances: bases by three estimators, and fresh models.
+
+    rho is the largest one whose leading bias 2 rho^2 B_3 stays below eps / 8. ``text``: independent partners, f as it
+    is; ``coupled``; ``claim subtracted``: coupled, with a claim of error eps / 4 subtracted. A quarter of the
+    variance is the fresh models', as in :func:`plan`.
+    """
+    weights, z = learner.weights()[:, 0], stats.norm.ppf(1 - delta)
+    eps = share * weights[1]
+    rho = min(0.5, np.sqrt(eps / 8 / (2 * weights[3])))
+    claim, unit = shaken(learner.best(), eps / 4, rng), (4 * z / eps) ** 2
+    bases = draw(rng, pilot, learner.n, learner.p)
+    independent, _ = _outputs(learner, bases, rho, False, claim, rng)
+    coupled, rest = _outputs(learner, bases, rho, True, claim, rng)
+    by_version = {"text": independent, "coupled": coupled, "claim subtracted": rest}
+    needed = {name: float(base_terms(g, rho).var() * unit * 4 / 3) for name, g in by_version.items()}
+    return needed | {"fresh models": float(np.square(rest[0]).var() * unit * 4)}
