@@ -43,11 +43,14 @@ METRICS = (
 )
 
 
-def cross_checks(config: dict, where: str) -> None:
-    """What a schema cannot say: references between sections and relations between numbers."""
+def cross_checks(config: dict, placed: Callable[[str], str]) -> None:
+    """What a schema cannot say: references between sections and relations between numbers.
+
+    ``placed`` puts the file and the place of a key before a message that starts with the key.
+    """
 
     def refuse(key: str, given: Any, allowed: str) -> None:
-        raise ConfigError(f"{where}: {key}: {given!r} is not allowed; {allowed}")
+        raise ConfigError(placed(f"{key}: {given!r} is not allowed; {allowed}"))
 
     ids, of = [row["id"] for row in config["rows"]], {name: [] for name in config["testbeds"]}
     for index, row in enumerate(config["rows"]):
@@ -184,18 +187,18 @@ def _kinds_fit(testbed: dict, key: str, refuse: Callable[[str, Any, str], None])
         refuse(f"{key}.removals", "a plan", "removals are for language models: write null")
 
 
-def finite(config: Any, where: str) -> None:
+def finite(config: Any, placed: Callable[[str], str]) -> None:
     for path, value in _leaves(config):
         if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{where}: {dotted(path)}: {value!r} is not allowed; it must be a finite number")
+            raise ConfigError(placed(f"{dotted(path)}: {value!r} is not allowed; it must be a finite number"))
 
 
-def numbers_as_text(config: dict, where: str) -> None:
+def numbers_as_text(config: dict, placed: Callable[[str], str]) -> None:
     """The options of a row, of which the schema says nothing, hold numbers as numbers."""
     for index, row in enumerate(config["rows"]):
         for path, value in _leaves({part: row[part] for part in ("options", "tune")}, ("rows", index)):
             if number(value) is not None:
-                raise ConfigError(f"{where}: {dotted(path)}: {value!r} is not allowed{as_number(value, 'number')}")
+                raise ConfigError(placed(f"{dotted(path)}: {value!r} is not allowed{as_number(value, 'number')}"))
 
 
 def number(text: Any) -> int | float | None:

@@ -22,17 +22,25 @@ def _schema() -> dict:
     return yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
 
 
-def errors(config: dict) -> list[jsonschema.ValidationError]:
-    """Violations of the schema (draft 2020-12, except that 64.0 is not an integer: the number is used as a length)."""
+def problem(content: dict, definition: str | None = None) -> str | None:
+    """What is wrong with a configuration (or a part, ``definition`` of the schema) in one line; ``None`` if nothing.
+
+    Draft 2020-12, except that 64.0 is not an integer: the number is used as a length.
+    """
     standard = jsonschema.Draft202012Validator
     checker = standard.TYPE_CHECKER.redefine(
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
     )
-    return list(jsonschema.validators.extend(standard, type_checker=checker)(_schema()).iter_errors(config))
+    schema = {"$ref": f"#/$defs/{definition}", "$defs": _schema()["$defs"]} if definition else _schema()
+    validator = jsonschema.validators.extend(standard, type_checker=checker)(schema)
+    errors = sorted(
+        validator.iter_errors(content), key=lambda error: (-len(error.absolute_path), dotted(error.absolute_path))
+    )
+    return _explain(errors[0]) if errors else None
 
 
 def filled(config: dict) -> dict:
-    """``config`` with the schema's defaults; wrong types are left for :func:`errors`."""
+    """``config`` with the schema's defaults; wrong types are left for :func:`problem`."""
     return _fill(config, _schema())
 
 
@@ -41,13 +49,13 @@ def typed(overrides: dict, config: dict) -> dict:
 
     Snakemake hands on every number, truth value and null inside a map or list of its command line as text. Where the
     schema wants text it stays text. Where it says nothing (the options of a row) it is read as in a YAML file, and
-    ``1e-1`` as a number too. What cannot be read stays as it is, for :func:`errors`. ``config`` holds the overrides
+    ``1e-1`` as a number too. What cannot be read stays as it is, for :func:`problem`. ``config`` holds the overrides
     merged into their profile, which says the kinds of corpus and model that they change.
     """
     return _read(overrides, _schema(), filled(config))
 
 
-def explain(error: jsonschema.ValidationError) -> str:
+def _explain(error: jsonschema.ValidationError) -> str:
     """A schema violation as one line."""
     key, given = dotted(error.absolute_path), error.instance
     rule, wanted = error.validator, error.validator_value

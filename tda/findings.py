@@ -2,7 +2,7 @@
 
 A chapter that trains models of its own (a grid of settings, say) saves its findings under names that start with
 ``finding_``; a claim of the config whose metric is such a name is judged by them like any other. The table is one of
-the chapter's figure files (``workflow/figures.yaml``), so that the verdicts of chapter 60 wait for it.
+the figures that the chapter's file declares, so that the verdicts of chapter 60 wait for it.
 
 A chapter either runs on testbeds, with a table of findings for each, or on none: then the configuration stands here
 in the testbed's place, and its claims name no testbed.

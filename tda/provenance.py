@@ -38,7 +38,7 @@ PACKAGES = (
     "papermill",
 )
 # modules that cannot change a number
-PLUMBING = ("__init__", "config", "config_checks", "config_schema", "provenance", "run_notebook")
+PLUMBING = ("__init__", "config", "config_checks", "config_files", "config_schema", "provenance", "run_notebook")
 _IGNORED = {"__pycache__", ".ipynb_checkpoints"}
 
 

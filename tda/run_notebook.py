@@ -51,6 +51,8 @@ class NotebookError(RuntimeError):
     copy.
     """
 
+    traceback = ""
+
 
 def declared_parameters(notebook: str | os.PathLike) -> dict[str, Any]:
     """Names and default values of a notebook's ``parameters`` cell; :class:`ParameterError` without one."""
@@ -160,6 +162,16 @@ def run(
     raise failure
 
 
+def check_made(notebook: str | os.PathLike, declared: list[str]) -> None:
+    """Refuse a run that left out a file which was declared to come from it."""
+    missing = [path for path in declared if not Path(path).exists()]
+    if missing:
+        raise NotebookError(
+            f"{Path(notebook).name}: did not make {', '.join(missing)}; save it in the notebook, or take it out of the "
+            f"figures in workflow/config/chapters/{Path(notebook).stem}.yaml"
+        )
+
+
 @contextmanager
 def _socket_folder() -> Iterator[Path]:
     """A private folder with a path short enough for sockets."""
@@ -183,6 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="where the executed copy is written")
     parser.add_argument("--parameters", default="{}", help="JSON object with values for the notebook's parameters cell")
     parser.add_argument("--timeout", type=float, default=None, help="limit per cell in seconds (default: none)")
+    parser.add_argument("--makes", nargs="*", default=[], help="files that have to be there when the notebook has run")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _stop)
     try:
@@ -190,6 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not isinstance(parameters, dict):
             raise ParameterError(f"--parameters: a JSON object is needed, got {options.parameters}")
         run(options.notebook, options.out, parameters, options.timeout)
+        check_made(options.notebook, options.makes)
     except json.JSONDecodeError as error:
         print(f"--parameters: not JSON ({error}): {options.parameters}", file=sys.stderr)
         return 2
@@ -197,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except NotebookError as error:
-        print(error.traceback, error, sep="\n", file=sys.stderr)
+        print(*filter(None, [error.traceback, error]), sep="\n", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{Path(options.notebook).name}: stopped (executed copy: {options.out})", file=sys.stderr)

@@ -4,11 +4,12 @@ and what is allowed.
 
 import datetime
 import json
+import shutil
 
 import pytest
 import yaml
 
-from tda import config, config_checks
+from tda import config, config_checks, config_files
 from tda.config import ConfigError
 
 PROFILES = sorted(path.stem for path in config.PROFILES.glob("*.yaml") if path.stem != "schema")
@@ -51,6 +52,8 @@ def test_schema_describes_every_key_and_has_its_default():
             known = (
                 key in block.get("required", [])
                 or key in ("kind", "optimizer")
+                or name
+                in ("chapter", "section", "chapter_row", "chapter_claim")  # not filled, but laid over each other
                 or block.get("properties") == designs(schema)
             )
             assert known or "default" in node, f"{name}.{key} has no default"
@@ -376,7 +379,8 @@ def test_profile_files(tmp_path):
     assert "did you mean 'smoke'" in error_of(profile="smok")
     assert "no file" in error_of(profile="mine.yaml")
     mine = tmp_path / "mine.yaml"
-    text = (config.PROFILES / "smoke.yaml").read_text()
+    text = (config.PROFILES / "smoke.yaml").read_text().replace("rows: [gradient_dot, bgo_diagonal]", "rows: [random]")
+    text = text.replace("more_k: {gradient_dot: [6]}, ", "") + f"rows: [{json.dumps(ROW)}]\n"
     mine.write_text(text)
     assert "differs from the file's name; write 'mine'" in error_of(profile=str(mine))
     mine.write_text(text.replace("profile: smoke\n", ""))
@@ -476,3 +480,137 @@ def test_extended_judges_every_claim_of_the_paper():
     claim = next(c for c in extended["claims"] if c["id"] == "bgo_trajectory_at_parity_on_equal_checkpoints")
     named = [row for row in extended["rows"] if row["id"] in (claim["row"], claim["against"])]
     assert [row["options"]["checkpoints"] for row in named] == [4, 4]
+
+
+# --- the chapters' own files
+
+
+@pytest.fixture
+def chapters(tmp_path, monkeypatch):
+    """A copy of the configuration whose chapters a test may change."""
+    shutil.copytree(config.PROFILES, tmp_path / "config")
+    monkeypatch.setattr(config_files, "PROFILES", tmp_path / "config")
+    return tmp_path / "config" / "chapters"
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert text.count(old) == 1, (old, text.count(old))
+    path.write_text(text.replace(old, new))
+
+
+FIRST = "{id: bgo_none, ablation: true, method: bgo,"
+BGO_MISTAKES = {
+    "unknown key": ("figures:", "figurs: {}\nfigures:", ["figurs: unknown key; allowed: claims, ", "mean 'figures'"]),
+    "figure": ("figures:", "figures:\n  10 a.png: x", ["figures: '10 a.png' is not allowed", "text that matches"]),
+    "no caption": ("figures:", "figures:\n  10_a.png: ''", ["figures.10_a.png: '' is not allowed", "is not empty"]),
+    "row key": (FIRST, FIRST + " metod: x,", ["rows[0].metod: unknown key", "did you mean 'method'"]),
+    "row's notebook": (FIRST, FIRST + " notebook: 10_bgo,", ["rows[0].notebook: unknown key"]),
+    "no method": (FIRST, FIRST.replace("method: bgo,", ""), ["rows[0].method: missing; A name in tda.attribution"]),
+    "bare id": (FIRST, "x\n  - {id: y, method: bgo,", ["rows[0]: 'x' is not allowed; it must be of type object"]),
+    "method": (FIRST, FIRST.replace("bgo,", "bgoo,"), ["rows[0].method: 'bgoo' is not allowed", "mean 'bgo'?"]),
+    "claim's row": ("mrr, row: bm25, ", "mrr, row: bm52, ", ["claims[23].row: 'bm52'", "did you mean 'bm25'"]),
+    "claim's kind": ("mrr, row: bm25, ", "mrr, row: bm25, kind: value, ", ["claims[23].kind: unknown key"]),
+    "no paper": ("paper: BGO", "", ["paper: missing"]),
+    "paper": ("paper: BGO", "paper: BOG", ["paper: 'BOG' is not allowed", "did you mean 'BGO'"]),
+    "rows on nothing": ("testbeds: [people]", "testbeds: []", ["rows: not allowed with testbeds: []"]),
+    "section": ("smoke:", "smok:", ["smok: unknown key", "did you mean 'smoke'"]),
+    "profile's key": ("smoke:", "smoke:\n  figures: {}", ["smoke.figures: unknown key; allowed: claims, rows"]),
+    "no such row": ("{id: bgo_none, tune: {}}", "bgo_non", ["smoke.rows[0].id: 'bgo_non'", "mean 'bgo_none'"]),
+    "twice": ("{id: bgo_none, tune: {}}", "bgo_full", ["smoke.rows[5].id: 'bgo_full'", "listed twice"]),
+    "changed option": ("tune: {step: [0.1, 0.5]}", "tune: {stp: [0.1]}", ["smoke.rows[1].tune.stp: 0.1", "'step'"]),
+    "not text": ("paper: BGO", "paper: BGO\npaper: BGO", ["line 1: key 'paper' is given twice"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BGO_MISTAKES)
+def test_a_mistake_in_a_chapters_file_names_the_file_and_the_key(chapters, name):
+    old, new, parts = BGO_MISTAKES[name]
+    edit(chapters / "10_bgo.yaml", old, new)
+    message = error_of(profile="paper" if "smoke" not in parts[0] else "smoke")
+    assert message.startswith(f"chapters/10_bgo.yaml: {parts[0]}") and all(part in message for part in parts), message
+
+
+def test_what_a_changed_row_keeps_is_named_where_it_stands(chapters):
+    edit(chapters / "10_bgo.yaml", FIRST, FIRST.replace("bgo,", "bgoo,"))
+    assert error_of().startswith("chapters/10_bgo.yaml: rows[0].method: 'bgoo'"), "smoke changes only its tune grid"
+    wrong = {"rows": [ROW | {"method": "bgoo"}], "claims": [], **people(removals=None)}
+    edit(chapters / "10_bgo.yaml", "method: bgoo,", "method: bgo,")
+    assert error_of(wrong).startswith("smoke.yaml with overrides: rows[0].method: 'bgoo'"), "not the chapter's"
+
+
+def test_a_chapter_has_a_number_and_a_notebook_of_its_own(chapters):
+    (chapters / "10_other.yaml").write_text("figures: {}\n")
+    assert error_of().startswith("chapters/10_other.yaml: number 10 is that of 10_bgo.yaml")
+    (chapters / "10_other.yaml").rename(chapters / "99_other.yaml")
+    assert error_of().startswith("chapters/99_other.yaml: notebooks/99_other.ipynb does not exist")
+
+
+def test_a_chapter_on_no_testbed_has_no_figure_for_each(chapters):
+    edit(chapters / "63_conformance.yaml", "63_conformance.png", "63_conformance_{testbed}.png")
+    message = error_of()
+    assert message.startswith("chapters/63_conformance.yaml: figures: '63_conformance_{testbed}.png' is not allowed")
+
+
+def test_chapters_stand_in_tables_in_the_order_of_their_places():
+    paper = config.load("paper")
+    rows = list(dict.fromkeys(row["notebook"][:2] for row in paper["rows"]))
+    assert rows == ["04", "10", "11", "22", "21", "20", "23", "12", "13"]
+    claims = list(dict.fromkeys(claim["notebook"][:2] for claim in paper["claims"]))
+    assert claims == ["04", "10", "11", "22", "21", "24", "20", "23", "31", "30", "12", "13"]
+
+
+def test_a_chapters_file_says_once_what_its_rows_and_claims_share():
+    paper = config.load("paper")
+    rows = {(row["id"], row["notebook"]): row for row in paper["rows"]}
+    assert rows["bgo_none", "10_bgo"]["testbeds"] == ["people"], "the chapter's"
+    assert rows["trak_loss", "22_trak_family"]["testbeds"] == ["people"], "its own: the chapter has two"
+    assert rows["random", "04_first_methods"]["testbeds"] == [], "all: the chapter names none"
+    claims = {claim["id"]: claim for claim in paper["claims"]}
+    shared = ("paper", "notebook", "testbed", "kind", "margin")
+    found = {name: [claims[name][key] for key in shared] for name in claims}
+    assert found["bgo_removal_grows"] == ["BGO", "10_bgo", "people", "value", 0.0]
+    assert found["bgo_beats_bm25_half"] == ["BGO", "10_bgo", "people", "difference", 0.0]
+    assert found["if_cg_at_parity_with_exact"] == ["Revisiting IF", "20_influence", "digits_mlp", "parity", 0.02]
+    assert found["newton_ratio_least"] == ["Newton step", "30_newton_vs_influence", None, "value", 0.5]
+
+
+def test_a_section_lists_what_its_profile_has(chapters):
+    edit(chapters / "11_bgo_style.yaml", "smoke:", "large: {}\nsmoke:")
+    smoke, paper = ({row["id"]: row for row in config.load(name)["rows"]} for name in ("smoke", "paper"))
+    assert "trak_loss" in paper and "trak_loss" not in smoke, "not listed"
+    assert smoke["unroll"] == paper["unroll"], "listed by its id alone"
+    assert paper["bgo_full"]["tune"] and paper["bgo_full"]["tune_like"] and paper["bgo_full"]["tune_every"] == 2
+    changed = smoke["bgo_diagonal_ascent"]
+    assert (changed["tune_like"], changed["tune"], changed["tune_every"]) == ("bgo_diagonal", {}, 1), "one choice"
+    assert changed["options"] == paper["bgo_diagonal_ascent"]["options"] and changed["ablation"]
+    claims = {claim["id"]: claim for claim in config.load("smoke")["claims"]}
+    assert claims["bgo_beats_trackstar"]["kind"] == "difference", "whole, and not the paper's"
+    theirs = {claim["id"]: claim for claim in config.load("paper")["claims"]}["ladder_heavy_damping_levels"]
+    assert claims["ladder_heavy_damping_levels"] == theirs | {"claim": claims["ladder_heavy_damping_levels"]["claim"]}
+
+
+def test_with_a_base_a_section_changes_its_own_rows_only():
+    """Chapters 04 and 22 both have a row trak; extended changes that of 22."""
+    rows = {name: [row for row in config.load(name)["rows"] if row["id"] == "trak"] for name in ("paper", "extended")}
+    assert rows["extended"][0] == rows["paper"][0] and rows["paper"][0]["notebook"] == "04_first_methods"
+    assert [row["options"] for row in rows["extended"][1:]] == [{"dimension": 16384}]
+
+
+def test_testbeds_of_a_chapter_follow_from_its_rows_its_findings_or_its_file():
+    paper, large = config.load("paper"), config.load("large")
+    assert config.chapter_testbeds(paper, "13_stride_at_work") == ["people", "authors"], "rows on one, findings on both"
+    assert config.chapter_testbeds(paper, "24_mislabels") == ["digits_mlp"], "findings alone"
+    assert config.chapter_testbeds(paper, "30_newton_vs_influence") == [None], "findings of no testbed"
+    assert config.chapter_testbeds(large, "30_newton_vs_influence") == [], "which this profile does not have"
+    assert config.chapter_testbeds(paper, "62_cost_of_curvature") == ["people"], "declared"
+    assert config.chapter_testbeds(large, "62_cost_of_curvature") == ["hub_text"], "declared for the profile"
+    assert config.chapter_testbeds(large, "63_conformance") == [None], "declared to be none"
+    assert config.chapter_testbeds(paper, "02_training") == [], "a rule of its own"
+
+
+def test_declared_figures_of_a_chapter():
+    assert config.declared_figures("04_first_methods") == ["04_first_methods_{testbed}.png"]
+    assert config.declared_figures("04_first_methods", "people") == ["04_first_methods_people.png"]
+    assert config.declared_figures("63_conformance") == ["63_conformance.png", "tables/conformance.csv"]
+    assert config.declared_figures("00_quickstart") == []

@@ -130,3 +130,14 @@ def test_progress_is_a_line_at_once_in_a_batch_and_one_bar_otherwise(monkeypatch
     notebook.progress()("epoch 2/2")
     shown = capsys.readouterr()
     assert shown.out == "" and "epoch 2/2" in shown.err
+
+
+def test_what_was_declared_has_to_be_made(tmp_path):
+    book = make(tmp_path / "a.ipynb", f"open({str(tmp_path / 'b.txt')!r}, 'w').close()")
+    files = [str(tmp_path / name) for name in ("b.txt", "c.txt", "d.txt")]
+    assert call(book, tmp_path / "out.ipynb", "--makes", files[0]).returncode == 0
+    done = call(book, tmp_path / "out.ipynb", "--makes", *files)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == (
+        f"a.ipynb: did not make {files[1]}, {files[2]}; save it in the notebook, or take it out of the figures in "
+        "workflow/config/chapters/a.yaml"
+    )

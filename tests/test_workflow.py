@@ -8,13 +8,16 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
+import nbformat
 import pytest
 import yaml
 
 from tda import config
+from tda.config_files import chapters
 from tda.run_notebook import check_parameters, declared_parameters
 
 ROOT = config.ROOT
@@ -59,7 +62,11 @@ def test_every_stage_is_planned(profile):
     rules, calls = plan(profile)
     expected = {"all", "corpora", "training", "bank_shard", "leaderboard", "quickstart", "workflow_figure"}
     first_text = next(name for name, bed in loaded["testbeds"].items() if bed["corpus"]["kind"] != "digits")
-    expected |= {"conformance", f"cost_of_curvature_on_{first_text}", "chapter_31_verifiable_attribution"}
+    expected |= {
+        "chapter_31_verifiable_attribution",
+        "chapter_63_conformance",
+        f"chapter_62_cost_of_curvature_on_{first_text}",
+    }
     for name, testbed in loaded["testbeds"].items():
         expected |= {f"bank_on_{name}"} if testbed["designs"] else set()
         expected |= {"removal_shard", f"removal_on_{name}"} if testbed["removals"] else set()
@@ -100,22 +107,20 @@ def test_every_notebook_takes_part():
 
 
 def test_figures_belong_to_notebooks():
-    figures = yaml.safe_load((ROOT / "workflow" / "figures.yaml").read_text())
-    for name, files in figures.items():
-        assert (ROOT / "notebooks" / f"{name}.ipynb").exists(), name
-        for file in files:  # a picture named after its chapter, or a table
+    for name, chapter in chapters().items():
+        for file in chapter["figures"]:  # a picture named after its chapter, or a table
             picture = rf"{name[:2]}_[a-z0-9_{{}}]+\.(png|svg|pdf|html)"
-            assert re.fullmatch(picture + r"|tables/[a-z0-9_{}]+\.csv", file), file
+            assert re.fullmatch(picture + r"|tables/[a-z0-9_{}]+\.csv|claims\.csv", file), file
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_tables_of_findings_are_made_by_their_chapters(profile):
     """Chapter 60 waits for the figure files of the chapters, so every table that a claim rests on is among them."""
-    figures = yaml.safe_load((ROOT / "workflow" / "figures.yaml").read_text())
     for claim in config.load(profile)["claims"]:
         if claim["metric"].startswith("finding_"):
             suffix = "_{testbed}" if claim["testbed"] else ""
-            assert f"tables/{claim['notebook'][:2]}_findings{suffix}.csv" in figures[claim["notebook"]], claim["id"]
+            table = f"tables/{claim['notebook'][:2]}_findings{suffix}.csv"
+            assert table in chapters()[claim["notebook"]]["figures"], claim["id"]
 
 
 def test_lint_is_clean():
@@ -171,6 +176,103 @@ def test_overrides_reach_the_notebooks_and_move_the_data():
     assert json.loads(figure[1]) == overrides, "to the picture of the rules"
 
 
+# --- a new chapter: a notebook and its file
+
+ALONE = """
+import matplotlib.pyplot as plt
+import tda.config
+from tda import plotting
+figure, ax = plt.subplots()
+ax.plot([0, 1])
+plotting.save(figure, tda.config.load(profile, overrides), "99_alone")
+"""
+ALONE_FILE = """
+testbeds: []
+figures:
+  99_alone.png: "A line, {drawn} by a chapter."
+"""
+TOY_FILE = """
+paper: Baselines
+testbeds: [people]
+methods: [bm25]
+figures:
+  98_toy_{testbed}.png: "Nothing."
+smoke:
+  rows:
+    - {id: toy, method: gradient_cosine}
+  claims:
+    - {id: toy, metric: lds_half, row: toy, against: random, direction: greater, claim: "A toy beats chance."}
+"""
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A copy of what the workflow reads, with two chapters added: a notebook and a file each."""
+    for name in ("tda", "workflow", "notebooks"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "tests").mkdir()
+    for name in ("Snakefile", "environment.yml", "profiles", "data/sources", "tests/requirements-oracles.txt"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for name, source, text in (("98_toy", "", TOY_FILE), ("99_alone", ALONE, ALONE_FILE)):
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        book = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+        declared = 'profile = "smoke"\noverrides = {}\ntestbed = "people"'
+        book.cells = [nbformat.v4.new_code_cell(declared, metadata={"tags": ["parameters"]})]
+        book.cells.append(nbformat.v4.new_code_cell(source))
+        nbformat.write(book, tmp_path / "notebooks" / f"{name}.ipynb")
+        (tmp_path / "workflow" / "config" / "chapters" / f"{name}.yaml").write_text(text)
+    return tmp_path
+
+
+def test_a_notebook_and_its_file_are_a_chapter(clone):
+    """Nothing else is edited: the rules, their inputs and outputs, and the order of the tables follow."""
+    environment = {**os.environ, "PYTHONPATH": str(clone)}
+    code = LABELS.replace("paper", "smoke").replace("print(", "rules = {r.name: r for r in rules}; print(")
+    code += """
+for name in ("chapter_98_toy_on_people", "chapter_99_alone", "leaderboard"):
+    print(json.dumps([[str(path) for path in files] for files in (rules[name].input, rules[name].output)]))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    toy, alone, leaderboard = (json.loads(line) for line in done.stdout.splitlines()[-3:])
+    people = "data/smoke/people"
+    assert toy[1] == [
+        f"{people}/scores/toy.npz", f"{people}/scores/toy.npz.json", f"{people}/metrics/toy.csv",
+        "data/smoke/figures/98_toy_people.png",
+    ]  # fmt: skip
+    methods = {"tda/attribution/gradient_dot.py", "tda/attribution/bm25.py"}
+    banks = {f"{people}/bank_half.npz", f"{people}/bank_leave_group.npz"}
+    read = methods | banks | {"notebooks/98_toy.ipynb", f"{people}/model/record.json", f"{people}/scores/random.npz"}
+    assert read <= set(toy[0]), "its row's method and the one it names, the truth, and the row that its claim names"
+    assert alone[1] == ["data/smoke/figures/99_alone.png"]
+    assert not [path for path in alone[0] if path.startswith("data/")], "it runs on no testbed"
+    assert {toy[1][0], toy[1][-1], alone[1][0]} <= set(leaderboard[0])
+
+
+def test_a_new_chapter_runs_and_has_to_make_its_figures(clone):
+    figure = "data/smoke/figures/99_alone.png"
+    environment = {**os.environ, "PYTHONPATH": str(clone)}
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--nolock", "--config", "profile=smoke", "--"]
+    command.append("chapter_99_alone")
+
+    def made():
+        return subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=120, env=environment)
+
+    done = made()
+    assert done.returncode == 0 and (clone / figure).exists(), done.stderr[-2000:]
+    caption = (clone / "data" / "smoke" / "captions" / "99_alone.png.rst").read_text()
+    assert caption == "{% raw %}A line, {drawn} by a chapter.{% endraw %}\n"
+    declared = clone / "workflow" / "config" / "chapters" / "99_alone.yaml"
+    declared.write_text(ALONE_FILE + "  tables/99_more.csv: Nothing.\n")
+    missed = made()
+    line = (
+        "99_alone.ipynb: did not make data/smoke/figures/tables/99_more.csv; save it in the notebook, or take it out "
+    )
+    assert missed.returncode != 0 and line + "of the figures in workflow/config/chapters/99_alone.yaml" in missed.stderr
+
+
 # --- the report
 
 LABELS = """
@@ -196,7 +298,10 @@ def test_every_result_has_a_row_and_a_caption_of_its_own_in_the_report():
     found = json.loads(done.stdout.splitlines()[-1])
     rows = [json.dumps([category, labels], sort_keys=True) for _, category, labels, _ in found]
     assert len(found) > 100 and len(set(rows)) == len(rows)
-    for path, _, labels, caption in found:
+    captions = {text for chapter in chapters().values() for text in chapter["figures"].values()}
+    for path, category, labels, caption in found:
+        text = open(caption).read().removeprefix("{% raw %}").removesuffix("{% endraw %}\n")
+        assert text in captions or category == "rule graph", path
         assert path.split("{")[0].endswith(labels["file"].split("{")[0]) and os.path.exists(caption), path
         assert ("testbed" in labels) == ("{testbed" in path or f"_{labels.get('testbed')}." in path)
     shown = {path for path, *_ in found}
@@ -205,12 +310,11 @@ def test_every_result_has_a_row_and_a_caption_of_its_own_in_the_report():
 
 
 def test_every_figure_of_every_profile_has_a_caption():
-    figures = yaml.safe_load((ROOT / "workflow" / "figures.yaml").read_text())
-    files = [file for files in figures.values() for file in files]
-    names = {re.sub(r"_\{testbed\}|^tables/|\.\w+$", "", file) for file in files}
-    captions = {path.stem: path.read_text() for path in (ROOT / "workflow" / "report").glob("*.rst")}
-    assert set(captions) == names | {"about", "workflow", "claims", "leaderboard", "cost"}
-    assert len(set(captions.values())) == len(captions) and all(len(text.split()) > 5 for text in captions.values())
+    figures = [figure for chapter in chapters().values() for figure in chapter["figures"].items()]
+    captions = {(re.sub(r"_\{testbed\}|^tables/|\.\w+$", "", file), text) for file, text in figures}
+    names, texts = (set(part) for part in zip(*captions, strict=True))
+    assert len(names) == len(texts) == len(captions), "a table and its picture may share one, nothing else"
+    assert len(texts) > 80 and all(len(text.split()) > 5 for text in texts)
 
 
 def test_rule_graph_picture(tmp_path):

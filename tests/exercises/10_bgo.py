@@ -1,41 +1,43 @@
 # %% 1 solution
 try:
-    rerun("moves, losses = 0.5", ("moves, losses = 0.5", "moves, losses = 3"))
+    rerun("step = 0.5  # which share", ("step = 0.5", "step = 3"))
 except (AssertionError, ValueError) as error:
     print(type(error).__name__)
-trained = lm.losses(task.loss_fn, task.params, few).mean()
-rise = {"ascent": losses[1].mean() - trained, "descent": losses[-1].mean() - trained}
+trained_loss = lm.losses(task.loss_fn, task.params, forty).mean()
+rise = {"ascent": losses_after[1].mean() - trained_loss, "descent": losses_after[-1].mean() - trained_loss}
 answer = max(rise, key=rise.get)
 # %% 1 wrong
 try:
-    rerun("moves, losses = 0.5", ("moves, losses = 0.5", "moves, losses = 3"))
+    rerun("step = 0.5  # which share", ("step = 0.5", "step = 3"))
 except (AssertionError, ValueError) as error:
     print(type(error).__name__)
-trained = lm.losses(task.loss_fn, task.params, few).mean()
-rise = {"ascent": losses[-1].mean() - trained, "descent": losses[1].mean() - trained}  # the signs swapped
+trained_loss = lm.losses(task.loss_fn, task.params, forty).mean()
+rise = {"ascent": losses_after[-1].mean() - trained_loss, "descent": losses_after[1].mean() - trained_loss}  # swapped
 answer = max(rise, key=rise.get)
 # %% 2 solution
-signed, outputs = scores.load(bed, "bgo_diagonal")[0][test], truth.outputs[:, :, test]
-tried = {"signed": signed, "absolute": np.abs(signed)}
-by_hand = {how: float(lds(s, truth.subsets, outputs).mean()) for how, s in tried.items()}
+signed, outputs = chapter.scores("bgo_diagonal")[test], truth.outputs[:, :, test]
+ranked_by = {"signed": signed, "absolute": np.abs(signed)}
+by_hand = {ranking: float(lds(s, truth.subsets, outputs).mean()) for ranking, s in ranked_by.items()}
 # %% 2 wrong
-s, real = scores.load(bed, "bgo_diagonal")[0][test], -truth.outputs[:, :, test].mean(1).T
-summed = {"signed": s @ truth.subsets.T, "absolute": np.abs(s @ truth.subsets.T)}  # of the sum, not of the scores
+signed, gain = chapter.scores("bgo_diagonal")[test], -truth.outputs[:, :, test].mean(1).T
+sums = signed @ truth.subsets.T
+predicted = {"signed": sums, "absolute": np.abs(sums)}  # of the sum, not of the scores
 by_hand = {
-    how: np.mean([spearmanr(*pair).statistic for pair in zip(p, real, strict=True)]) for how, p in summed.items()
+    ranking: np.mean([spearmanr(*pair).statistic for pair in zip(p, gain, strict=True)])
+    for ranking, p in predicted.items()
 }
 # %% 3 solution
-K, c = empirical.gram(task, bed.train), empirical.cross(task, bed.train, held_out)
-values, vectors = torch.linalg.eigh(K)
-largest, u = values[-2:], vectors[:, -2:]
+K, c = empirical.gram(task, bed.train), empirical.cross(task, bed.train, chapter.test_queries)
+eigenvalues, eigenvectors = torch.linalg.eigh(K)
+largest, u = eigenvalues[-2:], eigenvectors[:, -2:]
 two = (c - (c @ u) * (largest / (largest + K.trace() / len(K))) @ u.T).numpy()
-remains = share(two)
+remains = mean_lds(two, test)
 # %% 3 wrong
-K, c = empirical.gram(task, bed.train), empirical.cross(task, bed.train, held_out)
-values, vectors = torch.linalg.eigh(K)  # in ascending order: these are the two smallest
-largest, u = values[:2], vectors[:, :2]
+K, c = empirical.gram(task, bed.train), empirical.cross(task, bed.train, chapter.test_queries)
+eigenvalues, eigenvectors = torch.linalg.eigh(K)  # in ascending order: these are the two smallest
+largest, u = eigenvalues[:2], eigenvectors[:, :2]
 two = (c - (c @ u) * (largest / (largest + K.trace() / len(K))) @ u.T).numpy()
-remains = share(two)
+remains = mean_lds(two, test)
 # %% 4 solution
 ascent, descent = up - base, base - down
 of_sum = lds(ascent + descent, truth.subsets, truth.outputs[:, :, positions]).mean()

@@ -1,11 +1,11 @@
 # %% 1 solution
-s = scores.load(bed, "bgo_diagonal")[0]
-by_max = np.stack([s[:, entity == author].max(1) for author in authors], axis=1)
+scores = chapter.scores("bgo_diagonal")
+by_max = np.stack([scores[:, author_of == author].max(1) for author in authors], axis=1)
 firsts = [np.bincount(m[test].argmax(1), minlength=len(authors)) for m in (by_author["bgo_diagonal"], by_max)]
 gains = authors[int((firsts[1] - firsts[0]).argmax())]
 # %% 1 wrong
-s = np.abs(scores.load(bed, "bgo_diagonal")[0])  # an opponent is no proponent
-by_max = np.stack([s[:, entity == author].max(1) for author in authors], axis=1)
+scores = np.abs(chapter.scores("bgo_diagonal"))  # an opponent is no proponent
+by_max = np.stack([scores[:, author_of == author].max(1) for author in authors], axis=1)
 firsts = [np.bincount(m[test].argmax(1), minlength=len(authors)) for m in (by_author["bgo_diagonal"], by_max)]
 gains = authors[int((firsts[1] - firsts[0]).argmax())]
 # %% 2 solution
@@ -19,7 +19,7 @@ asked_pairs, pairs_of = (counter.transform(texts).astype(float) for texts in (qu
 shared = (asked_pairs @ pairs_of.T).toarray()
 common = shared / (np.asarray(asked_pairs.sum(1)) + np.asarray(pairs_of.sum(1)).T - shared)
 low = common <= np.median(common, axis=1, keepdims=True)
-lift = retrieval.lift_among(scores.load(bed, "bgo_diagonal")[0][held], relevant[held], low[held], 10).mean()
+lift = retrieval.lift_among(chapter.scores("bgo_diagonal")[held_out], relevant[held_out], low[held_out], 10).mean()
 # %% 2 wrong
 from sklearn.feature_extraction.text import CountVectorizer
 
@@ -31,28 +31,28 @@ asked_pairs, pairs_of = (counter.transform(texts).astype(float) for texts in (qu
 shared = (asked_pairs @ pairs_of.T).toarray()
 common = shared / (np.asarray(asked_pairs.sum(1)) + np.asarray(pairs_of.sum(1)).T - shared)
 low = common <= np.median(common, axis=1, keepdims=True)
-lift = retrieval.lift_among(scores.load(bed, "bgo_diagonal")[0][held], relevant[held], low[held], 10).mean()
+lift = retrieval.lift_among(chapter.scores("bgo_diagonal")[held_out], relevant[held_out], low[held_out], 10).mean()
 # %% 3 solution
 from collections import Counter
 
 targets = np.asarray(bed.train["labels"])[:, 1:]
 counted = Counter(sorted(targets[targets >= 0].tolist()))
 twenty = {token for token, _ in sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:20]}
-known, other = [], []
-for row, values in zip(np.asarray(top["labels"]), np.abs(tokens[1]), strict=True):
+of_frequent, of_rare = [], []
+for row, values in zip(np.asarray(top["labels"]), np.abs(top_tokens), strict=True):
     for t in range(1, len(row)):
         if row[t] >= 0:
-            (known if int(row[t]) in twenty else other).append(values[t])
-frequent, rare = np.mean(known), np.mean(other)
+            (of_frequent if int(row[t]) in twenty else of_rare).append(values[t])
+frequent, rare = np.mean(of_frequent), np.mean(of_rare)
 # %% 3 wrong
 from collections import Counter
 
 targets = np.asarray(bed.train["labels"])[:, 1:]
 counted = Counter(sorted(targets[targets >= 0].tolist()))
 twenty = {token for token, _ in sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:20]}
-known, other = [], []
-for row, values in zip(np.asarray(top["labels"]), tokens[1], strict=True):  # the signed scores cancel
+of_frequent, of_rare = [], []
+for row, values in zip(np.asarray(top["labels"]), top_tokens, strict=True):  # the signed scores cancel
     for t in range(1, len(row)):
         if row[t] >= 0:
-            (known if int(row[t]) in twenty else other).append(values[t])
-frequent, rare = np.mean(known), np.mean(other)
+            (of_frequent if int(row[t]) in twenty else of_rare).append(values[t])
+frequent, rare = np.mean(of_frequent), np.mean(of_rare)

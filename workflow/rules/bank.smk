@@ -27,35 +27,34 @@ rule bank_shard:
         RUN
 
 
-for NAME in TESTBEDS:
-    if CONFIG["testbeds"][NAME]["designs"]:
+for NAME in WITH_DESIGNS:
 
-        rule:
-            name:
-                f"bank_on_{NAME}"
-            input:
-                notebook=notebook("03_retraining_bank"),
-                modules=modules("03_retraining_bank"),
-                model=model(NAME),
-                parts=bank_parts(NAME),
-            output:
-                banks(NAME),
-                records(banks(NAME)),
-                figures("03_retraining_bank", NAME),
-            params:
-                parameters=parameters(testbed=NAME, design="all", shard="all"),
-                config=section("designs", testbed=NAME),
-                statistics=section("statistics", "bank"),
-            priority: 20
-            log:
-                **logs(f"03_retraining_bank_{NAME}"),
-            benchmark:
-                f"{BENCHMARKS}/03_retraining_bank_{NAME}.tsv"
-            threads: 1
-            resources:
-                mem_mb=MEMORY,
-                runtime=MINUTES,
-            conda:
-                "../../environment.yml"
-            shell:
-                RUN
+    rule:
+        name:
+            f"bank_on_{NAME}"
+        input:
+            notebook=notebook("03_retraining_bank"),
+            modules=modules("03_retraining_bank"),
+            model=model(NAME),
+            parts=bank_parts(NAME),
+        output:
+            banks(NAME),
+            records(banks(NAME)),
+            figures("03_retraining_bank", NAME),
+        params:
+            parameters=parameters(testbed=NAME, design="all", shard="all"),
+            config=section("designs", testbed=NAME),
+            statistics=section("statistics", "bank"),
+        priority: 20
+        log:
+            **logs(f"03_retraining_bank_{NAME}"),
+        benchmark:
+            f"{BENCHMARKS}/03_retraining_bank_{NAME}.tsv"
+        threads: 1
+        resources:
+            mem_mb=MEMORY,
+            runtime=MINUTES,
+        conda:
+            "../../environment.yml"
+        shell:
+            RUN

@@ -6,10 +6,9 @@ import re
 import sys
 from pathlib import Path
 
-import yaml
-
 from tda import config as configuration
-from tda.artefacts import key_of
+from tda.artefacts import atomic, key_of
+from tda.config_files import chapters
 from tda.provenance import modules_used
 
 # Jobs call `python`; it must be the one that runs Snakemake, also when no environment is activated.
@@ -25,6 +24,7 @@ if not isinstance(OVERRIDES, dict):
 OVERRIDES |= {key: value for key, value in config.items() if key not in ("profile", "overrides")}
 try:
     CONFIG = configuration.load(PROFILE, OVERRIDES, as_text=True)
+    NOTEBOOKS = sorted(chapters().keys() | {row["notebook"] for row in CONFIG["rows"]})
 except configuration.ConfigError as error:
     sys.exit(f"Error in the configuration: {error}")
 OVERRIDES = CONFIG["overrides"]  # with numbers as numbers
@@ -34,29 +34,25 @@ DATA = os.path.relpath(configuration.data_dir(CONFIG), ROOT)
 FIGURES = os.path.relpath(configuration.figures_dir(CONFIG), ROOT)
 LOGS, BENCHMARKS = f"{DATA}/logs", f"{DATA}/benchmarks"
 TESTBEDS = list(CONFIG["testbeds"])
-# Chapters in order, each with the testbeds it runs on: those of its rows, and of the claims on its own findings. A chapter whose
-# claims name no testbed runs once; chapter 31 makes no claims, those of its subject are chapter 32's.
-FINDINGS = {(c["notebook"], c["testbed"]) for c in CONFIG["claims"] if c["testbed"] and c["metric"].startswith("finding_")}
-WITHOUT_TESTBED = sorted({c["notebook"] for c in CONFIG["claims"] if not c["testbed"]} | {"31_verifiable_attribution"})
-CHAPTERS = {
-    chapter: [t for t in TESTBEDS if configuration.rows(CONFIG, t, chapter) or (chapter, t) in FINDINGS]
-    for chapter in sorted({row["notebook"] for row in configuration.rows(CONFIG)} | {chapter for chapter, _ in FINDINGS})
-}
+WITH_DESIGNS = [name for name in TESTBEDS if CONFIG["testbeds"][name]["designs"]]
 REMOVAL_TESTBEDS = [name for name in TESTBEDS if CONFIG["testbeds"][name]["removals"]]
-# Chapter 62 takes one language model, the first.
-COST_TESTBEDS = [name for name in TESTBEDS if CONFIG["testbeds"][name]["corpus"]["kind"] != "digits"][:1]
-FIGURE_NAMES = yaml.safe_load(Path("workflow/figures.yaml").read_text(encoding="utf-8"))
+# Notebooks with a rule of their own, each with the testbeds of its figures; None stands for figures of no testbed.
+STAGES = {
+    "01_corpora": [None],
+    "02_training": TESTBEDS,
+    "03_retraining_bank": WITH_DESIGNS,
+    "05_removal": REMOVAL_TESTBEDS,
+    "60_leaderboard": [None],
+}
+# Every other chapter: a notebook and a file in workflow/config/chapters, which says on what testbeds it runs.
+CHAPTERS = {name: configuration.chapter_testbeds(CONFIG, name) for name in NOTEBOOKS if name not in STAGES}
 MEMORY = 4000  # MB per job: the largest of the paper profile (chapter 22 on authors); most stay below 2000
 MINUTES = {"smoke": 10, "paper": 60}.get(CONFIG["profile"], 1440)  # per job; also the time limit of one cell
 
-RESULTS = [f"{FIGURES}/{file}" for file in ("claims.csv", "manifest.json")] + [
-    f"{FIGURES}/tables/{file}" for file in ("leaderboard.csv", "leaderboard.md", "leaderboard.tex", "cost.csv")
-]
-
-# Every notebook runs through this one line.
+# Every notebook runs through this one line, and has to make every output of its rule.
 RUN = (
     "python -m tda.run_notebook {input.notebook:q} --out {log.notebook:q} --parameters {params.parameters:q}"
-    " --timeout $(( {resources.runtime} * 60 )) > {log.text:q} 2>&1"
+    " --timeout $(( {resources.runtime} * 60 )) --makes {output:q} > {log.text:q} 2>&1"
 )
 
 for reason in configuration.skipped_rows(CONFIG).values():

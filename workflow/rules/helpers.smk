@@ -25,14 +25,14 @@ def notebook(name):
     return f"notebooks/{name}.ipynb"
 
 
-def modules(name, rows=()):
-    """Files of tda that a notebook imports, directly or not, and those of the methods of its rows.
+def modules(name, methods=()):
+    """Files of tda that a notebook imports, directly or not, and those of methods that it calls by name or in its rows.
 
     Snakemake compares their contents, so an edit reruns the stages that use the file and touching it does not.
     """
     if not os.path.exists(notebook(name)):
         sys.exit(f"Error in the configuration: {notebook(name)} does not exist; rows[].notebook must name a chapter")
-    files = {path for row in rows for path in method_files(row["method"])}
+    files = {path for method in methods for path in method_files(method)}
     return sorted({os.path.relpath(path, ROOT) for path in modules_used(notebook(name), *files)} | files)
 
 
@@ -46,8 +46,15 @@ def method_files(method):
     return [str(path) for path in own]
 
 
-def oracles():
-    """Installed versions of the optional packages: chapters 62 and 63 rerun when one comes, goes or changes."""
+def methods_of(name, testbed):
+    """Methods that a chapter calls: those of its rows on a testbed, and those that its file names."""
+    return [row["method"] for row in rows_of(testbed, name)] + chapters().get(name, {}).get("methods", [])
+
+
+def packages(name):
+    """Installed versions of the optional packages that a chapter compares with; missing ones have none."""
+    if "packages" not in chapters().get(name, {}):
+        return {}
     pinned = re.findall(r"^([\w-]+)==", Path("tests/requirements-oracles.txt").read_text(encoding="utf-8"), re.MULTILINE)
     found = {one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}
     return {name: found.get(name) for name in pinned}
@@ -60,45 +67,36 @@ def logs(name):
 
 def figure_paths(name, testbed=None):
     """Paths of a notebook's figures; without a testbed the {testbed} in them stays, as Snakemake's wildcard."""
-    names = [f"{FIGURES}/{file}" for file in FIGURE_NAMES.get(name, [])]
-    return [path.replace("{testbed}", testbed) for path in names] if testbed else names
+    return [f"{FIGURES}/{file}" for file in configuration.declared_figures(name, testbed)]
 
 
 def figures(name, testbed=None):
-    """A notebook's figures as outputs, in the report."""
-    return shown(figure_paths(name, testbed), name, testbed or "{testbed}")
+    """A notebook's figures as outputs, in the report above the captions in the chapter's file."""
+    captions = chapters().get(name, {}).get("figures", {}).items()
+    files = [caption_file(figure, text) for figure, text in captions]
+    return [shown(path, file, name, testbed or "{testbed}") for path, file in zip(figure_paths(name, testbed), files)]
 
 
-def shown(paths, category, testbed=""):
-    """Outputs that the report shows, each in a row of its own and above a caption, a file of workflow/report."""
-
-    def one(path):
-        text = f"../report/{caption(path, testbed)}.rst"
-        return report(path, caption=text, category=category, labels=labels(path, testbed))
-
-    return [one(path) for path in paths]
+def shown(path, caption, category, testbed=""):
+    """An output that the report shows in a row of its own: its file, and the testbed if the file names it."""
+    labels = {"file": os.path.relpath(path, FIGURES)} | ({"testbed": testbed} if f"_{testbed}." in path else {})
+    return report(path, caption=caption, category=category, labels=labels)
 
 
-def caption(path, testbed):
-    """A result's name without its testbed and suffix: 10_bgo for 10_bgo_people.png, so that testbeds share a caption."""
-    return Path(path).stem.removesuffix(f"_{testbed}")
-
-
-def labels(path, testbed):
-    """What tells a result from every other: its file, and the testbed if the file names it."""
-    return {"file": os.path.relpath(path, FIGURES)} | ({"testbed": testbed} if f"_{testbed}." in path else {})
+def caption_file(figure, text):
+    """The caption of a figure as a file, which is how Snakemake's report takes it: a template, so braces are escaped."""
+    path = Path(DATA, "captions", Path(figure).name.replace("_{testbed}", "") + ".rst").absolute()
+    content = f"{{% raw %}}{text}{{% endraw %}}\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != content:
+        with atomic(path) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    return str(path)
 
 
 def all_figures():
     """Every figure of the profile, in the order of the notebooks."""
-    with_designs = [name for name in TESTBEDS if CONFIG["testbeds"][name]["designs"]]
-    stages = {"02_training": TESTBEDS, "03_retraining_bank": with_designs, "05_removal": REMOVAL_TESTBEDS} | CHAPTERS
-    stages |= {"62_cost_of_curvature": COST_TESTBEDS}
-    paths = figure_paths("01_corpora") + figure_paths("60_leaderboard") + figure_paths("63_conformance")
-    paths += [path for name in WITHOUT_TESTBED for path in figure_paths(name)]
-    for name, testbeds in sorted(stages.items()):
-        paths += [path for testbed in testbeds for path in figure_paths(name, testbed)]
-    return paths
+    places = [(name, testbed) for name, testbeds in sorted((STAGES | CHAPTERS).items()) for testbed in testbeds]
+    return [path for name, testbed in places for path in figure_paths(name, testbed)]
 
 
 def corpus(testbed):
@@ -129,10 +127,16 @@ def rows_of(testbed, name=None):
     return configuration.rows(CONFIG, testbed, name)
 
 
-def references(testbed, name):
-    """Score files of other chapters that a chapter reads: baselines, and rows that its claims name."""
+def measured_on(testbed, name):
+    """The banks of a testbed, and score files of other chapters that this one reads (baselines, and rows that its claims
+    name), for a chapter that has rows or claims there.
+    """
+    claims = [claim for claim in CONFIG["claims"] if (claim["notebook"], claim["testbed"]) == (name, testbed)]
+    if not testbed or not (rows_of(testbed, name) or claims):
+        return []
     wanted = configuration.compared_rows(CONFIG, testbed, name)
-    return scores(testbed, [row for row in rows_of(testbed) if row["id"] in wanted and row["notebook"] != name])
+    others = [row for row in rows_of(testbed) if row["id"] in wanted and row["notebook"] != name]
+    return banks(testbed) + scores(testbed, others)
 
 
 def source_files():

@@ -11,8 +11,6 @@ rule leaderboard:
         banks=[path for name in TESTBEDS for path in banks(name)],
         figures=other_figures(),
     output:
-        shown([path for path in RESULTS if path.endswith(".csv")], "60_leaderboard"),
-        [path for path in RESULTS if not path.endswith(".csv")],
         figures("60_leaderboard"),
     params:
         parameters=parameters(),
