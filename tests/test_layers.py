@@ -10,8 +10,9 @@ from tda.config import ROOT
 # From the ground up. A name is a module of tda or a package with all that it holds.
 FLOORS = (
     ("files", "artefacts", "config_checks", "config_schema", "config", "provenance", "words"),
-    ("task", "saved", "lm", "classifiers", "training", "many"),
-    ("testbeds", "queries", "models", "retrain", "bank", "notebook", "plotting"),
+    ("task", "output_loss", "saved", "sequences", "neox", "lm", "classifiers")
+    + ("recipe", "checkpoints", "training", "many"),
+    ("testbeds", "queries", "models", "retrain", "designs", "bank", "notebook", "plotting"),
     ("tools",),
     ("curvature",),
     ("steering",),
@@ -70,7 +71,9 @@ def test_studies_do_not_import_each_other():
     for path in FILES:
         parts = dotted(path).split(".")
         if parts[:2] == ["tda", "studies"] and len(parts) > 2:
-            others = [name for name in imports(path) if name.startswith("tda.studies.") and name.split(".")[2] != parts[2]]
+            others = [
+                name for name in imports(path) if name.startswith("tda.studies.") and name.split(".")[2] != parts[2]
+            ]
             assert not others, f"{dotted(path)} imports another study: {others}"
 
 
