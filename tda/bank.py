@@ -1,15 +1,8 @@
 """The retraining bank: models retrained on designed subsets of the documents, and their losses on every query.
 
-Designs:
-
-- ``half``: random subsets of a fixed share of the documents, trained for the same number of epochs;
-- ``leave_5`` (or any ``leave_<n>``): random subsets with a small share left out, masked and paired with full runs;
-- ``leave_group``: one planted group left out at a time (a person or author, the statements of one fact, a cluster of
-  near-duplicates), masked and paired with full runs of the same seed.
-
-A bank file holds ``subsets`` bool [M, N], ``outputs`` and (where queries have a second output) ``outputs_second``
-float32 [M, R, Q], ``base`` [R, Q] (paired designs), ``labels`` [M], ``seeds`` [R], ``tokens``, ``query_set`` and
-``split`` [Q].
+Which subsets those are is said in :mod:`tda.designs`. A bank file holds ``subsets`` bool [M, N], ``outputs`` and (where
+queries have a second output) ``outputs_second`` float32 [M, R, Q], ``base`` [R, Q] (paired designs), ``labels`` [M],
+``seeds`` [R], ``tokens``, ``query_set`` and ``split`` [Q].
 """
 
 from __future__ import annotations
@@ -33,28 +26,10 @@ from tda.artefacts import (
     write_json,
     write_record,
 )
+from tda.designs import Design, design
 from tda.provenance import Stopwatch, record
-from tda.retrain import bank_seeds, retrain_all, retrained, training_seconds, truth_key
+from tda.retrain import retrain_all, retrained, training_seconds, truth_key
 from tda.testbeds import Testbed
-from tda.testbeds.people import fact_id
-
-
-@dataclass(frozen=True)
-class Design:
-    """Which models to retrain: subsets [M, N], one label each, R seeds, and how a subset is applied."""
-
-    name: str
-    subsets: np.ndarray
-    labels: list[str]
-    seeds: list[int]
-    how: str
-
-    def models(self) -> list[tuple[np.ndarray, int]]:
-        """(mask, seed) of every model; paired designs end with the full runs."""
-        masks = list(self.subsets)
-        if self.how == "mask":
-            masks.append(np.ones(self.subsets.shape[1], bool))
-        return [(mask, seed) for mask in masks for seed in self.seeds]
 
 
 @dataclass(frozen=True)
@@ -75,69 +50,6 @@ class Bank:
     record: dict
 
 
-def design(testbed: Testbed, name: str) -> Design:
-    """The design ``name`` of a testbed's config, drawn from the config's seed. Raises ``ValueError`` if there is
-    none.
-    """
-    designs = testbed.settings["designs"]
-    if name not in designs:
-        raise ValueError(f"testbed {testbed.name!r} has no design {name!r}; its config names {sorted(designs)}.")
-    settings, n = designs[name], len(testbed.documents)
-    seeds = bank_seeds(testbed, settings["seeds"])
-    if name == "leave_group":
-        groups = planted_groups(testbed, settings["groups"])
-        subsets = np.ones((len(groups), n), bool)
-        for row, members in zip(subsets, groups.values(), strict=True):
-            row[members] = False
-        return Design(name, subsets, list(groups), seeds, "mask")
-    rng = np.random.default_rng([testbed.config["seed"], 31, sum(map(ord, name))])
-    kept = round(settings["fraction"] * n)
-    if not 0 < kept < n:
-        raise ValueError(
-            f"design {name!r}: fraction={settings['fraction']} keeps {kept} of {n} documents; keep some, leave some."
-        )
-    subsets = np.zeros((settings["subsets"], n), bool)
-    for row in subsets:
-        row[rng.permutation(n)[:kept]] = True
-    how = "filter" if name == "half" else "mask"
-    return Design(name, subsets, [f"subset {i}" for i in range(len(subsets))], seeds, how)
-
-
-def planted_groups(testbed: Testbed, wanted: int) -> dict[str, list[int]]:
-    """``label -> document indices``: entities, facts of test queries, and clusters of near-duplicates, in turn.
-
-    All are about the test queries (clusters: those that state a queried fact, where facts are known), so that every
-    group left out concerns some query that is reported.
-    """
-    documents, rng = testbed.documents, np.random.default_rng([testbed.config["seed"], 32])
-    asked = [row for row in models.query_rows(testbed) if row["split"] == "test"]
-    kinds: dict[str, dict[str, list[int]]] = {"entity": {}, "fact": {}, "cluster": {}}
-    queried = {row["entity"] for row in asked}
-    facts = {fact_id(r["entity"], r["attribute"], r["value"]) for r in asked if r["attribute"]}
-    for i, (entity, stated, group) in enumerate(
-        zip(documents["entity"], documents["facts"], documents["group"], strict=True)
-    ):
-        if entity in queried:
-            kinds["entity"].setdefault(f"entity {entity}", []).append(i)
-        for fact in set(stated) & facts:
-            kinds["fact"].setdefault(f"fact {fact}", []).append(i)
-        if group and (set(stated) & facts or not facts):
-            kinds["cluster"].setdefault(f"cluster {group}", []).append(i)
-    pools = [[(k, pool[k]) for k in rng.permutation(sorted(pool))] for pool in kinds.values()]
-    turns = [pool[i] for i in range(max(map(len, pools), default=0)) for pool in pools if i < len(pool)]
-    groups = {str(label): members for label, members in turns if len(members) < len(documents)}
-    if len(groups) < 2:
-        raise ValueError(
-            f"testbed {testbed.name!r} has {len(groups)} groups to leave out; leave_group needs at least 2. Give the "
-            f"documents an 'entity' or 'group' column, or remove the design from the config."
-        )
-    return dict(list(groups.items())[:wanted])
-
-
-def parts_folder(testbed: Testbed, name: str) -> Path:
-    return testbed.folder / f"bank_{name}.parts"
-
-
 def run_shard(
     testbed: Testbed, name: str, shard: int, progress: Callable[[str], None] | None = None
 ) -> dict[str, float]:
@@ -154,7 +66,7 @@ def run_shard(
         done = retrain_all(testbed, mine, plan.how, name, progress)
     summary = {"models": len(mine), "training_seconds": training_seconds(done), "flops": sum(d.flops for d in done)}
     write_json(
-        parts_folder(testbed, name) / f"shard{shard}.json",
+        testbed.folder / f"bank_{name}.parts" / f"shard{shard}.json",
         record({"design": name, "shard": shard}, plan.seeds, watch=watch, **summary),
     )
     return summary

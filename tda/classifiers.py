@@ -19,10 +19,11 @@ from torch.func import functional_call
 
 from tda.task import Examples, Params, chunks, n_examples, take, tensors
 
+CLASSES = 10
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 
 
-def mlp(depth: int, width: int, seed: int, activation: str = "tanh", inputs: int = 64, classes: int = 10) -> nn.Module:
+def mlp(depth: int, width: int, seed: int, activation: str = "tanh", inputs: int = 64) -> nn.Module:
     """``depth`` hidden layers of ``width`` units (``depth=0`` is logistic regression), fresh weights of this seed.
 
     ``width`` may be a list, one width a layer, in which case ``depth`` must be its length.
@@ -34,23 +35,23 @@ def mlp(depth: int, width: int, seed: int, activation: str = "tanh", inputs: int
     layers: list[nn.Module] = []
     for before, after in zip([inputs, *widths], widths, strict=False):
         layers += [nn.Linear(before, after), _activation(activation)]
-    return nn.Sequential(*layers, nn.Linear(widths[-1] if widths else inputs, classes)).eval()
+    return nn.Sequential(*layers, nn.Linear(widths[-1] if widths else inputs, CLASSES)).eval()
 
 
-def cnn(depth: int, width: int, seed: int, activation: str = "tanh", classes: int = 10, size: int = 8) -> nn.Module:
-    """``depth`` 3x3 convolutions of ``width`` channels and stride 2, then one linear layer, on images of
-    ``size`` x ``size``.
+def cnn(depth: int, width: int, seed: int, activation: str = "tanh") -> nn.Module:
+    """``depth`` 3x3 convolutions of ``width`` channels and stride 2, then one linear layer.
 
     Strides take the place of pooling, so that every layer is linear or an activation. Fresh weights of this seed.
     """
     if not 1 <= depth <= 3:
-        raise ValueError(f"depth={depth}; an image of {size} x {size} is halved by each convolution: 1 to 3 of them.")
+        raise ValueError(f"depth={depth}; an image of 8 x 8 is halved by each convolution: 1 to 3 of them.")
     torch.manual_seed(seed)
-    layers: list[nn.Module] = [nn.Unflatten(1, (1, size, size))]
+    layers: list[nn.Module] = [nn.Unflatten(1, (1, 8, 8))]
+    size = 8
     for before in [1, *[width] * (depth - 1)]:
         layers += [nn.Conv2d(before, width, 3, stride=2, padding=1), _activation(activation)]
         size = (size + 1) // 2
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * size * size, classes)).eval()
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * size * size, CLASSES)).eval()
 
 
 def _activation(name: str) -> nn.Module:
@@ -103,6 +104,14 @@ def outputs_function(model: nn.Module) -> Callable[[Params, Examples], tuple[Ten
         return functional_call(model, params, (batch["inputs"],)).unsqueeze(1), batch["labels"].unsqueeze(1)
 
     return outputs
+
+
+def encoders(model: nn.Module, params: Params) -> dict[str, Callable]:
+    """``Task.encode``: group (the given class) and features (what the last layer sees)."""
+    return {
+        "group": lambda examples: examples["entity"],
+        "features": lambda examples: features(model, params, examples),
+    }
 
 
 def accuracy(model: nn.Module, params: Params, examples: Examples) -> float:

@@ -88,8 +88,8 @@ def rows(config: dict, testbed: str | None = None, notebook: str | None = None) 
 
 
 def compared_rows(config: dict, testbed: str, notebook: str) -> list[str]:
-    """Ids of the rows that a chapter shows, in config order: its own, those of its claims, those that it reads as its file
-    says, and the baselines.
+    """Ids of the rows that a chapter shows, in config order: its own, those of its claims, those that its file says it
+    reads, and the baselines.
     """
     reads = config_files.chapters().get(notebook, {}).get("reads", [])
     claims = [claim for claim in config["claims"] if (claim["notebook"], claim["testbed"]) == (notebook, testbed)]

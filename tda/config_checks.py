@@ -71,18 +71,11 @@ def cross_checks(config: dict, placed: Callable[[str], str]) -> None:
         for name in row_testbeds(config["testbeds"], row) if row["tune_like"] else ():
             _choice_of_others(config, index, name, refuse)
     for name, testbed in config["testbeds"].items():
-        key, corpus, model = f"testbeds.{name}", testbed["corpus"], testbed["model"]
+        key, corpus = f"testbeds.{name}", testbed["corpus"]
         _kinds_fit(testbed, key, refuse)
         for low, high in (("docs_min", "docs_max"), ("tokens_min", "tokens_max")):
             if low in corpus and corpus[low] > corpus[high]:
                 refuse(f"{key}.corpus.{low}", corpus[low], f"it must be at most {high} ({corpus[high]})")
-        if model["kind"] == "gpt_neox":
-            if model["width"] % model["heads"]:
-                refuse(f"{key}.model.width", model["width"], f"it must be a multiple of heads ({model['heads']})")
-            if model["width"] % (8 * model["heads"]) and not model["from"]:
-                refuse(f"{key}.model.width", model["width"], "it must be a multiple of 8 heads (rotary halves)")
-            if corpus.get("tokens_max", 0) >= model["context"]:
-                refuse(f"{key}.model.context", model["context"], f"it must exceed tokens_max ({corpus['tokens_max']})")
         if testbed["designs"] and "half" not in testbed["designs"]:
             refuse(f"{key}.designs", sorted(testbed["designs"]), "half must be among them; every table needs it")
         if testbed["removals"]:
@@ -162,29 +155,10 @@ def _without_testbed(config: dict, claim: dict, key: str, refuse: Callable[[str,
 
 
 def _kinds_fit(testbed: dict, key: str, refuse: Callable[[str, Any, str], None]) -> None:
-    """Images need a classifier, trained with SGD, and have neither generations, groups, removals nor tail patches."""
-    images, kind = testbed["corpus"]["kind"] == "digits", testbed["model"]["kind"]
-    if images != (kind != "gpt_neox"):
-        allowed = "mlp or cnn for a corpus of kind digits" if images else "gpt_neox for a corpus of texts"
-        refuse(f"{key}.model.kind", kind, f"it must be {allowed}")
-    if not images:
-        return
-    if testbed["training"]["optimizer"] != "sgd":
-        refuse(f"{key}.training.optimizer", testbed["training"]["optimizer"], "classifiers are trained with sgd")
-    corpus, designs = testbed["corpus"], testbed["designs"]
-    if corpus["train"] + corpus["held_out"] >= 1797:
-        refuse(
-            f"{key}.corpus.held_out",
-            corpus["held_out"],
-            f"train ({corpus['train']}) and held_out must leave images of 1797",
-        )
-    if "leave_group" in designs:
-        refuse(f"{key}.designs", "leave_group", "images have no planted groups; use half and leave_5")
-    for section, name, nothing in (("queries", "generated", 0), ("evaluation", "tailpatch_queries", 0)):
-        if testbed[section][name] != nothing:
-            refuse(f"{key}.{section}.{name}", testbed[section][name], "a classifier has none: write 0")
-    if testbed["removals"]:
-        refuse(f"{key}.removals", "a plan", "removals are for language models: write null")
+    """The settings ask for nothing that the kind of corpus refuses (:meth:`tda.testbeds.modality.Modality.check`)."""
+    kinds = importlib.import_module("tda.testbeds").KINDS  # late and by name, as the methods are
+    for part, given, allowed in kinds[testbed["corpus"]["kind"]].check(testbed):
+        refuse(f"{key}.{part}", given, allowed)
 
 
 def finite(config: Any, placed: Callable[[str], str]) -> None:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from tda.recipe import Recipe, data_order, schedule, steps_of
 from tda.task import Examples, Params, chunks, n_examples, tensors
-from tda.training import Recipe, data_order, schedule, steps_of
 
 AT_ONCE = 64  # models stacked: of 8, 16, 32, 64 and 128 the fastest for 650 to 4,800 parameters and batches of 32
 
@@ -40,12 +40,11 @@ def train_many(
     seeds: Sequence[int],
     how: str = "filter",
     chunk: int = AT_ONCE,
-    progress: Callable[[str], None] | None = None,
 ) -> Params:
     """Minimise the mean example loss of M models, each from its own ``init`` (left untouched).
 
     ``init`` and the result: dicts of [M, ...] tensors (:func:`stack`). ``masks`` [M, N] bool: the examples of each
-    model, applied by ``how`` as in :mod:`tda.training`. ``seeds`` [M]: the data order of each model. ``recipe``: SGD,
+    model, applied by ``how`` as in :mod:`tda.recipe`. ``seeds`` [M]: the data order of each model. ``recipe``: SGD,
     not clipped. Memory: ``chunk`` x (3 parameters + batch x activations) and chunk x steps x batch x 12 bytes of plan.
     Raises ``ValueError`` for masks, seeds or parameters that do not fit together, and for a loss that diverges.
     """
@@ -63,8 +62,6 @@ def train_many(
     done = []
     for part in chunks(count, chunk):
         done.append(_train({k: v[part] for k, v in init.items()}, loss_fn, data, recipe, masks[part], seeds[part], how))
-        if progress:
-            progress(f"{part.stop}/{count} models")
     return {k: torch.cat([params[k] for params in done]) for k in init}
 
 

@@ -19,6 +19,14 @@ from tda.task import take
 from tda.testbeds import Testbed
 from tda.tuning import row_of
 
+RETRIEVAL = {
+    "recall": retrieval.recall_at_k,
+    "precision": retrieval.precision_at_k,
+    "mrr": retrieval.mrr,
+    "average_precision": retrieval.average_precision,
+    "low_overlap_lift": retrieval.lift_among,
+}
+
 
 def of_chapter(testbed: Testbed, notebook: str) -> pd.DataFrame:
     """Metrics of a chapter's rows and of those that it is compared with (:func:`tda.config.compared_rows`).
@@ -146,19 +154,14 @@ def _provenance(
     relevant = models.relevance(testbed)[chosen]
     if not relevant.any(1).all():
         return {}  # a corpus without labels, or queries whose source was never trained on: nothing to find
-    if testbed.settings["corpus"]["kind"] == "people":
-        measures = {f"recall_at_{k}": _recall(k) for k in testbed.settings["evaluation"]["recall_k"]}
-        measures |= {"mrr": retrieval.mrr, "average_precision": retrieval.average_precision}
-    else:
-        measures = {"precision_at_10": lambda s, r: retrieval.precision_at_k(s, r, 10)}
-    if "text" in testbed.train and testbed.settings["corpus"]["kind"] != "people":
-        common = _common_words(testbed)[chosen]
-        measures["low_overlap_lift_at_10"] = lambda s, r: retrieval.lift_among(
-            s, r, common <= np.median(common, 1)[:, None], 10
-        )
     results = {}
-    for metric, measure in measures.items():
-        values = {row_id: measure(s, relevant) for row_id, s in scores.items()}
+    for metric in testbed.modality.retrieval_measures(testbed):
+        name, _, k = metric.partition("_at_")
+        options = {"k": int(k)} if k else {}
+        if name == "low_overlap_lift":
+            common = _common_words(testbed)[chosen]
+            options["among"] = common <= np.median(common, 1)[:, None]
+        values = {row_id: RETRIEVAL[name](s, relevant, **options) for row_id, s in scores.items()}
         results[metric] = (mean_intervals(values, clusters, level_of(testbed), references), {})
     return results
 
@@ -173,10 +176,6 @@ def _common_words(testbed: Testbed) -> np.ndarray:
     a, b = (counter.transform(texts).astype(float) for texts in (queries, documents))
     both = (a @ b.T).toarray()
     return both / (np.asarray(a.sum(1)) + np.asarray(b.sum(1)).T - both)
-
-
-def _recall(k: int):
-    return lambda scores, relevant: retrieval.recall_at_k(scores, relevant, k)
 
 
 def _tail(

@@ -11,11 +11,13 @@ import torch
 
 from tda import lm
 from tda.artefacts import exclusive, key_of, load_rows, remove, save_rows, write_record
+from tda.checkpoints import checkpoint_checksums, load_run
 from tda.notebook import progress
 from tda.provenance import Stopwatch, record
+from tda.recipe import Recipe
 from tda.task import Examples, Params, Task
 from tda.testbeds import Testbed, check_key
-from tda.training import Recipe, checkpoint_checksums, load_run, train
+from tda.training import train
 
 
 def model_key(testbed: Testbed) -> str:
@@ -162,4 +164,4 @@ def _task(testbed: Testbed, seed: int, key: str) -> Task:
     params = run.checkpoints[-1].params
     model.load_state_dict(params, strict=False)
     encode, outputs_fn = modality.encoders(model, params), modality.outputs_function(model)
-    return Task(testbed.name, loss_fn, params, model, run, encode, outputs_fn)
+    return Task(testbed.name, loss_fn, params, model, run, encode, outputs_fn, modality.OUTPUT_LOSS)

@@ -20,22 +20,16 @@ import torch
 from tda import config, lm
 from tda.artefacts import check_pinned, read_json
 from tda.task import Examples, Params, chunks
-from tda.testbeds import people
-
-SECOND_NAME = {"people": "answer"}  # any other text: "passage"
 
 
-def second_output(kind: str) -> str:
-    """Name of the second loss of a query on a corpus of this kind."""
-    return SECOND_NAME.get(kind, "passage")
-
-
-def encode_queries(tokenizer, rows: list[dict], kind: str, context: int) -> Examples:
-    """Query rows as tensors: ``labels`` are the main loss's targets, ``labels_second`` the second's."""
+def encode_queries(tokenizer, rows: list[dict], main: str, context: int) -> Examples:
+    """Query rows as tensors: ``labels`` are the targets of the main loss, which covers the ``text`` or the ``target``
+    (``main``), ``labels_second`` those of the other.
+    """
     texts, names = [row["text"] for row in rows], [f"query {row.get('query_id', i)!r}" for i, row in enumerate(rows)]
     whole = lm.encode(tokenizer, texts, context, names=names)
     target = lm.encode(tokenizer, texts, context, [row["target"] for row in rows], names)
-    main, second = (whole, target) if kind == "people" else (target, whole)
+    main, second = (whole, target) if main == "text" else (target, whole)
     strings = {k: [row[k] for row in rows] for k in ("query_id", "query_set", "split", "entity") if k in rows[0]}
     return main | {"labels_second": second["labels"]} | strings
 
@@ -61,9 +55,12 @@ def recall(model, params: Params, tokenizer, probes: list[dict], context: int) -
     shares = {}
     for kind in sorted({row["kind"] for row in probes}):
         rows = [row for row in probes if row["kind"] == kind]
-        examples = lm.encode(tokenizer, [r["text"] for r in rows], context, [r["target"] for r in rows])
-        shares[kind] = float(knows(model, params, examples).mean())
+        shares[kind] = float(_known(model, params, tokenizer, rows, context).mean())
     return shares
+
+
+def _known(model, params: Params, tokenizer, rows: list[dict], context: int) -> np.ndarray:
+    return knows(model, params, lm.encode(tokenizer, [r["text"] for r in rows], context, [r["target"] for r in rows]))
 
 
 def choose(testbed, model, params: Params) -> tuple[list[dict], dict]:
@@ -77,29 +74,25 @@ def choose(testbed, model, params: Params) -> tuple[list[dict], dict]:
         check_pinned(path, "restore it (git checkout data/banks) or choose anew (--config bank=rebuild)")
         return read_json(path), {"shipped with the bank": str(path.relative_to(config.ROOT))}
     wanted, rng = testbed.settings["queries"], np.random.default_rng([testbed.config["seed"], 17])
-    kind, context = testbed.settings["corpus"]["kind"], testbed.settings["model"]["context"]
+    modality, context = testbed.modality, testbed.settings["model"]["context"]
     rows, report = [], {}
     for name in ("held_out", "unseen_work"):
         candidates = [dict(row) for row in testbed.probes if row["kind"] == name]
         if not candidates:
             continue
-        if kind == "people":
-            examples = lm.encode(
-                testbed.tokenizer, [r["text"] for r in candidates], context, [r["target"] for r in candidates]
-            )
-            known = knows(model, params, examples)
+        if modality.KNOWN_ONLY:
+            known = _known(model, params, testbed.tokenizer, candidates, context)
             report[f"{name}_not_known"] = int((~known).sum())
             candidates = [row for row, keep in zip(candidates, known, strict=True) if keep]
         kept = rng.permutation(len(candidates))[: wanted["held_out"]]
         rows += [candidates[i] | {"query_set": name} for i in sorted(kept)]
-    make = _generated_facts if kind == "people" else _generated_passages
-    generated, report["generated"] = make(testbed, model, params, wanted["generated"], rng)
+    generated, report["generated"] = modality.generate(testbed, model, params, wanted["generated"], rng)
     rows += generated
     if not rows:
         raise ValueError(
             f"testbed {testbed.name!r}: the model knows no query. Train longer (training.epochs) or lower training.lr."
         )
-    _split(rows, wanted["tune"], kind, rng)
+    _split(rows, wanted["tune"], modality.UNIT, rng)
     report["queries"] = {
         name: sum(r["query_set"] == name for r in rows) for name in dict.fromkeys(r["query_set"] for r in rows)
     }
@@ -107,47 +100,17 @@ def choose(testbed, model, params: Params) -> tuple[list[dict], dict]:
     return [{k: str(row.get(k, "")) for k in keep} for row in rows], report
 
 
-def _split(rows: list[dict], share: float, kind: str, rng) -> None:
+def _split(rows: list[dict], share: float, unit: str, rng) -> None:
     # A generation continues the opening of a held-out passage: the two must not be on different sides.
-    units = [row["entity"] if kind == "people" else row["prompt"] for row in rows]
-    names = sorted(set(units))
+    names = sorted({row[unit] for row in rows})
     tune = {names[i] for i in rng.permutation(len(names))[: round(share * len(names))]}
-    for row, unit in zip(rows, units, strict=True):
-        row["split"] = "tune" if unit in tune else "test"
+    for row in rows:
+        row["split"] = "tune" if row[unit] in tune else "test"
 
 
-def _generated_facts(testbed, model, params, wanted: int, rng) -> tuple[list[dict], dict]:
-    """Let the model say something about each person; keep sentences that state one fact and end in its value."""
-    tokenizer, stop = testbed.tokenizer, testbed.tokenizer.token_to_id(".")
-    stated = {fact for facts in testbed.documents["facts"] for fact in facts}
-    entities = sorted(set(testbed.documents["entity"]))
-    found, seen = [], set()
-    counts = {"drawn": 0, "not_one_fact_at_the_end": 0, "no_stating_document": 0, "repeated": 0}
-    for entity in (entities[i] for _ in range(3) for i in rng.permutation(len(entities))):
-        if len(found) == wanted:
-            break
-        counts["drawn"] += 1
-        prompt = [lm.boundary_id(tokenizer), *tokenizer.encode(entity, add_special_tokens=False).ids]
-        new = lm.generate(model, params, prompt, 24, rng, stop=(stop,))
-        text = f"{entity} {tokenizer.decode(new)}".removesuffix(" .").strip()
-        facts = people.parse(text)
-        if len(facts) != 1 or facts[0][0] != entity or not text.endswith(f" {facts[0][2]}"):
-            counts["not_one_fact_at_the_end"] += 1
-        elif people.fact_id(*facts[0]) not in stated:
-            counts["no_stating_document"] += 1
-        elif text in seen:
-            counts["repeated"] += 1
-        else:
-            seen.add(text)
-            _, attribute, value = facts[0]
-            row = {"query_id": f"generated-{len(found):03d}", "query_set": "generated", "prompt": entity, "text": text}
-            found.append(row | {"target": f" {value}", "entity": entity, "attribute": attribute, "value": value})
-    return found, counts
-
-
-def _generated_passages(testbed, model, params, wanted: int, rng) -> tuple[list[dict], dict]:
+def generated_passages(testbed, model, params, wanted: int, rng) -> tuple[list[dict], dict]:
     """Let the model continue the opening of held-out passages, an equal number for each author."""
-    tokenizer = testbed.tokenizer
+    tokenizer, context = testbed.tokenizer, testbed.settings["model"]["context"]
     openings = [row for row in testbed.probes if row["kind"] == "held_out"]
     by_entity: dict[str, list[dict]] = {}
     for i in rng.permutation(len(openings)):
@@ -158,25 +121,16 @@ def _generated_passages(testbed, model, params, wanted: int, rng) -> tuple[list[
         if len(found) == wanted:
             break
         prompt = tokenizer.encode(opening["prompt"], add_special_tokens=False).ids
-        room = testbed.settings["model"]["context"] - 1 - len(prompt)
+        room = context - 1 - len(prompt)
         new = lm.generate(model, params, [lm.boundary_id(tokenizer), *prompt], min(60, room), rng)
         before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *new])
         target = whole.removeprefix(before)  # some tokenizers do not give the prompt back as it was
         text = opening["prompt"] + target
         # What was sampled need not be how the tokenizer would cut the text; the text is what is attributed.
-        if (
-            "\ufffd" in target
-            or not whole.startswith(before)
-            or not target.strip()
-            or len(tokenizer.encode(text, add_special_tokens=False).ids) >= testbed.settings["model"]["context"]
-        ):
+        length = len(tokenizer.encode(text, add_special_tokens=False).ids)
+        if "\ufffd" in target or not whole.startswith(before) or not target.strip() or length >= context:
             dropped += 1
             continue
-        row = {
-            "query_id": f"generated-{len(found):03d}",
-            "query_set": "generated",
-            "prompt": opening["prompt"],
-            "text": text,
-        }
-        found.append(row | {"target": target, "entity": opening["entity"], "work": opening["work"]})
+        row = {"query_id": f"generated-{len(found):03d}", "query_set": "generated", "prompt": opening["prompt"]}
+        found.append(row | {"text": text, "target": target, "entity": opening["entity"], "work": opening["work"]})
     return found, {"drawn": len(found) + dropped, "unusable": dropped}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from tda.training import Recipe
+    from tda.recipe import Recipe
 
 Examples = dict[str, Any]
 Params = dict[str, Tensor]
@@ -85,9 +85,10 @@ class Task:
     - ``"example"``: l_i, [B];
     - ``"token"``: the negative log-likelihood of every token, [B, T], zero where a position is not a target.
 
-    ``outputs_fn(params, batch) -> (logits [B, T, C], targets [B, T])`` is the same loss taken apart, for methods that
-    use the curvature of the loss in the outputs: l_i is the mean cross-entropy over the targets of i that are not -100
-    (a classifier has T = 1). It runs the modules of ``model``, so that hooks on its layers see inputs and outputs.
+    ``outputs_fn(params, batch) -> (outputs [B, T, C], targets)`` is the same loss taken apart, for methods that use the
+    curvature of the loss in the outputs; ``output_loss`` names what joins them (:mod:`tda.output_loss`):
+    ``cross_entropy`` of logits and classes [B, T] (a classifier has T = 1), or ``squared_error`` of outputs and targets
+    [B, T, C]. It runs the modules of ``model``, so that hooks on its layers see inputs and outputs.
 
     ``params`` are the trained parameters, ``run`` the training record, ``encode`` a dict of feature extractors:
     ``encode["text"](examples)`` a list of strings, ``encode["features"](examples)`` an array [N, D],
@@ -101,6 +102,7 @@ class Task:
     run: TrainingRun | None = None
     encode: dict[str, Callable[[Examples], Any]] = field(default_factory=dict)
     outputs_fn: Callable[[Params, Examples], tuple[Tensor, Tensor]] | None = None
+    output_loss: str = "cross_entropy"
 
 
 def n_examples(examples: Examples) -> int:

@@ -5,70 +5,27 @@ AdamW, or SGD with heavy-ball momentum and (coupled) weight decay, as in ``torch
     b <- momentum * b + gradient + weight_decay * theta;    theta <- theta - rate * b.
 
 The same seed gives the same bits: initialisation, data order and every update run on one thread in a fixed order.
-Leaving examples out comes in two forms:
 
-- ``filter`` (random subsets): the epoch's permutation without the left-out examples, cut into full batches; a
-  subset model takes fewer steps, at equal epochs;
-- ``mask`` (targeted removal): the batches of the full run, in which left-out examples contribute nothing and the sum
-  is still divided by the full batch size. The run stays paired with the full run, step by step, so that their
-  difference is the effect of the documents and not of another data order.
+Which examples a step sees, and what is left out, is said in :mod:`tda.recipe`.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tda.artefacts import ArtefactError, atomic, check_record, digest, reading, require, seal
-from tda.lm import losses, real_tokens, trim
+from tda import checkpoints
+from tda.lm import losses
+from tda.recipe import Recipe, data_order, schedule, steps_of
+from tda.sequences import real_tokens, trim
 from tda.task import Checkpoint, Examples, Params, TrainingRun, n_examples, take, tensors
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The ``training`` section of a testbed, as used by :func:`train`.
-
-    ``beta1`` and ``beta2`` belong to the optimiser ``adamw``, ``momentum`` to ``sgd``. ``schedule`` is what follows the
-    warm-up, see :func:`schedule`. ``clip`` is the largest gradient norm of a step; ``None`` does not clip, as methods
-    that differentiate through training need it.
-    """
-
-    epochs: int
-    batch: int
-    lr: float
-    weight_decay: float
-    checkpoints: int = 1
-    warmup: float = 0.0
-    schedule: str = "cosine"
-    optimizer: str = "adamw"
-    clip: float | None = None
-    momentum: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.99
-
-    @classmethod
-    def of(cls, settings: dict) -> Recipe:
-        return cls(**{name: settings[name] for name in cls.__dataclass_fields__ if name in settings})
-
-    def make(self, params: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """The optimiser of this recipe; :func:`train` sets its learning rate at every step."""
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(
-                params, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True
-            )
-        if self.optimizer != "adamw":
-            raise ValueError(f"optimizer={self.optimizer!r}; 'adamw' or 'sgd'.")
-        return torch.optim.AdamW(params, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay, fused=True)
 
 
 @dataclass(frozen=True)
@@ -83,41 +40,6 @@ class Trained:
     curves: dict[str, list[float]]
     seconds: float
     tokens: int
-
-
-def data_order(n: int, epochs: int, seed: int) -> np.ndarray:
-    """[epochs, N]: one permutation of all N examples an epoch, the same for every subset of them."""
-    return np.stack([np.random.default_rng([seed, 13, epoch]).permutation(n) for epoch in range(epochs)])
-
-
-def steps_of(order: np.ndarray, batch: int, mask: np.ndarray, how: str) -> list[tuple[np.ndarray, int]]:
-    """``[(examples of the step, divisor of their summed loss), ...]``, see the module's text for ``how``."""
-    if how not in ("filter", "mask"):
-        raise ValueError(f"how={how!r}; 'filter' (random subsets) or 'mask' (paired removal).")
-    steps = []
-    for epoch in order:
-        kept = epoch[mask[epoch]] if how == "filter" else epoch
-        for start in range(0, len(kept), batch):
-            members = kept[start : start + batch]
-            steps.append((members[mask[members]], len(members)))
-    return steps
-
-
-def schedule(recipe: Recipe, total: int) -> np.ndarray:
-    """Learning rates [total]: linear warm-up over the first ``warmup`` share of the steps, then by ``recipe.schedule``:
-    ``cosine`` (half a cosine to 0), ``constant``, or ``step`` (a tenth after half of the steps, a hundredth after three
-    quarters).
-    """
-    warm = max(1, round(recipe.warmup * total))
-    step = np.arange(1, total + 1)
-    decay = {
-        "cosine": 0.5 * (1 + np.cos(np.pi * np.clip((step - warm) / max(1, total - warm), 0, 1))),
-        "constant": np.ones(total),
-        "step": np.where(step > 0.75 * total, 0.01, np.where(step > 0.5 * total, 0.1, 1.0)),
-    }
-    if recipe.schedule not in decay:
-        raise ValueError(f"schedule={recipe.schedule!r}; one of {sorted(decay)}.")
-    return recipe.lr * np.where(step <= warm, step / warm, decay[recipe.schedule])
 
 
 def train(
@@ -155,7 +77,7 @@ def train(
     params = {k: v.detach().clone().requires_grad_() for k, v in init.items()}
     optimizer = recipe.make(params.values())
     if folder:
-        keep = functools.partial(_save, folder, {**(about or {}), "seed": seed})
+        keep = functools.partial(checkpoints.save, folder, {**(about or {}), "seed": seed})
     if keep and recipe.checkpoints > len(steps):
         raise ValueError(
             f"training.checkpoints={recipe.checkpoints}, but the run has {len(steps)} steps. Lower it, or train longer."
@@ -242,85 +164,6 @@ def train_recorded(
     first, *later = kept
     run = TrainingRun(seed, tuple(later), done.learning_rates, done.order, done.curves, retrain, recipe, first, steps)
     return done.params, run
-
-
-def _save(
-    folder: Path, about: Mapping, step: int, lr: float, lr_sum: float, params: Params, state: dict[str, Params]
-) -> None:
-    parts = {"params": params, **state}
-    flat = {f"{name}/{k}": v.detach() for name, part in parts.items() for k, v in part.items()}
-    record = {**about, "kind": "checkpoint", "step": step, "lr": lr, "lr_sum": lr_sum, "sha256": _checksum(flat)}
-    with atomic(folder / f"step_{step:06d}.safetensors") as path:
-        try:
-            save_file(flat, path, metadata={"record": json.dumps(seal(record))})
-        except SafetensorError as error:  # a full disk, which the library does not report as an OSError
-            raise OSError(str(error)) from error
-
-
-def _checksum(flat: Mapping[str, Tensor]) -> str:
-    values = {f"{name} {v.dtype} {tuple(v.shape)}": v.cpu().contiguous().reshape(-1) for name, v in flat.items()}
-    return digest({name: v.view(torch.uint8).numpy() for name, v in values.items()})
-
-
-def _open(path: Path, expect: Mapping, tensors: bool) -> tuple[dict, dict[str, Tensor]]:
-    """``(record, tensors)`` of a checkpoint, checked; without ``tensors`` their checksum waits until they are read."""
-    cure, flat = f"delete {path.parents[1]} and train again", {}
-    with reading(path, cure):
-        expect = {**expect, "step": int(path.stem.removeprefix("step_"))}
-        with safe_open(path, "pt") as handle:
-            record = json.loads(handle.metadata()["record"])
-            if tensors:
-                flat = {name: handle.get_tensor(name) for name in handle.keys()}
-    check_record(path, record, "checkpoint", expect, cure)
-    if tensors:
-        require(_checksum(flat) == record["sha256"], path, "its tensors differ from their checksum", cure)
-    return record, flat
-
-
-def read_checkpoint(path: Path, expect: Mapping | None = None) -> tuple[Params, dict[str, Params]]:
-    """``(params, optimiser state)`` of a checkpoint file. Refuses a damaged one, one whose step is not that of its
-    name, and one whose record does not say ``expect`` (``seed``, ``sha256`` and what was given to :func:`train`).
-    """
-    parts: dict[str, Params] = {"params": {}}
-    for name, value in _open(path, expect or {}, tensors=True)[1].items():
-        kind, key = name.split("/", 1)
-        parts.setdefault(kind, {})[key] = value
-    return parts.pop("params"), parts
-
-
-def checkpoint_checksums(folder: Path) -> dict[str, str]:
-    """``step -> sha256`` of the tensors of every checkpoint of a run, to be kept in its record."""
-    records = [_open(path, {}, tensors=False)[0] for path in sorted(folder.glob("step_*.safetensors"))]
-    return {str(record["step"]): record["sha256"] for record in records}
-
-
-def load_run(folder: Path, record: dict, retrain=None, about: Mapping[str, str] | None = None) -> TrainingRun:
-    """The :class:`TrainingRun` of a folder written by :func:`train`; ``record`` is its JSON record, with the checksums
-    of its checkpoints, ``about`` what was given to :func:`train`. Refuses checkpoints of another run, seed or step.
-    """
-    found = []
-    for path in sorted(folder.glob("step_*.safetensors")):
-        known = record["checkpoints"].get(path.stem.removeprefix("step_").lstrip("0") or "0")
-        expect = {**(about or {}), "seed": record["seed"], "sha256": known}
-        meta = _open(path, expect, tensors=False)[0]
-        load = lambda path=path, expect=expect: read_checkpoint(path, expect)  # noqa: E731
-        found.append(Checkpoint(meta["step"], meta["lr"], meta["lr_sum"], load))
-    recipe = Recipe.of(record["recipe"])
-    initial = [checkpoint for checkpoint in found if checkpoint.step == 0]
-    later = [checkpoint for checkpoint in found if checkpoint.step > 0]
-    if len(initial) != 1 or len(later) != recipe.checkpoints:
-        lost = [
-            f"step_{int(step):06d}.safetensors"
-            for step in record["checkpoints"]
-            if int(step) not in {c.step for c in found}
-        ]
-        raise ArtefactError(
-            f"{folder} holds {len(later)} checkpoints and {len(initial)} initial models, its record says "
-            f"{recipe.checkpoints} and 1 (lost: {', '.join(sorted(lost))}); delete {folder.parent} and train again"
-        )
-    rates, order = np.asarray(record["learning_rates"]), data_order(record["examples"], recipe.epochs, record["seed"])
-    steps = tuple(steps_of(order, recipe.batch, np.ones(record["examples"], bool), "filter"))
-    return TrainingRun(record["seed"], tuple(later), rates, order, record["curves"], retrain, recipe, initial[0], steps)
 
 
 def matmul_rate(size: int = 1024, repeats: int = 20) -> float:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from tda.lm import IGNORE
+from tda.output_loss import IGNORE
 from tda.task import Task, n_examples, take, tensors
 from tda.tools.gradients import unflatten
 

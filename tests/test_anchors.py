@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tda.testbeds import anchors
+from tda.evaluation import anchors
 from tda.testbeds.digits import pixels
 
 

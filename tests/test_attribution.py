@@ -18,7 +18,7 @@ from tda.attribution.registry import method
 from tda.curvature import empirical
 from tda.evaluation import retrieval
 from tda.task import Task, n_examples, take, tensors
-from tda.testbeds.digits import encoders, pixels
+from tda.testbeds.digits import pixels
 from tda.tools import projection
 from tda.tools.gradients import blocks, flatten, matrix, unflatten
 from tda.training import Recipe, train_recorded
@@ -270,7 +270,7 @@ def images(request):
     params, run = train_recorded(loss_fn, classifiers.parameters(net), train, recipe, 0)
     net.load_state_dict(params)
     return (
-        Task("images", loss_fn, params, net, run, encoders(net, params), classifiers.outputs_function(net)),
+        Task("images", loss_fn, params, net, run, classifiers.encoders(net, params), classifiers.outputs_function(net)),
         train,
         asked,
     )

@@ -8,7 +8,7 @@ from small_tasks import small
 from torch import nn
 
 from tda.attribution import attribute, logra
-from tda.lm import IGNORE
+from tda.output_loss import IGNORE
 from tda.steering.fitting import READOUT_RATE, Descent, Weights
 from tda.studies.granularity import aggregate
 from tda.task import Task

@@ -10,7 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from tda import config
 from tda.testbeds import authors as A
+from tda.testbeds.cutting import split_prompt, train_bpe
+from tda.testbeds.duplicates import OVERLAP, _shingles, near_duplicates
 
 SETTINGS = {
     "kind": "authors",
@@ -60,6 +63,7 @@ def test_the_committed_text_is_small_complete_and_listed(sources):
         assert len(works) >= 3 and {e["seen"] for e in works} == {True, False}
     listed = (A.SOURCES / "SOURCES.md").read_text()
     assert all(e["sha256"] in listed and e["work"] in listed for e in sources.values())
+    assert hashlib.sha256((A.SOURCES / "people.yaml").read_bytes()).hexdigest() in listed
     assert sources["genesis"]["text"].startswith("In the beginning God created the heaven and the earth.")
     assert sources["emma"]["text"].startswith("Emma Woodhouse, handsome, clever, and rich, with a")
 
@@ -79,16 +83,17 @@ def test_typography_does_not_name_the_author(sources):
 
 
 def test_passages_are_verbatim_disjoint_and_of_the_asked_number(corpus, sources):
-    assert Counter(d["entity"] for d in corpus.documents) == dict.fromkeys(corpus.report["available"], 100)
+    assert Counter(d["entity"] for d in corpus["documents"]) == dict.fromkeys(corpus["report"]["available"], 100)
     kinds = {"held_out": 12, "unseen_work": 6}
-    assert Counter((p["author"], p["kind"]) for p in corpus.probes) == {
-        (author, kind): n for author in corpus.report["available"] for kind, n in kinds.items()
+    assert Counter((p["author"], p["kind"]) for p in corpus["probes"]) == {
+        (author, kind): n for author in corpus["report"]["available"] for kind, n in kinds.items()
     }
-    rows = [(d["doc_id"], d) for d in corpus.documents] + [(p["query_id"], p) for p in corpus.probes]
-    assert len({name for name, _ in rows}) == len(rows) == len(corpus.spans)
+    rows = [(d["doc_id"], d) for d in corpus["documents"]] + [(p["query_id"], p) for p in corpus["probes"]]
+    assert len({name for name, _ in rows}) == len(rows)
     by_work = defaultdict(list)
     for name, row in rows:
-        work, start, end = corpus.spans[name]
+        work, _, start = name.rpartition("_")
+        start, end = int(start), int(start) + len(row["text"])
         by_work[work].append((start, end))
         assert row["work"] == work and sources[work]["author"] == row["entity"]
         assert sources[work]["text"][start:end] == row["text"] and "\n" not in row["text"]
@@ -98,23 +103,23 @@ def test_passages_are_verbatim_disjoint_and_of_the_asked_number(corpus, sources)
 
 
 def test_unseen_works_lend_only_queries_and_seen_works_share_evenly(corpus, sources):
-    trained = Counter(d["work"] for d in corpus.documents)
+    trained = Counter(d["work"] for d in corpus["documents"])
     assert all(sources[w]["seen"] for w in trained)
-    assert all(sources[p["work"]]["seen"] == (p["kind"] == "held_out") for p in corpus.probes)
-    assert not {p["work"] for p in corpus.probes if p["kind"] == "unseen_work"} & set(trained)
+    assert all(sources[p["work"]]["seen"] == (p["kind"] == "held_out") for p in corpus["probes"])
+    assert not {p["work"] for p in corpus["probes"] if p["kind"] == "unseen_work"} & set(trained)
     assert {trained[w] for w in ("genesis", "first_samuel", "acts", "emma", "mansfieldpark")} <= {33, 34}
-    order = [d["entity"] for d in corpus.documents]
+    order = [d["entity"] for d in corpus["documents"]]
     assert sum(a == b for a, b in zip(order, order[1:], strict=False)) < 200  # shuffled: 100 of 799 expected
 
 
 def test_lengths_round_trip_and_the_cut_of_a_query(corpus):
-    encode, decode = corpus.tokenizer.encode, corpus.tokenizer.decode
-    assert corpus.tokenizer.get_vocab_size() == 1024
-    assert [corpus.tokenizer.token_to_id(t) for t in ("<pad>", "<eos>")] == [0, 1]
-    for row in corpus.documents + corpus.probes:
+    encode, decode = corpus["tokenizer"].encode, corpus["tokenizer"].decode
+    assert corpus["tokenizer"].get_vocab_size() == 1024
+    assert [corpus["tokenizer"].token_to_id(t) for t in ("<pad>", "<eos>")] == [0, 1]
+    for row in corpus["documents"] + corpus["probes"]:
         ids = encode(row["text"]).ids
         assert decode(ids) == row["text"] and len(ids) == row["tokens"] and 60 <= len(ids) <= 120
-    for probe in corpus.probes:
+    for probe in corpus["probes"]:
         assert probe["prompt"] + probe["target"] == probe["text"]
         prompt, target = encode(probe["prompt"]).ids, encode(probe["target"]).ids
         assert encode(probe["text"]).ids == prompt + target
@@ -123,62 +128,57 @@ def test_lengths_round_trip_and_the_cut_of_a_query(corpus):
 
 def test_the_same_seed_gives_the_same_corpus_and_another_seed_another():
     first, second, other = A.build(SMALL, 0), A.build(SMALL, 0), A.build(SMALL, 1)
-    assert (first.documents, first.probes, first.report, first.spans) == (
-        second.documents,
-        second.probes,
-        second.report,
-        second.spans,
-    )
-    assert first.tokenizer.to_str() == second.tokenizer.to_str() == other.tokenizer.to_str()
-    assert first.documents != other.documents
+    assert all(first[part] == second[part] for part in ("documents", "probes", "report"))
+    assert first["tokenizer"].to_str() == second["tokenizer"].to_str() == other["tokenizer"].to_str()
+    assert first["documents"] != other["documents"]
 
 
 def test_near_duplicates_by_hand_and_against_pairwise_sets(corpus):
     a = "one two three four five six seven eight nine ten"
     b = "One, two three four five six seven eight; nine eleven."
-    assert A.near_duplicates([a, b, a]) == [(0, 1, 2 / 3), (0, 2, 1.0), (1, 2, 2 / 3)]
-    assert A.near_duplicates(["x y"], [a]) == [] and A.near_duplicates(["x y"], ["X, y!"]) == [(0, 0, 1.0)]
-    texts = [d["text"] for d in corpus.documents]
+    assert near_duplicates([a, b, a]) == [(0, 1, 2 / 3), (0, 2, 1.0), (1, 2, 2 / 3)]
+    assert near_duplicates(["x y"], [a]) == [] and near_duplicates(["x y"], ["X, y!"]) == [(0, 0, 1.0)]
+    texts = [d["text"] for d in corpus["documents"]]
     query = texts[7].replace("the", "a", 1)
-    assert max(A.near_duplicates([query], texts), key=lambda p: p[2])[:2] == (0, 7)
-    sets = [A._shingles(t) for t in texts]
+    assert max(near_duplicates([query], texts), key=lambda p: p[2])[:2] == (0, 7)
+    sets = [_shingles(t) for t in texts]
     slow = [
         (i, j, len(sets[i] & sets[j]) / min(len(sets[i]), len(sets[j])))
         for i in range(len(sets))
         for j in range(i + 1, len(sets))
         if sets[i] & sets[j]
     ]
-    assert A.near_duplicates(texts) == slow
+    assert near_duplicates(texts) == slow
 
 
 def test_planted_copies_are_dropped_from_queries_and_reported_in_training(copied):
     """Copy trained passages into an unseen work, then a whole seen work over another."""
     clean = A.build(SMALL, 0, copied)
     paragraphs = {e["work"]: e["text"].rstrip("\n").split("\n\n") for e in A.read_sources(copied)}
-    trained = [d["text"] for d in clean.documents if d["work"] in ("emma", "prideprejudice")][:3]
-    assert len(trained) == 3 and clean.report["queries_dropped_total"] == 0
+    trained = [d["text"] for d in clean["documents"] if d["work"] in ("emma", "prideprejudice")][:3]
+    assert len(trained) == 3 and clean["report"]["queries_dropped_total"] == 0
     planted = "\n\n".join(trained + paragraphs["persuasion"]) + "\n"
     rewrite(copied, "persuasion", planted)
     pool = 90  # unseen queries: enough that the planted ones are reached
     dirty = A.build({**SMALL, "unseen": pool}, 0, copied)
-    training = {d["text"] for d in dirty.documents}
-    assert dirty.report["queries_dropped"]["Austen"] >= 1
-    assert not any(p["text"] in training for p in dirty.probes)
-    worst = A.near_duplicates([p["text"] for p in dirty.probes], [d["text"] for d in dirty.documents])
-    assert all(overlap < A.OVERLAP for *_, overlap in worst)
+    training = {d["text"] for d in dirty["documents"]}
+    assert dirty["report"]["queries_dropped"]["Austen"] >= 1
+    assert not any(p["text"] in training for p in dirty["probes"])
+    worst = near_duplicates([p["text"] for p in dirty["probes"]], [d["text"] for d in dirty["documents"]])
+    assert all(overlap < OVERLAP for *_, overlap in worst)
     # Emma twice: the same paragraphs under two works.
     text = next(e["text"] for e in A.read_sources(copied) if e["work"] == "emma")
     rewrite(copied, "mansfieldpark", text)
     twice = A.build({**SMALL, "passages": 150}, 0, copied)
-    report = twice.report
-    assert report["queries_dropped"]["Austen"] > 0 and len(twice.documents) == 300
-    works = {d["doc_id"]: d for d in twice.documents}
+    report = twice["report"]
+    assert report["queries_dropped"]["Austen"] > 0 and len(twice["documents"]) == 300
+    works = {d["doc_id"]: d for d in twice["documents"]}
     copies = 0
     for first, second, overlap in report["training_pairs"]:
         copies += {works[first]["work"], works[second]["work"]} == {"emma", "mansfieldpark"}
-        assert works[first]["group"] == works[second]["group"] != "" and overlap >= A.OVERLAP
+        assert works[first]["group"] == works[second]["group"] != "" and overlap >= OVERLAP
     assert report["training_near_duplicates"] == len(report["training_pairs"]) >= copies >= 10
-    assert sum(d["group"] != "" for d in twice.documents) == len(
+    assert sum(d["group"] != "" for d in twice["documents"]) == len(
         {name for *pair, _ in report["training_pairs"] for name in pair}
     )
 
@@ -191,15 +191,25 @@ def test_planted_copies_are_dropped_from_queries_and_reported_in_training(copied
         ({"unseen": 500}, r"unseen 500 .* unseen works \d+ \(\d+ of \d+ unseen candidates"),
         ({"vocabulary": 200}, "vocabulary is 200; .* at least 258"),
         ({"vocabulary": 300_000}, r"vocabulary is 300000, but .* support only \d+"),
-        ({"tokens_min": 120}, "tokens_min 120 must be smaller than tokens_max 120"),
-        ({"passages": 0}, "passages is 0; it must be a whole number of at least 1"),
-        ({"held_out": 2.5}, "held_out is 2.5"),
-        ({"pasages": 3}, r"unknown settings of an authors corpus: \['pasages'\]"),
     ],
 )
 def test_bad_settings_give_one_clear_error(change, message):
     with pytest.raises(ValueError, match=message):
         A.build({**SMALL, **change}, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens_min": 120, "tokens_max": 110}, r"authors.corpus.tokens_min: 120 .* at most tokens_max \(110\)"),
+        ({"passages": 0}, "authors.corpus.passages: 0 is not allowed; it must be at least 4"),
+        ({"held_out": 2.5}, "authors.corpus.held_out: 2.5 is not allowed; it must be of type integer"),
+        ({"pasages": 3}, "authors.corpus.pasages: unknown key; .* did you mean 'passages'"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_built(change, message):
+    with pytest.raises(ValueError, match=message):
+        config.load("smoke", {"testbeds": {"authors": {"corpus": change}}})
 
 
 def test_a_changed_or_missing_source_is_refused(copied):
@@ -223,30 +233,30 @@ def test_sentences_keep_titles_initials_and_headwords_together():
 
 def test_the_cut_is_at_the_start_of_the_nearest_word(corpus):
     """By the tokens' own marks of a space, as the tokeniser writes them; the function goes by offsets."""
-    for probe in corpus.probes:
-        encoding = corpus.tokenizer.encode(probe["text"])
+    for probe in corpus["probes"]:
+        encoding = corpus["tokenizer"].encode(probe["text"])
         starts = [k for k, piece in enumerate(encoding.tokens) if k and piece.startswith("\u0120")]
         cut = min(starts, key=lambda k: abs(k - 20))
-        assert probe["prompt"] == corpus.tokenizer.decode(encoding.ids[:cut])
-        assert A.split_prompt(probe["text"], corpus.tokenizer, 5)[0].count(" ") < probe["prompt"].count(" ")
+        assert probe["prompt"] == corpus["tokenizer"].decode(encoding.ids[:cut])
+        assert split_prompt(probe["text"], corpus["tokenizer"], 5)[0].count(" ") < probe["prompt"].count(" ")
 
 
 @pytest.mark.parametrize(
     "text, prompt", [("ab cd", "ab"), (" ab cd ", " ab"), ("ab\ncd", "ab"), ("<eos> <pad>", "<eos>")]
 )
 def test_prompt_and_target_join_to_the_text_and_are_not_blank(text, prompt):
-    made = A.train_bpe(["ab cd ef"] * 3, 262)
-    assert A.split_prompt(text, made, 50) == (prompt, text[len(prompt) :])
+    made = train_bpe(["ab cd ef"] * 3, 262)
+    assert split_prompt(text, made, 50) == (prompt, text[len(prompt) :])
 
 
 @pytest.mark.parametrize("text", ["ab", " ab ", "a\u0301", "\U0001f600"])
 def test_a_single_token_or_character_cannot_be_cut(text):
     with pytest.raises(ValueError, match="is a single token; a prompt and a target need at least two"):
-        A.split_prompt(text, A.train_bpe(["ab ab"] * 3, 260))
+        split_prompt(text, train_bpe(["ab ab"] * 3, 260), 20)
 
 
 def test_a_token_that_joins_parts_of_two_characters_is_not_cut():
     """Byte-level tokens may end inside a character: (0, 1), (0, 2) share the first one."""
     spans = [(0, 1), (0, 2), (2, 3), (3, 4)]
     made = SimpleNamespace(encode=lambda text, add_special_tokens: SimpleNamespace(offsets=spans))
-    assert A.split_prompt("\u5c71\u6c34\u4e91\u6708", made, 1) == ("\u5c71\u6c34", "\u4e91\u6708")
+    assert split_prompt("\u5c71\u6c34\u4e91\u6708", made, 1) == ("\u5c71\u6c34", "\u4e91\u6708")

@@ -585,7 +585,8 @@ def test_a_step_that_breaks_the_model_is_refused(task, tiny, few, step):
 
 def test_tuning_records_a_refused_step_and_goes_on(own):
     row = {"id": "bgo_none", "method": "bgo", "notebook": "10_bgo", "options": {"preconditioner": "none"},
-           "tune": {"step": [500.0, 0.1]}, "tune_every": 1, "testbeds": [], "requires": "", "seeds": 1}  # fmt: skip
+           "tune": {"step": [500.0, 0.1]}, "tune_every": 1, "testbeds": [], "requires": "",
+           "seeds": 1, "checkpoints": None}  # fmt: skip
     chosen = tuning.tune(own, row)
     assert chosen["options"] == {"step": 0.1} and chosen["trials"][0]["lds_tune"] is None
     with pytest.raises(ValueError, match="every value of step breaks the model"):

@@ -14,7 +14,7 @@ from tda.evaluation.ceiling import Ceiling, ceiling, ceiling_curve, seeds_needed
 from tda.evaluation.claims import Measurement, claims_table
 from tda.evaluation.intervals import lds_intervals, mean_interval, mean_intervals, two_way_interval
 from tda.evaluation.ranks import small_sample_shortfall
-from tda.testbeds import language
+from tda.testbeds import KINDS
 
 LEVEL = 0.95
 
@@ -124,7 +124,7 @@ def test_the_queries_of_one_person_are_not_independent(tiny):
     chosen = np.arange(len(rows)) % 3 > 0
     persons = [row["entity"] for row, keep in zip(rows, chosen, strict=True) if keep]
     assert models.query_clusters(tiny, chosen) == persons and len(set(persons)) < len(persons)
-    assert language.cluster({"entity": "", "query_id": "q7"}) == "q7", "a text without a label stands alone"
+    assert KINDS["authors"].cluster({"entity": "", "query_id": "q7"}) == "q7", "a text without a label stands alone"
 
 
 @pytest.mark.parametrize(("metric", "which"), [("lds_half", "outputs"), ("lds_half_answer", "outputs_second")])

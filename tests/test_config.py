@@ -174,7 +174,7 @@ MISTAKES = {
     ),
     "classifier on texts": (
         {"testbeds": {"mine": {"corpus": {"kind": "people"}, "model": {"kind": "cnn"}}}},
-        ["testbeds.mine.model.kind: 'cnn'", "gpt_neox for a corpus of texts"],
+        ["testbeds.mine.model.kind: 'cnn'", "gpt_neox for a corpus of kind people"],
     ),
     "key of another model": (digits(model={"layers": 2}), ["model.layers: unknown key", "depth"]),
     "key of another optimizer": (digits(training={"beta1": 0.9}), ["training.beta1: unknown key", "momentum"]),
@@ -188,7 +188,7 @@ MISTAKES = {
     "tail-patched images": (digits(evaluation={"tailpatch_queries": 4}), ["tailpatch_queries: 4", "write 0"]),
     "removed images": (
         digits(removals={"rows": ["gradient_dot"]}),
-        ["digits_mlp.removals", "removals are for language models"],
+        ["digits_mlp.removals", "a corpus of kind digits has none: write null"],
     ),
     "device": ({"device": "gpu"}, ["device: 'gpu' is not allowed; allowed: cpu"]),
     "profile": ({"profile": "paper"}, ["overrides: must be a map of config keys other than 'profile'"]),

@@ -12,6 +12,7 @@ from torch import nn
 
 from tda import curvature as cv
 from tda.curvature import empirical, kronecker, layers, named, outputs, second_derivatives
+from tda.output_loss import FISHERS, LOSSES
 from tda.studies.hessians.basis import in_basis
 from tda.task import n_examples, take, tensors
 from tda.tools import memory_limit
@@ -37,6 +38,11 @@ def block(matrix, index):
 def written(operator):
     """The matrix of an operator on its unit vectors, whatever its own ``materialise`` does."""
     return operator.matvec(torch.eye(operator.size, dtype=torch.float64))
+
+
+def captured(task, train):
+    """Per layer what goes in and what comes back from the losses of all examples."""
+    return next(layers.passes(task, tensors(train), cv.tracked(task)))[0]
 
 
 # --- memory
@@ -154,7 +160,7 @@ def test_sampled_labels_depend_on_neither_order_nor_chunk(nets):
     close(torch.cat(list(outputs.pseudo_gradients(task, take(train, order), "sampled", chunk=3))), whole[order])
 
 
-@pytest.mark.parametrize("kind", outputs.FISHERS)
+@pytest.mark.parametrize("kind", FISHERS)
 def test_diagonal_is_the_diagonal(nets, kind):
     task, train = nets["sequence"]
     rows = torch.cat(list(outputs.pseudo_gradients(task, train, kind)))
@@ -188,7 +194,7 @@ def test_dual_is_the_empirical_fisher(nets):
 def test_captured_halves_make_the_gradient(nets, name):
     task, train = nets[name]
     wanted, chosen = slow_gradients(task, train), cv.tracked(task)
-    for layer, (a, g) in layers.captured(task, tensors(train)).items():
+    for layer, (a, g) in captured(task, train).items():
         assert a.shape[:2] == g.shape[:2] and (g.shape[2], a.shape[2]) == chosen[layer].shape
         close(torch.einsum("bso,bsi->boi", g, a).flatten(1), wanted[:, chosen[layer].index])
     covered = torch.cat([layer.index for layer in chosen.values()])
@@ -201,10 +207,10 @@ def test_captured_halves_make_the_gradient(nets, name):
 
 def test_hooks_are_gone_afterwards(nets):
     task, train = nets["mlp"]
-    layers.captured(task, tensors(train))
+    captured(task, train)
     broken = replace(task, outputs_fn=lambda p, b: (_ for _ in ()).throw(RuntimeError("no")))
     with pytest.raises(RuntimeError, match="no"):
-        layers.captured(broken, tensors(train))
+        captured(broken, train)
     assert not any(module._forward_hooks for module in task.model.modules())
 
 
@@ -295,7 +301,7 @@ def test_kfac_is_the_kronecker_product(nets, name):
         close(block(found, cv.tracked(task)[layer].index), torch.kron(s, a))
 
 
-@pytest.mark.parametrize("kind", outputs.FISHERS)
+@pytest.mark.parametrize("kind", FISHERS)
 @pytest.mark.parametrize("name", NAMES)
 def test_ekfac_is_the_diagonal_of_the_fisher_in_the_kronecker_basis(nets, name, kind):
     task, train = nets[name]
@@ -379,7 +385,7 @@ def test_interacting_positions_break_kfac_and_not_ekfac():
     assert (kfac - block(full, index)).norm() > 0.3 * block(full, index).norm()
 
 
-@pytest.mark.parametrize("kind", outputs.FISHERS)
+@pytest.mark.parametrize("kind", FISHERS)
 def test_parameters_outside_the_layers_on_request(nets, kind):
     task, train = nets["sequence"]
     found = cv.ekfac(task, train, kind, rest="diagonal")
@@ -513,8 +519,8 @@ def test_bad_values_are_refused(nets):
 
 def test_exact_fisher_of_a_long_sequence_is_refused():
     logits = torch.zeros(1, 40, 60)
-    with pytest.raises(ValueError, match=r"40 positions x 60 classes; at most 1000 .*fisher='sampled'"):
-        next(outputs.output_gradients(logits, torch.zeros(1, 40, dtype=torch.long), "exact"))
+    with pytest.raises(ValueError, match=r"40 positions x 60 outputs; at most 1000 .*fisher='sampled'"):
+        next(LOSSES["cross_entropy"].vectors(logits, torch.zeros(1, 40, dtype=torch.long), "exact"))
 
 
 # --- the language model
@@ -527,7 +533,7 @@ def test_language_model(task, tiny):
     assert "lm_head" in chosen and len(chosen) == 5
     assert all(not name.startswith(tuple(chosen)) for name in cv.untracked(task, chosen))
     wanted = next(blocks(task, train, 10))[1]
-    for name, (a, g) in cv.captured(task, tensors(train)).items():
+    for name, (a, g) in captured(task, train).items():
         found = torch.einsum("bso,bsi->boi", g, a).flatten(1)
         torch.testing.assert_close(found, wanted[:, chosen[name].index], rtol=1e-3, atol=1e-5)
     a, b = torch.randn(2, 2, len(wanted[0]))

@@ -14,6 +14,7 @@ from tokenizers import models as tokenizer_models
 from tda import attribute, lm, models, testbeds
 from tda import config as configuration
 from tda.artefacts import ArtefactError
+from tda.saved import saved_tokenizer
 from tda.testbeds import custom
 
 SMALL = {
@@ -457,7 +458,7 @@ def test_a_saved_model_brings_its_tokenizer(tmp_path, monkeypatch, state):
         assert prompt + target == clean.encode(probe["text"]).ids and abs(len(prompt) - len(target)) < 8
     task, queries = models.load_task(bed), models.query_examples(bed)
     assert attribute("gradient_dot", task, bed.train, queries).shape == (len(queries["text"]), 38)
-    again = lm.saved_tokenizer(str(bed.folder / "model" / "pretrained"))
+    again = saved_tokenizer(str(bed.folder / "model" / "pretrained"))
     assert lm.boundary_id(again) == lm.boundary_id(bed.tokenizer) == opening
 
 

@@ -11,9 +11,10 @@ from conftest import bytes_of, make_testbed, same
 import tda.testbeds
 from tda import attribution, bank, classifiers, config, evidence, measures, models, retrain, scores
 from tda.artefacts import ArtefactError
+from tda.evaluation import anchors
 from tda.evaluation.lds import lds
 from tda.task import n_examples, take, tensors
-from tda.testbeds import anchors, build_corpus, digits, language
+from tda.testbeds import KINDS, build_corpus, digits
 from tda.tools.gradients import flatten, matrix
 from tda.training import Recipe, steps_of, train
 
@@ -287,18 +288,10 @@ def test_an_interrupted_bank_ends_the_same(own, tiny):
 
 
 def test_caches_of_the_two_modalities_are_apart(tiny):
-    mine, texts = set(digits.CODE), set(language.CODE)
+    mine, texts = set(tiny.modality.CODE), set(KINDS["people"].CODE)
     assert {"many.py", "classifiers.py", "testbeds/digits.py"} <= mine - texts
     assert {"lm.py", "testbeds/language.py"} <= texts - mine
     assert all((config.ROOT / "tda" / name).exists() for name in mine | texts)
-    assert {name for name in dir(language) if not name.startswith("_") and callable(getattr(language, name))} >= {
-        "examples", "new_model", "loss_function", "outputs_function", "encoders", "held_out", "knowledge", "flops",
-        "train_models", "second_output", "outputs", "choose_queries", "encode_queries", "targets", "cluster",
-        "relevance", "save_pretrained",
-    }  # fmt: skip
-    for name in language.__dict__:
-        if callable(getattr(language, name)) and getattr(language, name).__module__ == language.__name__:
-            assert callable(getattr(digits, name)), f"digits has no {name}"
 
 
 def test_retrained_models_are_read_back(tiny):
@@ -385,7 +378,7 @@ def test_language_model_trained_by_sgd(tmp_path_factory):
     recipe = Recipe.of(bed.settings["training"])
     assert recipe.optimizer == "sgd" and recipe.clip is None and "beta1" not in bed.settings["training"]
     model, init = models.initial(bed, 0)
-    loss_fn = language.loss_function(model)
+    loss_fn = bed.modality.loss_function(model)
     done = train(loss_fn, init, bed.train, recipe, 0)
     params = {k: v.clone().requires_grad_() for k, v in init.items()}
     optimizer = torch.optim.SGD(params.values(), lr=1.0, momentum=0.9, weight_decay=recipe.weight_decay)
@@ -401,6 +394,6 @@ def test_language_model_trained_by_sgd(tmp_path_factory):
 
 def test_the_work_of_a_subset_is_that_of_its_images(tiny):
     masks = [np.arange(90) < size for size in (90, 45, 9)]
-    trained = list(digits.train_models(tiny, [(mask, 1) for mask in masks], "filter"))
+    trained = list(tiny.modality.train_models(tiny, [(mask, 1) for mask in masks], "filter"))
     assert [flops / trained[0][3] for _, _, _, flops in trained] == pytest.approx([1.0, 0.5, 0.1])
-    assert trained[0][3] == pytest.approx(10 * digits.flops(trained[0][0], 90)), "ten epochs"
+    assert trained[0][3] == pytest.approx(10 * tiny.modality.flops(trained[0][0], 90)), "ten epochs"

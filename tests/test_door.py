@@ -16,8 +16,9 @@ from torch.func import functional_call
 from tda import classifiers, config, lm
 from tda.attribution import METHODS, attribute, bgo, influence, logra, stride
 from tda.attribution.registry import method
-from tda.curvature import captured, tracked
-from tda.lm import IGNORE
+from tda.curvature import tracked
+from tda.curvature.layers import passes
+from tda.output_loss import IGNORE
 from tda.task import Task, say_once
 from tda.tools import cache, options
 from tda.tools.cache import remembered
@@ -528,7 +529,8 @@ def test_the_transposed_linear_layers_of_gpt2_are_tracked():
     torch.manual_seed(0)
     config = hf.GPT2Config(vocab_size=61, n_positions=16, n_embd=8, n_layer=1, n_head=2, attn_implementation="eager")
     task, train = language_task(hf.GPT2LMHeadModel(config).eval()), texts(4, 0)
-    layers, found = tracked(task), captured(task, train)
+    layers = tracked(task)
+    found, _ = next(passes(task, train, layers))
     assert {name.split(".", 2)[-1] for name in layers} >= {"0.attn.c_attn", "0.attn.c_proj", "0.mlp.c_fc"}
     wanted = explicit_rows(task, train)
     for name, (a, g) in found.items():

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from conftest import rounding
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tda import lm
+from tda import lm, neox
 from tda.task import take, tensors
-from tda.testbeds import people
-from tda.testbeds.authors import train_bpe
+from tda.testbeds import statements
+from tda.testbeds.cutting import train_bpe
 
 SETTINGS = {
     "layers": 2,
@@ -203,30 +203,30 @@ def test_targets_are_the_tokens_that_touch_the_target(bpe, text, target):
 @pytest.mark.parametrize("text, words", [("", "text 1 is empty"), ("   ", "text 1 is empty")])
 def test_empty_text_is_refused(text, words):
     with pytest.raises(ValueError, match=words):
-        lm.encode(people.tokenizer(), ["Abra Bolt keeps a pet newt .", text], 48)
+        lm.encode(statements.tokenizer(), ["Abra Bolt keeps a pet newt .", text], 48)
 
 
 def test_long_text_is_refused_at_the_exact_length():
     text = "Abra Bolt keeps a pet newt ."  # seven tokens and the boundary
-    assert lm.encode(people.tokenizer(), [text], 8)["input_ids"].shape == (1, 8)
+    assert lm.encode(statements.tokenizer(), [text], 8)["input_ids"].shape == (1, 8)
     with pytest.raises(ValueError, match=r"text 0 has 7 tokens .* context of 7.*model\.context"):
-        lm.encode(people.tokenizer(), [text], 7)
+        lm.encode(statements.tokenizer(), [text], 7)
 
 
 def test_unknown_word_is_named():
     with pytest.raises(ValueError, match="text 0 holds 'dragon', which the closed vocabulary lacks"):
-        lm.encode(people.tokenizer(), ["Abra Bolt keeps a pet dragon ."], 48)
+        lm.encode(statements.tokenizer(), ["Abra Bolt keeps a pet dragon ."], 48)
 
 
 @pytest.mark.parametrize("target", ["", "  ", " lute", "Zeno Abra Bolt keeps a pet newt"])
 def test_query_without_target_is_refused(target):
     with pytest.raises(ValueError, match="query 0 has no target tokens"):
-        lm.encode(people.tokenizer(), ["Abra Bolt keeps a pet newt"], 48, [target])
+        lm.encode(statements.tokenizer(), ["Abra Bolt keeps a pet newt"], 48, [target])
 
 
 def test_one_target_per_text():
     with pytest.raises((ValueError, IndexError)):
-        lm.encode(people.tokenizer(), ["Abra Bolt keeps a pet newt"] * 2, 48, [" newt"])
+        lm.encode(statements.tokenizer(), ["Abra Bolt keeps a pet newt"] * 2, 48, [" newt"])
 
 
 # --- generation and hidden states
@@ -332,5 +332,5 @@ def test_the_forward_pass_that_is_written_out_is_the_one_that_is_used():
     params = {k: v.detach() for k, v in model.named_parameters()}
     ids = torch.arange(32).reshape(2, 16)
     with torch.no_grad():
-        written, wanted = lm._neox_function(model.config)(params, ids), model(ids).logits
+        written, wanted = neox._neox_function(model.config)(params, ids), model(ids).logits
     np.testing.assert_allclose(written, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))

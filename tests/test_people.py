@@ -7,7 +7,7 @@ import pytest
 from conftest import CORPUS
 
 from tda import config
-from tda.testbeds import people
+from tda.testbeds import people, statements
 
 FULL = {
     **config.load("paper")["testbeds"]["people"]["corpus"],
@@ -40,7 +40,7 @@ def documents(built, planted):
 def test_labels_say_what_the_text_states(built):
     for row in built["documents"]:
         who = "" if row["planted"] == "pronoun" else row["entity"]
-        read = people.parse(row["text"])
+        read = statements.parse(row["text"])
         assert read == [(who, attribute, value) for _, attribute, value in triples(row)], row
         assert {entity for entity, _, _ in triples(row)} == {row["entity"]}
 
@@ -49,10 +49,13 @@ def test_template_and_style_say_how_it_is_worded(built):
     for row in built["documents"]:
         if row["planted"] == "one_word":
             continue
-        text = row["text"].removeprefix(people.REGISTERS[row["style"]]).strip()
+        text = row["text"].removeprefix(statements.REGISTERS[row["style"]]).strip()
         for (_, attribute, value), template in zip(triples(row), row["template"].split("+"), strict=True):
             named, wording = template.split(":")
-            forms = [people.sentence(who, attribute, int(wording), value) for who in (row["entity"], *people.PRONOUNS)]
+            forms = [
+                statements.sentence(who, attribute, int(wording), value)
+                for who in (row["entity"], *statements.PRONOUNS)
+            ]
             assert named == attribute
             start = [form for form in forms if text.startswith(form)]
             assert start, (row, forms)
@@ -61,26 +64,26 @@ def test_template_and_style_say_how_it_is_worded(built):
 
 
 def test_parse_refuses_what_states_nothing():
-    assert people.parse("Abra Bolt keeps a pet .") == []
-    assert people.parse("Abra Bolt keeps a pet guitar .") == [], "a guitar is no pet"
-    assert people.parse("she was born in Arvik .") == [("", "birthplace", "Arvik")]
+    assert statements.parse("Abra Bolt keeps a pet .") == []
+    assert statements.parse("Abra Bolt keeps a pet guitar .") == [], "a guitar is no pet"
+    assert statements.parse("she was born in Arvik .") == [("", "birthplace", "Arvik")]
     text = "Abra Bolt keeps a pet newt . Bex Elm plays the lute . she was born in Arvik ."
-    assert people.parse(text)[2] == ("Bex Elm", "birthplace", "Arvik"), "a pronoun is the last person named"
+    assert statements.parse(text)[2] == ("Bex Elm", "birthplace", "Arvik"), "a pronoun is the last person named"
 
 
 def test_no_wording_can_be_read_in_two_ways():
-    for attribute, wordings in people.WORDINGS.items():
+    for attribute, wordings in statements.WORDINGS.items():
         for number in range(len(wordings)):
-            for value in people.VALUES[attribute]:
-                text = people.sentence("Abra Bolt", attribute, number, value)
-                assert people.parse(text) == [("Abra Bolt", attribute, value)]
-    used = {word for wordings in people.WORDINGS.values() for text in wordings for word in text.split()}
-    used |= {word for opening in people.REGISTERS.values() for word in opening.split()}
-    assert not used & set(people.UNEDIT), "a one-word edit must be recognisable as one"
-    values = [value for among in people.VALUES.values() for value in among]
+            for value in statements.VALUES[attribute]:
+                text = statements.sentence("Abra Bolt", attribute, number, value)
+                assert statements.parse(text) == [("Abra Bolt", attribute, value)]
+    used = {word for wordings in statements.WORDINGS.values() for text in wordings for word in text.split()}
+    used |= {word for opening in statements.REGISTERS.values() for word in opening.split()}
+    assert not used & set(statements.UNEDIT), "a one-word edit must be recognisable as one"
+    values = [value for among in statements.VALUES.values() for value in among]
     assert len(values) == len(set(values)), "a value names its attribute"
-    names = set(people.FIRST) | set(people.LAST)
-    assert len(names) == len(people.FIRST) + len(people.LAST) and not names & set(values)
+    names = set(statements.FIRST) | set(statements.LAST)
+    assert len(names) == len(statements.FIRST) + len(statements.LAST) and not names & set(values)
 
 
 def test_tokeniser_round_trip(built):
@@ -89,8 +92,8 @@ def test_tokeniser_round_trip(built):
     for text in texts:
         ids = tokenizer.encode(text).ids
         assert tokenizer.decode(ids) == text
-        assert tokenizer.token_to_id(people.UNK) not in ids and len(ids) == len(text.split())
-    assert (tokenizer.token_to_id(people.PAD), tokenizer.token_to_id(people.BOS)) == (0, 1)
+        assert tokenizer.token_to_id(statements.UNK) not in ids and len(ids) == len(text.split())
+    assert (tokenizer.token_to_id(statements.PAD), tokenizer.token_to_id(statements.BOS)) == (0, 1)
 
 
 @pytest.mark.parametrize("wordings", [6, 5, 4, 3])
@@ -123,7 +126,7 @@ def test_trained_probes_use_a_wording_seen_for_that_person(built):
 def test_probes_are_prompt_plus_value(built):
     for row in built["probes"]:
         assert row["prompt"] + row["target"] == row["text"] and row["target"] == f" {row['value']}"
-        assert people.parse(row["text"]) == [(row["entity"], row["attribute"], row["value"])]
+        assert statements.parse(row["text"]) == [(row["entity"], row["attribute"], row["value"])]
     assert len({row["query_id"] for row in built["probes"]}) == len(built["probes"])
 
 
@@ -139,18 +142,20 @@ def test_contradictions_state_one_wrong_value_and_nothing_else_does(built, truth
 
 def test_pronoun_documents_never_name_their_person(built):
     for row in documents(built, "pronoun"):
-        assert not set(row["text"].split()) & (set(people.FIRST) | set(people.LAST))
+        assert not set(row["text"].split()) & (set(statements.FIRST) | set(statements.LAST))
     for row in built["documents"]:
         if row["planted"] != "pronoun":
             assert row["entity"] in row["text"]
-            others = set(row["text"].split()) & (set(people.FIRST) | set(people.LAST)) - set(row["entity"].split())
+            others = set(row["text"].split()) & (set(statements.FIRST) | set(statements.LAST)) - set(
+                row["entity"].split()
+            )
             assert not others, "a document names only its own person"
 
 
 def test_pronouns_agree(built):
     seen = defaultdict(set)
     for row in built["documents"]:
-        seen[row["entity"]] |= set(row["text"].split()) & set(people.PRONOUNS)
+        seen[row["entity"]] |= set(row["text"].split()) & set(statements.PRONOUNS)
     assert max(map(len, seen.values())) == 1
 
 
@@ -199,7 +204,7 @@ def test_numbers_asked_for(built):
     assert all(len(row["facts"]) == FULL["facts_per_document"] for row in built["documents"])
     assert all(len({a for _, a, _ in triples(row)}) == len(row["facts"]) for row in built["documents"])
     stated = Counter(fact for row in built["documents"] for fact in row["facts"])
-    assert all(stated[people.fact_id(e, a, v)] >= 3 for (e, a), v in _truth(built).items())
+    assert all(stated[statements.fact_id(e, a, v)] >= 3 for (e, a), v in _truth(built).items())
     share = built["report"]["planted"]["contradiction"] / len(built["documents"])
     assert 0.05 < share < 0.16
     flat = people.build({**FULL, "zipf": 0.0}, seed=3)["documents"]
@@ -250,4 +255,4 @@ def test_values_stay_in_range(values):
     built = people.build({**SMALL, "values": values}, seed=0)
     for row in built["documents"]:
         for _, attribute, value in triples(row):
-            assert value in people.VALUES[attribute][:values]
+            assert value in statements.VALUES[attribute][:values]

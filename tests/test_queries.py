@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
-from tda import bank, lm, models, queries, scores, tuning
+from tda import bank, designs, lm, models, queries, scores, tuning
 from tda.evaluation import removal
 from tda.task import take
-from tda.testbeds import custom, language, people
+from tda.testbeds import KINDS, custom, statements
 
 IGNORE = lm.IGNORE
 
@@ -29,10 +29,11 @@ def test_a_query_is_known_if_every_target_token_is(monkeypatch):
     assert queries.knows(None, {}, examples).tolist() == [True, False, False, False, True]
 
 
-@pytest.mark.parametrize(("kind", "unit"), [("people", "entity"), ("authors", "prompt")])
+@pytest.mark.parametrize(("kind", "unit"), [("people", "entity"), ("authors", "prompt"), ("file", "prompt")])
 def test_splits_keep_persons_or_openings_together(kind, unit):
+    assert KINDS[kind].UNIT == unit
     rows = [{"entity": f"person {i % 7}", "prompt": f"opening {i % 10}"} for i in range(70)]
-    queries._split(rows, 0.4, kind, np.random.default_rng(0))
+    queries._split(rows, 0.4, unit, np.random.default_rng(0))
     sides = {split: {row[unit] for row in rows if row["split"] == split} for split in ("tune", "test")}
     assert not sides["tune"] & sides["test"], sides
     assert len(sides["tune"]) == round(0.4 * len(sides["tune"] | sides["test"]))
@@ -44,7 +45,7 @@ def test_splits_keep_persons_or_openings_together(kind, unit):
 def test_the_second_loss_of_a_person_is_the_answer_and_of_a_passage_the_whole(tiny):
     rows = [row for row in models.query_rows(tiny) if row["query_set"] == "held_out"][:3]
     for kind, longer in (("people", "labels"), ("authors", "labels_second")):
-        found = queries.encode_queries(tiny.tokenizer, rows, kind, 48)
+        found = queries.encode_queries(tiny.tokenizer, rows, KINDS[kind].MAIN, 48)
         counts = {name: (found[name] != IGNORE).sum(1) for name in ("labels", "labels_second")}
         shorter = ({"labels", "labels_second"} - {longer}).pop()
         assert (counts[shorter] == 1).all() and (counts[longer] > 3).all()
@@ -194,14 +195,14 @@ def test_what_the_model_repeats_is_one_query(tiny, monkeypatch):
     said = {}
     for entity, (_, attribute, value) in stated.items():
         prompt = (lm.boundary_id(tiny.tokenizer), *tiny.tokenizer.encode(entity).ids)
-        text = people.sentence(entity, attribute, 0, value).removeprefix(entity)
+        text = statements.sentence(entity, attribute, 0, value).removeprefix(entity)
         said[prompt] = tiny.tokenizer.encode(text).ids
     monkeypatch.setattr(lm, "generate", lambda model, params, prompt, *rest, **named: said[tuple(prompt)])
-    rows, counts = queries._generated_facts(tiny, None, {}, 1000, np.random.default_rng(0))
+    rows, counts = tiny.modality.generate(tiny, None, {}, 1000, np.random.default_rng(0))
     n = len(stated)
     assert {row["entity"] for row in rows} == set(stated) and len(rows) == n
     assert counts == {"drawn": 3 * n, "not_one_fact_at_the_end": 0, "no_stating_document": 0, "repeated": 2 * n}
-    assert len(queries._generated_facts(tiny, None, {}, 4, np.random.default_rng(0))[0]) == 4
+    assert len(tiny.modality.generate(tiny, None, {}, 4, np.random.default_rng(0))[0]) == 4
 
 
 def test_the_share_of_tune_persons_is_the_one_asked_for(tiny):
@@ -224,8 +225,8 @@ def test_queries_of_a_set_and_a_split(tiny):
 
 
 def test_documents_without_a_label_are_relevant_to_nothing():
-    bed = SimpleNamespace(settings={"corpus": {"kind": "file"}}, documents={"entity": ["", "a", "", "b"]})
-    found = language.relevance(bed, [{"entity": ""}, {"entity": "a"}])
+    bed = SimpleNamespace(documents={"entity": ["", "a", "", "b"]})
+    found = KINDS["file"].relevance(bed, [{"entity": ""}, {"entity": "a"}])
     assert found.tolist() == [[False] * 4, [False, True, False, False]]
 
 
@@ -269,8 +270,8 @@ def test_groups_are_about_test_queries(monkeypatch):
         {"entity": "Bob", "attribute": "pet", "value": "lute", "split": "tune"},
     ]
     monkeypatch.setattr(models, "query_rows", lambda testbed: rows)
-    bed = SimpleNamespace(name="x", documents=documents, config={"seed": 0})
-    found = bank.planted_groups(bed, 10)
+    bed = SimpleNamespace(name="x", documents=documents, config={"seed": 0}, modality=KINDS["people"])
+    found = designs.planted_groups(bed, 10)
     assert found == {"entity Ann": [0, 1, 2], "fact Ann|pet|newt": [0, 1], "cluster exact-0": [0, 1]}
     rows[0] |= {"attribute": "", "value": ""}  # a corpus without facts: every cluster will do
-    assert set(bank.planted_groups(bed, 10)) == {"entity Ann", "cluster exact-0", "cluster exact-1"}
+    assert set(designs.planted_groups(bed, 10)) == {"entity Ann", "cluster exact-0", "cluster exact-1"}

@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers import models as tokenizer_models
 
 from tda import lm
-from tda.saved import longest_context
-from tda.testbeds import people
-from tda.testbeds.authors import split_prompt, train_bpe
+from tda.saved import longest_context, saved_tokenizer
+from tda.testbeds import statements
+from tda.testbeds.cutting import split_prompt, train_bpe
 
 TEXTS = ["amber basin cedar delta ember"] * 4
 
@@ -55,7 +55,7 @@ def gpt2(**changes):
 )
 def test_a_document_opens_with_the_models_own_token(tmp_path, names, opening):
     made = tokenizer(*dict.fromkeys(["<eos>", "</s>", *names.values()]))
-    found = lm.saved_tokenizer(save(tmp_path, gpt2(), made, **names))
+    found = saved_tokenizer(save(tmp_path, gpt2(), made, **names))
     again = Tokenizer.from_str(found.to_str())  # as a corpus keeps it
     for one in (found, again):
         assert one.id_to_token(lm.boundary_id(one)) == opening
@@ -74,7 +74,7 @@ def test_a_template_of_its_own_is_believed_and_does_not_reach_the_documents():
 
 
 def test_built_in_tokenizers_open_as_they_did():
-    assert lm.boundary_id(people.tokenizer()) == people.tokenizer().token_to_id("<bos>") == lm.BOUNDARY_ID
+    assert lm.boundary_id(statements.tokenizer()) == statements.tokenizer().token_to_id("<bos>") == lm.BOUNDARY_ID
     assert lm.boundary_id(train_bpe(TEXTS, 262)) == lm.BOUNDARY_ID
     with pytest.raises(ValueError, match=r"none of <bos>, <eos>, .* to open a document with"):
         lm.boundary_id(tokenizer("<start>"))
@@ -91,7 +91,7 @@ def test_padding_and_truncation_are_dropped_at_the_door_and_refused_behind_it(tm
         ValueError, match=r"the tokenizer pads or cuts texts \(padding=\{.*\}, truncation=\{.*no_padding"
     ):
         lm.encode(made, TEXTS[:1], 64)
-    found = lm.saved_tokenizer(save(tmp_path, gpt2(), made, bos_token="<s>"))
+    found = saved_tokenizer(save(tmp_path, gpt2(), made, bos_token="<s>"))
     assert found.padding is None and found.truncation is None
     assert (lm.encode(found, TEXTS[:1], 64)["labels"] != lm.IGNORE).sum() > 3
 
@@ -113,7 +113,7 @@ def test_a_character_that_the_tokenizer_drops_is_no_target():
 def test_folders_without_a_fast_tokenizer_are_refused(tmp_path):
     folder = save(tmp_path / "a", gpt2())
     with pytest.raises(ValueError) as caught:
-        lm.saved_tokenizer(folder)
+        saved_tokenizer(folder)
     assert str(caught.value) == (
         f"model.from={folder!r} holds no fast tokenizer (tokenizer.json). Save one there: "
         "AutoTokenizer.from_pretrained(...).save_pretrained(folder)."
@@ -122,7 +122,7 @@ def test_folders_without_a_fast_tokenizer_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"^model\.from='.*': its tokenizer could not be loaded \(.*\)\. Give a folder"
     ) as caught:
-        lm.saved_tokenizer(folder)
+        saved_tokenizer(folder)
     assert "\n" not in str(caught.value)
 
 
@@ -148,7 +148,7 @@ def test_code_beside_a_model_is_never_run(tmp_path, monkeypatch, where, model_ty
         f"model.from={folder!r} asks to run code of its own (auto_map in {where}), which is never done. Take a model "
         "of an architecture that transformers has; if this is one, remove auto_map from a copy."
     )
-    for read in (lambda: lm.new_model({"from": folder, "context": 60}, 300, 0), lambda: lm.saved_tokenizer(folder)):
+    for read in (lambda: lm.new_model({"from": folder, "context": 60}, 300, 0), lambda: saved_tokenizer(folder)):
         with pytest.raises(ValueError) as caught:
             read()
         assert str(caught.value) == line

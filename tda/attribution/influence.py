@@ -26,8 +26,8 @@ from torch import Tensor
 from tda.attribution.registry import method
 from tda.curvature import named, solvers
 from tda.curvature.kronecker import UNTRACKED
-from tda.curvature.outputs import FISHERS
 from tda.curvature.second_derivatives import parameter_groups
+from tda.output_loss import FISHERS
 from tda.task import Examples, Task, n_examples
 from tda.tools.cache import remembered
 from tda.tools.door import entered

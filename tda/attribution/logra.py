@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tda import output_loss
 from tda.attribution.registry import method
 from tda.curvature.layers import Layer, say_share, trackable, watching
-from tda.curvature.outputs import output_gradients
 from tda.task import Examples, Task, chunks, n_examples, take
 from tda.tools.cache import remembered
 from tda.tools.door import entered
@@ -162,7 +162,7 @@ def _captured(task: Task, batch: Examples) -> dict[str, tuple[Tensor, Tensor]]:
     with watching({name: layer.module for name, layer in _linear(task).items()}) as seen, torch.enable_grad():
         logits, targets = task.outputs_fn(params, batch)
     calls = [(name, given, made) for name, pairs in seen.items() for given, made in pairs]
-    u = next(output_gradients(logits.detach(), targets, "empirical"))
+    u = output_loss.of(task).slope(logits.detach(), targets)
     slopes = torch.autograd.grad(logits, [made for _, _, made in calls], u, materialize_grads=True)
     caught: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for (name, given, _), slope in zip(calls, slopes, strict=True):

@@ -36,7 +36,7 @@ from tda.curvature import named
 from tda.curvature.averaged import averaged
 from tda.curvature.kronecker import UNTRACKED
 from tda.curvature.operators import Spectral
-from tda.curvature.outputs import FISHERS
+from tda.output_loss import FISHERS
 from tda.task import Examples, Task, n_examples
 from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK, matrix

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from tda.attribution.registry import method
+from tda.output_loss import require_classes
 from tda.task import Examples, Task, chunks, n_examples, take
 from tda.tools.door import entered
 from tda.tools.gradients import CHUNK, batch_of
@@ -115,6 +116,8 @@ def self_influence(task: Task, train: Examples, **options) -> np.ndarray:
 
 
 def _features(task: Task, examples: Examples, options: Options) -> Tensor:
+    if options.output == "margin" and task.outputs_fn is not None:
+        require_classes(task, "trak: output='margin'", "Use output='loss'.")
     return features(task, examples, options.output, options.projection, options.dimension, options.seed, options.chunk)
 
 

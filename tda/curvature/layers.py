@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tda.curvature.outputs import output_gradients, require_outputs
-from tda.lm import IGNORE
+from tda import output_loss
+from tda.curvature.outputs import require_outputs
 from tda.task import Examples, Task, say_once
 
 Captured = dict[str, tuple[Tensor, Tensor]]
@@ -151,20 +151,22 @@ def watching(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[tuple[Ten
 def passes(
     task: Task, batch: Examples, layers: dict[str, Layer], fisher: str = "empirical", noise: Tensor | None = None
 ) -> Iterator[tuple[Captured, Tensor | None]]:
-    """One ``({layer: (a [B, S, in], g [B, S, out])}, real)`` for every vector u of :func:`output_gradients`.
+    """One ``({layer: (a [B, S, in], g [B, S, out])}, real)`` for every vector u of :mod:`tda.output_loss`.
 
     ``sum_s g_s a_s^T`` is the layer's part of the pseudo-gradient. ``real`` [B, S] bool: positions up to an example's
-    last target (what follows is padding), or ``None`` for a classifier. A layer that is called several times has the
-    positions of all its calls; calls on another number of positions than there are targets are refused in sequences.
+    last target (what follows is padding), or ``None`` where nothing is padding. A layer that is called several times
+    has the positions of all its calls; calls on another number of positions than there are targets are refused in
+    sequences.
     """
     params = {k: v.detach().requires_grad_() for k, v in task.params.items()}
     with watching({name: layer.module for name, layer in layers.items()}) as seen, torch.enable_grad():
-        logits, targets = task.outputs_fn(params, batch)
-    real = (targets != IGNORE).flip(1).cummax(1).values.flip(1) if targets.shape[1] > 1 else None
+        outputs, targets = task.outputs_fn(params, batch)
+    loss = output_loss.of(task)
+    real = loss.real(targets)
     inputs = {name: _inputs(layer, seen[name], real, len(targets)) for name, layer in layers.items()}
     places = [output for name in layers for _, output in seen[name]]
-    for u in output_gradients(logits.detach(), targets, fisher, noise):
-        found = torch.autograd.grad(logits, places, u, retain_graph=True, allow_unused=True)
+    for u in loss.vectors(outputs.detach(), targets, fisher, noise):
+        found = torch.autograd.grad(outputs, places, u, retain_graph=True, allow_unused=True)
         slopes = iter(torch.zeros_like(p) if g is None else g for g, p in zip(found, places, strict=True))
         yield (
             {
@@ -191,12 +193,3 @@ def _inputs(layer: Layer, calls: list[tuple[Tensor, Tensor]], real: Tensor | Non
             f"of them are padding is unknown. Leave it out with the option layers (a regex)."
         )
     return torch.cat(parts, 1)
-
-
-def captured(task: Task, batch: Examples, pattern: str = "") -> Captured:
-    """``{layer: (a [B, S, in (+ 1)], g [B, S, out])}`` of the losses l_i of a batch: ``sum_s g_s a_s^T`` is their
-    gradient.
-
-    ``a`` ends with a 1 where the layer has a bias.
-    """
-    return next(passes(task, batch, tracked(task, pattern)))[0]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tda.curvature.layers import Layer, passes, trackable, untracked, watching
-from tda.curvature.outputs import width_of
+from tda.curvature.outputs import shape_of
 from tda.task import Examples, Task, chunks, n_examples, take
 from tda.tools import gradients
 from tda.tools.gradients import CHUNK, batch_of
@@ -39,7 +39,7 @@ def dot_products(task: Task, train: Examples, queries: Examples, chunk: int = CH
 def _single_pass(task: Task, train: Examples) -> dict[str, Layer]:
     """The layers of a network that consists of linear layers, each passed once by an example; else nothing."""
     layers = trackable(task) if task.outputs_fn is not None and task.model is not None else {}
-    if not layers or untracked(task, layers) or width_of(task, train) > 1:
+    if not layers or untracked(task, layers) or shape_of(task, train)[0] > 1:
         return {}
     with watching({name: layer.module for name, layer in layers.items()}) as seen, torch.no_grad():
         task.outputs_fn(task.params, batch_of(take(train, slice(0, 2))))

@@ -1,10 +1,10 @@
 """The Hessian and the Gauss-Newton matrix themselves: as products streamed over the data, as matrices, as blocks.
 
     H   = (1/N) sum_i grad^2 l_i(theta)                         product by forward over reverse
-    GGN = (1/N) sum_i J_i^T ((diag p - p p^T) / n_i) J_i        product by J v, the middle, then J^T
+    GGN = (1/N) sum_i J_i^T H_i J_i                             product by J v, H_i, then J^T
 
-The two differ by the term that bends the network itself, weighted by the residuals: none for a linear model, little
-where the model fits.
+with H_i the Hessian of l_i in the outputs (:mod:`tda.output_loss`). The two differ by the term that bends the network
+itself, weighted by the residuals: none for a linear model, little where the model fits.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
+from tda import output_loss
 from tda.curvature.operators import DENSE_ADVICE, Blocks, Dense, Operator
-from tda.curvature.outputs import pseudo_gradients, require_outputs, width_of
-from tda.lm import IGNORE
+from tda.curvature.outputs import pseudo_gradients, require_outputs, shape_of
 from tda.task import Examples, Params, Task, chunks, n_examples, take, tensors
 from tda.tools.gradients import CHUNK, batch_of, flatten, unflatten
 from tda.tools.memory_limit import require
@@ -33,7 +33,7 @@ class OverData(Operator):
     """A mean over examples of curvature products; ``subset(index)`` is the same over some of them (a mini-batch).
 
     ``scale`` is tr(GGN) / P, for the Hessian too, whose own trace can be zero or negative: H and GGN at equal relative
-    damping are damped equally. It is exact for classifiers and estimated with sampled labels for sequences.
+    damping are damped equally. It is exact for classifiers, and estimated by the sampled Fisher elsewhere.
     """
 
     def __init__(self, task: Task, train: Examples, product: Callable[[Task], Product], chunk: int = 128):
@@ -56,7 +56,8 @@ class OverData(Operator):
 
     @cached_property
     def scale(self) -> float:
-        kind = "exact" if width_of(self.task, self.train) == 1 else "sampled"
+        few = self.task.output_loss == "cross_entropy" and shape_of(self.task, self.train)[0] == 1
+        kind = "exact" if few else "sampled"
         squares = sum(float(rows.double().square().sum()) for rows in pseudo_gradients(self.task, self.train, kind))
         return squares / n_examples(self.train) / self.size
 
@@ -89,13 +90,12 @@ def _ggn_product(task: Task) -> Product:
         def outputs(p: Params) -> Tensor:
             return task.outputs_fn(p, batch)[0]
 
-        logits, pull = vjp(outputs, params)
-        p, target = logits.softmax(-1), task.outputs_fn(params, batch)[1] != IGNORE
-        share = (target.to(p.dtype) / target.sum(1, keepdim=True)).unsqueeze(-1)
+        found, pull = vjp(outputs, params)
+        bent = output_loss.of(task).hessian(found, task.outputs_fn(params, batch)[1])
 
         def along_direction(direction: Tensor) -> Params:
             moved = jvp(outputs, (params,), (unflatten(direction, params),))[1]
-            return pull(share * p * (moved - (p * moved).sum(-1, keepdim=True)))[0]
+            return pull(bent(moved))[0]
 
         return flatten(vmap(along_direction)(v)).detach()
 
@@ -113,11 +113,11 @@ def dense_hessian(task: Task, train: Examples, chunk: int = 128) -> Dense:
 def dense_ggn(task: Task, train: Examples, chunk: int = 128) -> Dense:
     """GGN written down with its eigendecomposition in float64: P x P x 24 bytes at the peak.
 
-    A classifier's comes from its N x C pseudo-gradients, which costs less than P products.
+    With one position an example it comes from N x C pseudo-gradients, which costs less than P products.
     """
     operator = ggn(task, train, chunk)
     require(operator.size**2 * 24.0, f"the Gauss-Newton matrix of {operator.size} parameters", DENSE_ADVICE)
-    if width_of(task, train) > 1:
+    if shape_of(task, train)[0] > 1:
         matrix = operator.materialise().double()
         return Dense((matrix + matrix.T) / 2)
     everything = {"all": torch.arange(operator.size)}

@@ -160,7 +160,7 @@ def claims_table(
     claims    dicts with id, paper, claim, notebook, testbed, metric, row, kind (value | difference |
               parity), direction, margin, and against for a difference or parity of two rows (parity is a
               difference judged by its margin).
-    measure   claim -> Measurement, for instance with `tda.scores.measure_claim`.
+    measure   claim -> Measurement, for instance with `tda.evidence.interval_of`.
     ceilings  claim id -> Ceiling of the bank behind an LDS metric (metrics that start with "lds_").
     Errors    ValueError for a repeated id, an unknown kind or direction, an LDS claim whose ceiling is not
               given.

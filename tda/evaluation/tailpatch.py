@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tda.lm import IGNORE
+from tda.output_loss import IGNORE
 from tda.task import Examples, Task, n_examples, take
 from tda.tools.gradients import batch_of, flatten, matrix, unflatten
 

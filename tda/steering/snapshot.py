@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tda.curvature.layers import tracked, watching
-from tda.lm import IGNORE
+from tda.output_loss import IGNORE, require_classes
 from tda.task import Examples, Task, chunks, n_examples, take
 from tda.tools.gradients import CHUNK, batch_of
 from tda.tools.memory_limit import require
@@ -72,6 +72,7 @@ def snapshot(task: Task, examples: Examples, layer: int = -1, chunk: int = CHUNK
     """One forward pass over ``examples``, ``chunk`` at a time. Refuses outputs that are not finite, and
     after each chunk what would not fit into memory if the other examples were as long.
     """
+    require_classes(task, "stride", "Choose a method that reads gradients.")
     _, module, after = places(task)[depth(task, layer)]
     states, probabilities, labels, counts = [], [], [], []
     for part in chunks(n_examples(examples), chunk):

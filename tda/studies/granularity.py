@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
-from tda.lm import IGNORE
+from tda.output_loss import IGNORE
 from tda.task import Examples
 
 LEVELS = ("token", "sentence", "passage", "document", "author")

@@ -1,8 +1,8 @@
 """Testbeds: a corpus with known provenance, the model trained on it, its queries and its retraining bank.
 
 ``load("people", profile="smoke")`` returns a :class:`Testbed`; whatever is missing on disk is built when it is first
-asked for, and kept. Kinds of corpora live in one module each (``people``, ``authors``, ``custom``, ``digits``); what
-differs between texts and images, in two (``language``, ``digits``), reached through :attr:`Testbed.modality`.
+asked for, and kept. A kind of corpus is one module that registers itself (``people``, ``authors``, ``custom``,
+``digits``; they are imported at the end); what it offers is said in :mod:`tda.testbeds.modality`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import tda.config
@@ -30,7 +29,10 @@ from tda.artefacts import (
     write_record,
 )
 from tda.provenance import Stopwatch, record
+from tda.saved import read_files
 from tda.task import Examples, use_threads
+from tda.testbeds.modality import KINDS, Modality
+from tda.testbeds.tables import require_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -72,13 +74,9 @@ class Testbed:
         return tokenizer
 
     @property
-    def modality(self) -> ModuleType:
-        """How this testbed encodes, trains, asks and measures: :mod:`tda.testbeds.language` or
-        :mod:`tda.testbeds.digits`.
-        """
-        from tda.testbeds import digits, language
-
-        return digits if self.settings["corpus"]["kind"] == "digits" else language
+    def modality(self) -> Modality:
+        """How testbeds of this kind are built, encoded, trained, asked and measured."""
+        return KINDS[self.settings["corpus"]["kind"]]
 
     @cached_property
     def train(self) -> Examples:
@@ -96,17 +94,10 @@ class Testbed:
         """What the corpus is made from: SHA-256 of its file, and of the files of the saved model that lends its
         tokenizer.
         """
-        from tda.testbeds import custom
-
-        corpus, index = self.settings["corpus"], tda.config.ROOT / "data" / "sources" / "index.json"
-        given = custom.source_path(corpus) if corpus["kind"] == "file" else index
-        source = file_sha256(given) if corpus["kind"] in ("authors", "file") and given.is_file() else ""
-        tokenizer = self.settings["model"].get("from")
+        file, tokenizer = self.modality.source(self.settings["corpus"]), self.settings["model"].get("from")
         if tokenizer:
-            from tda.saved import read_files
-
             tokenizer = read_files(tokenizer) or tokenizer
-        return [source, tokenizer]
+        return [file_sha256(file) if file and file.is_file() else "", tokenizer]
 
     def _corpus_key(self, source: str, tokenizer: str | dict | None) -> str:
         corpus = self.settings["corpus"]
@@ -117,7 +108,7 @@ class Testbed:
         refuses one that was built from other settings.
         """
         path = self.folder / "corpus" / "record.json"
-        own, edited = self.settings["corpus"]["kind"] == "file" and bool(self.config["overrides"]), False
+        own, edited = self.modality.OWN_FILE and bool(self.config["overrides"]), False
         if own and path.exists():
             made = read_record(path, "corpus", {"testbed": self.name})
             edited = made["key"] != self.corpus_key and made["key"] == self._corpus_key(*made["made_from"])
@@ -143,11 +134,9 @@ def load(name: str | os.PathLike, profile: str = "smoke", overrides: dict | None
         raise ValueError(f"load({name!r}, overrides={overrides!r}): give a testbed's name or a file, and a map.")
     overrides, name = dict(overrides or {}), os.fspath(name)
     if name.lower().endswith((".jsonl", ".parquet")):
-        from tda.testbeds import custom
-
         try:  # not resolved: a link keeps the name that the user gives
             path = Path(os.path.abspath(Path(name).expanduser()))
-            custom.require_file(path)
+            require_file(path)
         except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"{name!r} cannot be a file ({error}). Give the path of a .jsonl or .parquet file."
@@ -188,23 +177,11 @@ def build_corpus(testbed: Testbed, anew: bool = False) -> dict:
     """
     from datasets import disable_progress_bars
 
-    from tda.lm import saved_tokenizer
-    from tda.testbeds import authors, custom, digits, people
-
     disable_progress_bars()
-
-    kinds = {"people": people, "authors": authors, "file": custom, "hub": custom, "digits": digits}
-    target, settings, model = testbed.folder / "corpus", testbed.settings["corpus"], testbed.settings["model"]
-    options = {"tokenizer": saved_tokenizer(model["from"])} if model.get("from") else {}
-    chosen = dict(options)
-    if settings["kind"] in ("file", "hub"):
-        options |= {"context": model["context"], "name": testbed.name}
-    elif settings["kind"] == "people":
-        options = {}  # its texts are made of words, whatever cuts them into tokens
+    target = testbed.folder / "corpus"
     with exclusive(testbed.folder):
         with Stopwatch() as watch:
-            built = kinds[settings["kind"]].build(settings, testbed.config["seed"], **options)
-            built = (built if isinstance(built, dict) else vars(built)) | chosen
+            built = testbed.modality.build(testbed)
         if anew:
             _clear(testbed.folder)
         remove(target / "record.json")
@@ -214,7 +191,7 @@ def build_corpus(testbed: Testbed, anew: bool = False) -> dict:
             contents["tokenizer"] = file_sha256(target / "tokenizer.json")
         details = {"kind": "corpus", "testbed": testbed.name, "key": testbed.corpus_key, "contents": contents}
         details["made_from"] = testbed._made_from()
-        made = record(settings, testbed.config["seed"], report=built["report"], watch=watch)
+        made = record(testbed.settings["corpus"], testbed.config["seed"], report=built["report"], watch=watch)
         write_record(target / "record.json", made | details)
     return built["report"]
 
@@ -237,3 +214,6 @@ def check_key(path: Path, kind: str, testbed: str, key: str) -> dict:
 def _dataset(testbed: Testbed, part: str) -> Dataset:
     wanted, folder = testbed.require_corpus()["contents"][part], testbed.folder / "corpus" / part
     return load_rows(folder, wanted, f"delete {folder.parent} and run again")
+
+
+from tda.testbeds import authors, custom, digits, people  # noqa: E402, F401 (each registers its kinds)

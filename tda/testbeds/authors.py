@@ -14,126 +14,52 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
-from tda.words import kind as kind_of
-from tda.words import mark
+from tda.testbeds.cutting import split_prompt, train_bpe
+from tda.testbeds.duplicates import OVERLAP, SHINGLE, clusters, near_duplicates
+from tda.testbeds.language import Language
+from tda.testbeds.modality import kind
 
 SOURCES = Path(__file__).resolve().parents[2] / "data" / "sources"
-DEFAULTS = {
-    "authors": 8,
-    "passages": 100,
-    "held_out": 12,
-    "unseen": 6,
-    "tokens_min": 60,
-    "tokens_max": 120,
-    "vocabulary": 1024,
-}
-SPECIALS = ["<pad>", "<eos>"]  # ids 0 and 1
-SMALLEST_VOCABULARY = 256 + len(SPECIALS)  # the bytes and the special tokens
 PROMPT_TOKENS = 20  # where a query is cut, to the nearest start of a word
-SHINGLE = 8  # words
-OVERLAP = 0.1  # from this share of common shingles on, two passages are near-duplicates
 
 # A full stop after these does not end a sentence ("n.", "v.t." follow Bierce's headwords).
-ABBREVIATIONS = {
-    "mr.",
-    "mrs.",
-    "dr.",
-    "st.",
-    "gen.",
-    "hon.",
-    "rev.",
-    "messrs.",
-    "col.",
-    "lieut.",
-    "no.",
-    "lib.",
-    "i.e.",
-    "e.g.",
-    "viz.",
-    "n.",
-    "n.pl.",
-    "v.",
-    "v.t.",
-    "v.i.",
-    "adj.",
-    "adv.",
-    "p.p.",
-    "pp.",
-    "pro.",
-    "prep.",
-    "x.",
-}
+ABBREVIATIONS = set(
+    "mr. mrs. dr. st. gen. hon. rev. messrs. col. lieut. no. lib. i.e. e.g. viz. n. n.pl. v. v.t. v.i. adj. adv. p.p. "
+    "pp. pro. prep. x.".split()
+)
 SENTENCE_END = re.compile(r"[.!?]['\")]*\s+(?=['\"(]*[A-Z0-9])")
 
 
-@dataclass(frozen=True)
-class AuthorsCorpus:
-    """`documents`, `probes` (lists of rows), tokeniser, near-duplicate report, and where each row lies.
+@kind("authors")
+class Authors(Language):
+    """The author is the entity of a passage; works that are not trained on lend queries, too."""
 
-    `spans[doc_id or query_id] = (work, start, end)`: `text[start:end]` of the work's file is the row's text.
-    """
+    def corpus(self, testbed, given: Tokenizer | None) -> dict:
+        return build(testbed.settings["corpus"], testbed.config["seed"], tokenizer=given)
 
-    documents: list[dict]
-    probes: list[dict]
-    tokenizer: Tokenizer
-    report: dict
-    spans: dict[str, tuple[str, int, int]]
+    def source(self, corpus: dict) -> Path:
+        return SOURCES / "index.json"
 
 
 @dataclass(frozen=True)
 class _Passage:
     author: str
     work: str
-    start: int
-    end: int
+    start: int  # its first character in the text of the work
     text: str
     tokens: int
 
     @property
     def id(self) -> str:
         return f"{self.work}_{self.start:06d}"
-
-
-def train_bpe(texts: list[str], vocabulary: int, at_most: bool = False) -> Tokenizer:
-    """Byte-level BPE with `vocabulary` entries, "<pad>" = 0 and "<eos>" = 1, trained on `texts`.
-
-    No prefix space and no unknown token: every string is encoded, special tokens written in a text as the
-    characters they are, and decoding gives the same string back. The same texts give the same tokeniser. Raises
-    ValueError when `vocabulary` is below 258 (256 bytes and 2 special tokens) or, unless `at_most`, above
-    what the texts support (every merge must occur at least twice).
-    """
-    if vocabulary < SMALLEST_VOCABULARY:
-        raise ValueError(
-            f"vocabulary is {vocabulary}; a byte-level vocabulary needs at least "
-            f"{SMALLEST_VOCABULARY} entries (256 bytes and {len(SPECIALS)} special tokens). "
-            "Raise vocabulary."
-        )
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        min_frequency=2,
-        special_tokens=SPECIALS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.encode_special_tokens = True
-    if tokenizer.get_vocab_size() < vocabulary and not at_most:
-        raise ValueError(
-            f"vocabulary is {vocabulary}, but {sum(map(len, texts)):,} characters of text "
-            f"support only {tokenizer.get_vocab_size()} entries. Lower vocabulary or add text."
-        )
-    return tokenizer
 
 
 def read_sources(folder: Path = SOURCES) -> list[dict]:
@@ -144,9 +70,8 @@ def read_sources(folder: Path = SOURCES) -> list[dict]:
         found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
         if found != entry["sha256"]:
             raise ValueError(
-                f"{path}: sha256 is {found}, index.json says {entry['sha256']}. The committed "
-                "text was changed or lost: restore it with git, or rebuild it with "
-                "workflow/scripts/extract_sources.py."
+                f"{path}: sha256 is {found}, index.json says {entry['sha256']}. The committed text was changed or "
+                f"lost: restore it with git, or rebuild it with workflow/scripts/extract_sources.py."
             )
         entry["text"] = path.read_bytes().decode("utf-8")
     return entries
@@ -162,30 +87,6 @@ def sentences(text: str) -> list[tuple[int, int]]:
             spans.append((start, match.start() + len(match[0].rstrip())))
             start = match.end()
     return [*spans, (start, len(text))] if start < len(text) else spans
-
-
-def near_duplicates(texts: list[str], against: list[str] | None = None) -> list[tuple[int, int, float]]:
-    """Pairs of texts that share runs of 8 words, as (i, j, overlap), through an index from shingle to texts.
-
-    overlap(a, b) = |A & B| / min(|A|, |B|) in (0, 1], with A, B the sets of 8-word shingles (lower case, no
-    punctuation); 1 for copies. Without `against`: pairs i < j inside `texts`; with it, j indexes `against`.
-    """
-    sets = [_shingles(t) for t in texts]
-    others = sets if against is None else [_shingles(t) for t in against]
-    index = defaultdict(list)
-    for j, shingles in enumerate(others):
-        for shingle in shingles:
-            index[shingle].append(j)
-    pairs, within = [], against is None
-    for i, shingles in enumerate(sets):
-        shared = Counter(j for shingle in shingles for j in index.get(shingle, ()) if j > i or not within)
-        pairs += [(i, j, n / min(len(shingles), len(others[j]))) for j, n in sorted(shared.items())]
-    return pairs
-
-
-def _shingles(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"[a-z0-9']+", text.lower())
-    return {tuple(words[k : k + SHINGLE]) for k in range(max(1, len(words) - SHINGLE + 1))}
 
 
 def _cut(entry: dict, tokenizer: Tokenizer, low: int, high: int, rng: np.random.Generator) -> list[_Passage]:
@@ -209,7 +110,7 @@ def _cut(entry: dict, tokenizer: Tokenizer, low: int, high: int, rng: np.random.
                 total, j = total + tails[j], j + 1
             if low <= total <= high:
                 start, end = spans[i][0], spans[j - 1][1]
-                passages.append(_Passage(entry["author"], entry["work"], start, end, text[start:end], total))
+                passages.append(_Passage(entry["author"], entry["work"], start, text[start:end], total))
                 i = j
             else:
                 i += 1
@@ -221,55 +122,18 @@ def _evenly(works: list[list[_Passage]]) -> list[_Passage]:
     return [p for turn in zip_longest(*works) for p in turn if p is not None]
 
 
-def split_prompt(text: str, tokenizer: Tokenizer, tokens: int = PROMPT_TOKENS) -> tuple[str, str]:
-    """(prompt, target) with prompt + target == text, cut before the word nearest to `tokens` tokens.
-
-    In scripts without spaces every character counts as a word; a text of one word is cut inside it. A cut is
-    always between tokens and between characters, and before a space no token changes on either side:
-    encode(text) = encode(prompt) + encode(target). Raises ValueError where there is no such place.
-    """
-    offsets = tokenizer.encode(text, add_special_tokens=False).offsets
-    places, words, end = {}, [], 0
-    opens, closes = len(text) - len(text.lstrip()), len(text.rstrip())
-    for k, (start, stop) in enumerate(offsets):
-        if start >= end and opens < end < closes and not mark(text[end]):
-            places[k] = end  # where the token before ends: the space belongs to the target
-            words += [k] if text[end].isspace() or kind_of(text[end]) == "unspaced" else []
-        end = max(end, stop)
-    if not places:
-        raise ValueError(f"{text!r} is a single token; a prompt and a target need at least two.")
-    cut = places[min(words or places, key=lambda k: abs(k - tokens))]
-    return text[:cut], text[cut:]
-
-
-def _settings(settings: dict) -> dict:
-    given = {k: v for k, v in settings.items() if k != "kind"}
-    if unknown := sorted(set(given) - set(DEFAULTS)):
-        raise ValueError(f"unknown settings of an authors corpus: {unknown}; allowed are {sorted(DEFAULTS)}.")
-    s = {**DEFAULTS, **given}
-    for name, value in s.items():
-        least = 0 if name in ("held_out", "unseen") else 1
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-            raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
-    if s["tokens_min"] >= s["tokens_max"]:
-        raise ValueError(f"tokens_min {s['tokens_min']} must be smaller than tokens_max {s['tokens_max']}.")
-    return s
-
-
-def build(settings: dict, seed: int, sources: Path = SOURCES, tokenizer: Tokenizer | None = None) -> AuthorsCorpus:
-    """Cut the first `authors` authors of the index into training passages and queries.
+def build(settings: dict, seed: int, sources: Path = SOURCES, tokenizer: Tokenizer | None = None) -> dict:
+    """`documents`, `probes`, `tokenizer` and `report`: the first `authors` authors of the index, cut into passages.
 
     `settings`: authors, passages (training, per author), held_out and unseen (queries, per author),
     tokens_min and tokens_max (length of a passage), vocabulary. The tokeniser is trained on the whole text
     of the chosen authors' seen works, unless one is given. Training passages and queries are spread evenly
     over an author's works. A candidate query whose `near_duplicates` overlap with a training passage is at least 0.1 is
     dropped and the next one taken; near-duplicates within training stay, get a common `group`, and are
-    listed in the report. The same settings and seed give the same corpus. Raises ValueError for settings
-    out of range, for more than the sources hold (with the numbers available), and for a source file that is
-    missing or changed.
+    listed in the report. The id of a row names the work and the character where its text begins. Raises ValueError for
+    more than the sources hold (with the numbers available), and for a source file that is missing or changed.
     """
-    s = _settings(settings)
-    entries = read_sources(sources)
+    s, entries = settings, read_sources(sources)
     authors = list(dict.fromkeys(e["author"] for e in entries))
     if s["authors"] > len(authors):
         raise ValueError(
@@ -284,66 +148,30 @@ def build(settings: dict, seed: int, sources: Path = SOURCES, tokenizer: Tokeniz
         {a: _evenly([works[e["work"]] for e in entries if e["author"] == a and e["seen"] is flag]) for a in authors}
         for flag in (True, False)
     )
-
     training = [p for a in authors for p in seen[a][: s["passages"]]]
     pools = {"held_out": {a: seen[a][s["passages"] :] for a in authors}, "unseen": unseen}
     candidates = [p for pool in pools.values() for a in authors for p in pool[a]]
     worst: dict[str, float] = defaultdict(float)
     for i, _, overlap in near_duplicates([p.text for p in candidates], [p.text for p in training]):
         worst[candidates[i].id] = max(worst[candidates[i].id], overlap)
-    chosen, dropped = {}, dict.fromkeys(authors, 0)
-    for kind, pool in pools.items():
+    asked, dropped = [], dict.fromkeys(authors, 0)
+    for part, pool in pools.items():
         for a in authors:
             usable = [p for p in pool[a] if worst[p.id] < OVERLAP]
-            taken = usable[: s[kind]]
-            if len(seen[a]) < s["passages"] or len(taken) < s[kind]:
+            taken = usable[: s[part]]
+            if len(seen[a]) < s["passages"] or len(taken) < s[part]:
                 raise ValueError(
-                    f"{a}: passages {s['passages']} + held_out {s['held_out']} and unseen {s['unseen']} were "
-                    f"asked; at {s['tokens_min']}-{s['tokens_max']} tokens the seen works hold "
-                    f"{len(seen[a])} passages and the unseen works {len(unseen[a])} ({len(usable)} of "
-                    f"{len(pool[a])} {kind} candidates are no near-duplicates of training). "
-                    "Ask for fewer, change the token range, or take fewer authors."
+                    f"{a}: passages {s['passages']} + held_out {s['held_out']} and unseen {s['unseen']} were asked; at "
+                    f"{s['tokens_min']}-{s['tokens_max']} tokens the seen works hold {len(seen[a])} passages and the "
+                    f"unseen works {len(unseen[a])} ({len(usable)} of {len(pool[a])} {part} candidates are no "
+                    f"near-duplicates of training). Ask for fewer, change the token range, or take fewer authors."
                 )
-            chosen[kind, a] = taken
+            asked += [(p, "unseen_work" if part == "unseen" else part) for p in taken]
             last = pool[a].index(taken[-1]) if taken else 0
             dropped[a] += sum(worst[p.id] >= OVERLAP for p in pool[a][:last])
 
     training = [training[k] for k in rng.permutation(len(training))]
     pairs = [(i, j, o) for i, j, o in near_duplicates([p.text for p in training]) if o >= OVERLAP]
-    groups = _clusters(len(training), pairs)
-    documents = [
-        {
-            "doc_id": p.id,
-            "text": p.text,
-            "entity": p.author,
-            "facts": [],
-            "template": "",
-            "style": p.author,
-            "group": group,
-            "planted": "",
-            "work": p.work,
-            "tokens": p.tokens,
-        }
-        for p, group in zip(training, groups, strict=True)
-    ]
-    probes = []
-    for (kind, author), taken in chosen.items():
-        for p in taken:
-            prompt, target = split_prompt(p.text, tokenizer, min(PROMPT_TOKENS, s["tokens_min"] // 2))
-            probes.append(
-                {
-                    "query_id": p.id,
-                    "author": author,
-                    "entity": author,
-                    "work": p.work,
-                    "kind": "unseen_work" if kind == "unseen" else kind,
-                    "prompt": prompt,
-                    "target": target,
-                    "text": p.text,
-                    "tokens": p.tokens,
-                }
-            )
-    everything = training + [p for taken in chosen.values() for p in taken]
     lengths = [p.tokens for p in training]
     report = {
         "shingle_words": SHINGLE,
@@ -353,7 +181,7 @@ def build(settings: dict, seed: int, sources: Path = SOURCES, tokenizer: Tokeniz
         "training_pairs": [[training[i].id, training[j].id, round(o, 4)] for i, j, o in pairs],
         "queries_dropped": dropped,
         "queries_dropped_total": sum(dropped.values()),
-        "queries_sharing_any_shingle": sum(worst[p["query_id"]] > 0 for p in probes),
+        "queries_sharing_any_shingle": sum(worst[p.id] > 0 for p, _ in asked),
         "available": {a: {"seen": len(seen[a]), "unseen": len(unseen[a])} for a in authors},
         "tokens": {
             "training": sum(lengths),
@@ -363,22 +191,19 @@ def build(settings: dict, seed: int, sources: Path = SOURCES, tokenizer: Tokeniz
         },
         "sources": {e["path"]: e["sha256"] for e in entries},
     }
-    spans = {p.id: (p.work, p.start, p.end) for p in everything}
-    return AuthorsCorpus(documents, probes, tokenizer, report, spans)
+    documents = [_document(p, group) for p, group in zip(training, clusters(len(training), pairs), strict=True)]
+    cut = min(PROMPT_TOKENS, s["tokens_min"] // 2)
+    probes = [_probe(p, of, tokenizer, cut) for p, of in asked]
+    return {"documents": documents, "probes": probes, "tokenizer": tokenizer, "report": report}
 
 
-def _clusters(n: int, pairs: list[tuple[int, int, float]]) -> list[str]:
-    """Names of the connected components of size two or more, "" for the rest."""
-    parent = list(range(n))
+def _document(passage: _Passage, group: str) -> dict:
+    row = {"doc_id": passage.id, "text": passage.text, "entity": passage.author, "facts": [], "template": ""}
+    row |= {"style": passage.author, "group": group, "planted": "", "work": passage.work}
+    return row | {"tokens": passage.tokens}
 
-    def root(k: int) -> int:
-        while parent[k] != k:
-            k = parent[k]
-        return k
 
-    for i, j, _ in pairs:
-        a, b = sorted((root(i), root(j)))
-        parent[b] = a
-    sizes = Counter(root(k) for k in range(n))
-    names = {r: f"near_{c}" for c, r in enumerate(r for r in sorted(sizes) if sizes[r] > 1)}
-    return [names.get(root(k), "") for k in range(n)]
+def _probe(passage: _Passage, of: str, tokenizer: Tokenizer, cut: int) -> dict:
+    prompt, target = split_prompt(passage.text, tokenizer, cut)
+    row = {"query_id": passage.id, "author": passage.author, "entity": passage.author, "work": passage.work}
+    return row | {"kind": of, "prompt": prompt, "target": target, "text": passage.text, "tokens": passage.tokens}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import datetime
 import decimal
-import json
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,10 @@ from tokenizers import Tokenizer
 
 from tda import config
 from tda.task import chunks
-from tda.testbeds.authors import split_prompt, train_bpe
+from tda.testbeds.cutting import split_prompt, train_bpe
+from tda.testbeds.language import Language
+from tda.testbeds.modality import KINDS, kind
+from tda.testbeds.tables import read_file, read_hub
 from tda.words import words
 
 COLUMNS = ("doc_id", "entity", "template", "style", "group", "planted", "work")
@@ -29,9 +31,22 @@ LABELS = (str, *NUMBERS, datetime.date, datetime.time)
 NAMES = {bool: "a truth value", **dict.fromkeys(NUMBERS, "a number"), list: "a list", dict: "an object", bytes: "bytes"}
 
 
-def source_path(settings: dict) -> Path:
-    """The file of a corpus of kind ``file``: absolute, in the home folder (``~``), or relative to the repository."""
-    return config.ROOT / Path(settings["path"]).expanduser()
+@kind("hub")
+class Hub(Language):
+    """The entity of a document is what the source of it says, if it says anything."""
+
+    def corpus(self, testbed, given: Tokenizer | None) -> dict:
+        context = testbed.settings["model"]["context"]
+        return build(testbed.settings["corpus"], testbed.config["seed"], given, context, testbed.name)
+
+
+@kind("file")
+class File(Hub):
+    OWN_FILE = True
+
+    def source(self, corpus: dict) -> Path:
+        """Absolute, in the home folder (``~``), or relative to the repository."""
+        return config.ROOT / Path(corpus["path"]).expanduser()
 
 
 def build(
@@ -47,8 +62,8 @@ def build(
     documents and for a vocabulary that the texts do not support; each message names the place and what to change.
     """
     key = f"testbeds.{name}." if name else ""
-    source = source_path(settings) if settings["kind"] == "file" else settings["dataset"]
-    rows = _read_file(source) if settings["kind"] == "file" else _read_hub(settings)
+    source = KINDS[settings["kind"]].source(settings) or settings["dataset"]
+    rows = read_file(source) if settings["kind"] == "file" else read_hub(settings)
     as_given, places = _check(rows, settings["text_column"], source, f"{key}corpus.text_column")
     rng = np.random.default_rng([seed, 72])
     documents = [as_given[i] for i in rng.permutation(len(as_given))]
@@ -70,78 +85,6 @@ def build(
         able = [d for d in able if d["doc_id"] not in single]
     report = {"source": str(source), "documents": len(kept), "held_out": held}
     return {"documents": kept, "probes": probes, "tokenizer": tokenizer, "report": report}
-
-
-def require_file(path: Path) -> None:
-    """Refuse a path at which there is no file."""
-    if not path.is_file():
-        what = "is not a file" if path.exists() else "does not exist"
-        raise ValueError(f"corpus.path={str(path)!r} {what}. Give a .jsonl or .parquet file with a text column.")
-
-
-def _read_file(path: Path) -> list[tuple[str, object]]:
-    """(place, row) of every row of the file."""
-    require_file(path)
-    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    if path.suffix.lower() not in readers:
-        raise ValueError(f"corpus.path={str(path)!r}: the suffix must be .jsonl (one JSON object a line) or .parquet.")
-    try:
-        return readers[path.suffix.lower()](path)
-    except OSError as error:
-        raise ValueError(f"{path}: could not be read ({error.strerror or error}). Check its permissions.") from None
-
-
-def _read_jsonl(path: Path) -> list[tuple[str, object]]:
-    rows = []
-    with path.open("rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")  # Windows tools write a byte-order mark
-                if text.strip():
-                    rows.append((f"line {number}", json.loads(text, object_pairs_hook=_unique)))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not UTF-8 ({error}). Save the file as UTF-8.") from None
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error}). One object a line is expected.") from None
-    return rows
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object, refused where it says a column twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for name in found if sum(name == other for other, _ in pairs) > 1)
-        raise ValueError(f"the column {twice!r} stands twice in one object")
-    return found
-
-
-def _read_parquet(path: Path) -> list[tuple[str, object]]:
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        rows = ParquetFile(path).read().to_pylist()
-    except (ArrowException, ValueError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{path}: not a Parquet file whose columns can all be read ({reason}). Write it again with the text column "
-            f"and those that are kept."
-        ) from None
-    return [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
-
-
-def _read_hub(settings: dict) -> list[tuple[str, object]]:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(settings["dataset"], split=settings["split"]).to_list()
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"corpus.dataset={settings['dataset']!r}, split {settings['split']!r}: could not be loaded "
-            f"({reason}). Check both names and the network."
-        ) from error
-    return [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
 
 
 def _check(rows: list[tuple[str, object]], column: str, source, key: str) -> tuple[list[dict], dict[str, str]]:

@@ -1,13 +1,12 @@
-"""Testbeds of classifiers: scikit-learn's handwritten digits, with planted label flips, and a small net on them.
-
-One of the two modules behind :attr:`tda.testbeds.Testbed.modality`; the other is :mod:`tda.testbeds.language`.
+"""The `digits_*` testbeds: scikit-learn's handwritten digits, with planted label flips, and a small net on them.
 
 The 1,797 images of 8x8 pixels (0 to 16, here 0 to 1) are shuffled once and cut into training images, candidates for
 queries, and a validation part. A share of the training labels is wrong, and which ones is recorded. The class that an
 image was *given* is its ``entity``: what a reader of the data sees, and what the model is taught.
 
 A query is a held-out image with its true label, whether or not the model gets it right; its output is its loss. There
-is no second output: the margin, log p - log(1 - p), orders the models of one seed exactly as the loss does.
+is no second output: the margin, log p - log(1 - p), orders the models of one seed exactly as the loss does. Images are
+independent draws, within a class as well.
 """
 
 from __future__ import annotations
@@ -15,22 +14,22 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from tda import classifiers
-from tda.classifiers import loss_function, outputs_function
+from tda.classifiers import CLASSES
 from tda.many import AT_ONCE, stack, train_many, unstack
+from tda.recipe import Recipe
 from tda.task import Examples, Params
-from tda.testbeds import Testbed
-from tda.training import Recipe
+from tda.testbeds.modality import Modality, kind
 
-CODE = ("task.py", "classifiers.py", "training.py", "many.py", "retrain.py", "testbeds/digits.py")
-CLASSES = 10
+if TYPE_CHECKING:
+    from tda.testbeds import Testbed
 
-__all__ = ["AT_ONCE", "loss_function", "outputs_function"]  # part of the modality, defined elsewhere
+IMAGES = 1797
 
 
 def pixels() -> tuple[np.ndarray, np.ndarray]:
@@ -56,7 +55,7 @@ def flip(labels: np.ndarray, share: float, kind: str, rng: np.random.Generator) 
 
 
 def build(settings: dict, seed: int) -> dict:
-    """Documents (training images) and probes (query candidates and validation images) from the corpus settings."""
+    """``documents`` (training images), ``probes`` (query candidates and validation images) and ``report``."""
     images, labels = pixels()
     rng = np.random.default_rng([seed, 61])
     order = rng.permutation(len(images))
@@ -87,77 +86,13 @@ def build(settings: dict, seed: int) -> dict:
     return {"documents": documents, "probes": probes, "report": report}
 
 
-def _encode(rows) -> Examples:
+def encode(rows) -> Examples:
+    """``inputs`` [N, 64], ``labels`` [N] and the list ``entity`` of some rows."""
     return {
         "inputs": torch.tensor(np.array(rows["pixels"], np.float32)),
         "labels": torch.tensor(np.array(rows["label"], np.int64)),
         "entity": list(rows["entity"]),
     }
-
-
-@functools.lru_cache(maxsize=16)  # read by every retrained model
-def part(testbed: Testbed, kind: str) -> Examples:
-    """The probes of one kind (``held_out`` or ``validation``) as tensors, with their true labels."""
-    kinds = testbed.probes["kind"]
-    return _encode(testbed.probes.select([i for i, found in enumerate(kinds) if found == kind]))
-
-
-def examples(testbed: Testbed) -> Examples:
-    """The training images: ``inputs`` [N, 64], ``labels`` [N] as given, and the lists ``entity``, ``doc_id``."""
-    return _encode(testbed.documents) | {"doc_id": list(testbed.documents["doc_id"])}
-
-
-def new_model(testbed: Testbed, seed: int) -> torch.nn.Module:
-    """A model with the fresh weights of this seed."""
-    model = testbed.settings["model"]
-    make = {"mlp": classifiers.mlp, "cnn": classifiers.cnn}[model["kind"]]
-    return make(model["depth"], model["width"], seed, model["activation"])
-
-
-def encoders(model: torch.nn.Module, params: Params) -> dict:
-    """``Task.encode``: group (the given class) and features (what the last layer sees)."""
-    return {
-        "group": lambda examples: examples["entity"],
-        "features": lambda examples: classifiers.features(model, params, examples),
-    }
-
-
-def held_out(testbed: Testbed) -> Examples:
-    """What the loss is watched on during training: the validation images."""
-    return part(testbed, "validation")
-
-
-def knowledge(testbed: Testbed, model: torch.nn.Module, params: Params) -> dict[str, float]:
-    """Accuracy on the validation images, the candidates for queries, and the training images as labelled."""
-    sets = {"validation": held_out(testbed), "held_out": part(testbed, "held_out"), "trained": testbed.train}
-    return {name: classifiers.accuracy(model, params, images) for name, images in sets.items()}
-
-
-def flops(model: torch.nn.Module, tokens: int) -> float:
-    """Matrix products of a forward and a backward pass over this many images, as the library counts them."""
-    image = {"inputs": torch.zeros(1, 64), "labels": torch.zeros(1, dtype=torch.long)}
-    leaves = {k: v.detach().clone().requires_grad_() for k, v in model.named_parameters()}
-    with FlopCounterMode(display=False) as counter:
-        loss_function(model)(leaves, image).backward()
-    return float(counter.get_total_flops()) * tokens
-
-
-def train_models(testbed: Testbed, wanted: Sequence[tuple[np.ndarray, int]], how: str) -> Iterator[tuple]:
-    """``(model, final parameters, seconds, flops)`` for every (mask, seed) of ``wanted``, trained side by side."""
-    recipe, began = Recipe.of(testbed.settings["training"]), time.perf_counter()
-    fresh = [new_model(testbed, seed) for _, seed in wanted]
-    init = stack([classifiers.parameters(model) for model in fresh])
-    masks, seeds = np.stack([mask for mask, _ in wanted]), [seed for _, seed in wanted]
-    trained = train_many(loss_function(fresh[0]), init, testbed.train, recipe, masks, seeds, how)
-    seconds = (time.perf_counter() - began) / len(wanted)
-    each = flops(fresh[0], 1) * recipe.epochs
-    for model, params, mask in zip(fresh, unstack(trained), masks, strict=True):
-        yield model, params, seconds, each * int(mask.sum())
-
-
-def second_output(testbed: Testbed) -> str | None:
-    """``None``: the loss is the only output, see the module's text."""
-    return None
 
 
 def outputs(loss_fn, params: Params, asked: Examples) -> np.ndarray:
@@ -166,44 +101,103 @@ def outputs(loss_fn, params: Params, asked: Examples) -> np.ndarray:
         return loss_fn(params, asked, "example").numpy().astype(np.float32)[None]
 
 
-def choose_queries(testbed: Testbed, model: torch.nn.Module, params: Params) -> tuple[list[dict], dict]:
-    """Held-out images, drawn and split into ``tune`` and ``test`` by the config's seed; the model is not asked."""
-    wanted, rng = testbed.settings["queries"], np.random.default_rng([testbed.config["seed"], 17])
-    candidates = [row for row in testbed.probes if row["kind"] == "held_out"]
-    kept = sorted(rng.permutation(len(candidates))[: wanted["held_out"]])
-    tune = set(rng.permutation(len(kept))[: round(wanted["tune"] * len(kept))].tolist())
-    rows = []
-    for place, i in enumerate(kept):
-        label = candidates[i]["entity"]
-        row = dict.fromkeys(("prompt", "text", "attribute", "value", "work"), "") | {"target": label, "entity": label}
-        split = "tune" if place in tune else "test"
-        rows.append({"query_id": candidates[i]["query_id"], "query_set": "held_out", "split": split} | row)
-    right = classifiers.accuracy(model, params, encode_queries(testbed, rows))
-    return rows, {"queries": {"held_out": len(rows)}, "accuracy on the queries": round(right, 3)}
+@functools.lru_cache(maxsize=16)  # read by every retrained model
+def part(testbed: Testbed, kind: str) -> Examples:
+    """The probes of one kind (``held_out`` or ``validation``) as tensors, with their true labels."""
+    kinds = testbed.probes["kind"]
+    return encode(testbed.probes.select([i for i, found in enumerate(kinds) if found == kind]))
 
 
-def encode_queries(testbed: Testbed, rows: list[dict]) -> Examples:
-    """Query rows as tensors and lists; their pixels are in the probes."""
-    place = {query_id: i for i, query_id in enumerate(testbed.probes["query_id"])}
-    encoded = _encode(testbed.probes.select([place[row["query_id"]] for row in rows]))
-    return encoded | {k: [row[k] for row in rows] for k in ("query_id", "query_set", "split")}
+@kind("digits")
+class Digits(Modality):
+    """Classified images; the work of training is counted in images."""
 
+    MODELS = ("mlp", "cnn")
+    OPTIMIZERS = ("sgd",)
+    CODE = ("task.py", "classifiers.py", "recipe.py", "many.py", "retrain.py", "testbeds/digits.py")
+    AT_ONCE = AT_ONCE
 
-def targets(asked: Examples) -> np.ndarray:
-    """Number of targets of every query, [Q]: one each."""
-    return np.ones(len(asked["labels"]), np.int64)
+    def build(self, testbed: Testbed) -> dict:
+        return build(testbed.settings["corpus"], testbed.config["seed"])
 
+    def check(self, settings: dict) -> Iterator[tuple[str, Any, str]]:
+        yield from super().check(settings)
+        corpus = settings["corpus"]
+        if corpus["train"] + corpus["held_out"] >= IMAGES:
+            allowed = f"train ({corpus['train']}) and held_out must leave images of {IMAGES}"
+            yield "corpus.held_out", corpus["held_out"], allowed
 
-def cluster(row: dict) -> str:
-    """Images are independent draws, within a class as well: every query is its own cluster."""
-    return row["query_id"]
+    def examples(self, testbed: Testbed) -> Examples:
+        return encode(testbed.documents) | {"doc_id": list(testbed.documents["doc_id"])}
 
+    part, outputs = staticmethod(part), staticmethod(outputs)
 
-def relevance(testbed: Testbed, rows: list[dict]) -> np.ndarray:
-    """[Q, N] bool: training images that show the query's class and are labelled as it."""
-    original, flipped = (np.array(testbed.documents[name]) for name in ("original", "flipped"))
-    return np.array([(original == int(row["entity"])) & ~flipped for row in rows])
+    def new_model(self, testbed: Testbed, seed: int) -> torch.nn.Module:
+        model = testbed.settings["model"]
+        make = {"mlp": classifiers.mlp, "cnn": classifiers.cnn}[model["kind"]]
+        return make(model["depth"], model["width"], seed, model["activation"])
 
+    loss_function = staticmethod(classifiers.loss_function)
+    outputs_function = staticmethod(classifiers.outputs_function)
+    encoders = staticmethod(classifiers.encoders)
 
-def save_pretrained(testbed: Testbed, model: torch.nn.Module, params: Params) -> None:
-    """Nothing to do: the checkpoints are the model, and no hub has a format for it."""
+    def train_models(self, testbed: Testbed, wanted: Sequence[tuple[np.ndarray, int]], how: str) -> Iterator[tuple]:
+        """Trained side by side."""
+        recipe, began = Recipe.of(testbed.settings["training"]), time.perf_counter()
+        fresh = [self.new_model(testbed, seed) for _, seed in wanted]
+        init = stack([classifiers.parameters(model) for model in fresh])
+        masks, seeds = np.stack([mask for mask, _ in wanted]), [seed for _, seed in wanted]
+        trained = train_many(self.loss_function(fresh[0]), init, testbed.train, recipe, masks, seeds, how)
+        seconds = (time.perf_counter() - began) / len(wanted)
+        each = self.flops(fresh[0], 1) * recipe.epochs
+        for model, params, mask in zip(fresh, unstack(trained), masks, strict=True):
+            yield model, params, seconds, each * int(mask.sum())
+
+    def flops(self, model: torch.nn.Module, tokens: int) -> float:
+        """As the library counts them."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        image = {"inputs": torch.zeros(1, 64), "labels": torch.zeros(1, dtype=torch.long)}
+        leaves = {k: v.detach().clone().requires_grad_() for k, v in model.named_parameters()}
+        with FlopCounterMode(display=False) as counter:
+            self.loss_function(model)(leaves, image).backward()
+        return float(counter.get_total_flops()) * tokens
+
+    def knowledge(self, testbed: Testbed, model: torch.nn.Module, params: Params) -> dict[str, float]:
+        """Accuracy on the validation images, the candidates for queries, and the training images as labelled."""
+        sets = {name: part(testbed, name) for name in ("validation", "held_out")} | {"trained": testbed.train}
+        return {name: classifiers.accuracy(model, params, images) for name, images in sets.items()}
+
+    def held_out(self, testbed: Testbed) -> Examples:
+        """The validation images."""
+        return part(testbed, "validation")
+
+    def choose_queries(self, testbed: Testbed, model: torch.nn.Module, params: Params) -> tuple[list[dict], dict]:
+        """Held-out images, drawn and split into ``tune`` and ``test`` by the config's seed; the model is not asked."""
+        wanted, rng = testbed.settings["queries"], np.random.default_rng([testbed.config["seed"], 17])
+        candidates = [row for row in testbed.probes if row["kind"] == "held_out"]
+        kept = sorted(rng.permutation(len(candidates))[: wanted["held_out"]])
+        tune = set(rng.permutation(len(kept))[: round(wanted["tune"] * len(kept))].tolist())
+        rows = []
+        for place, i in enumerate(kept):
+            label = candidates[i]["entity"]
+            row = dict.fromkeys(("prompt", "text", "attribute", "value", "work"), "")
+            row |= {"target": label, "entity": label}
+            split = "tune" if place in tune else "test"
+            rows.append({"query_id": candidates[i]["query_id"], "query_set": "held_out", "split": split} | row)
+        right = classifiers.accuracy(model, params, self.encode_queries(testbed, rows))
+        return rows, {"queries": {"held_out": len(rows)}, "accuracy on the queries": round(right, 3)}
+
+    def encode_queries(self, testbed: Testbed, rows: list[dict]) -> Examples:
+        """Their pixels are in the probes."""
+        place = {query_id: i for i, query_id in enumerate(testbed.probes["query_id"])}
+        encoded = encode(testbed.probes.select([place[row["query_id"]] for row in rows]))
+        return encoded | {k: [row[k] for row in rows] for k in ("query_id", "query_set", "split")}
+
+    def targets(self, asked: Examples) -> np.ndarray:
+        return np.ones(len(asked["labels"]), np.int64)
+
+    def relevance(self, testbed: Testbed, rows: list[dict]) -> np.ndarray:
+        """Training images that show the query's class and are labelled as it."""
+        original, flipped = (np.array(testbed.documents[name]) for name in ("original", "flipped"))
+        return np.array([(original == int(row["entity"])) & ~flipped for row in rows])

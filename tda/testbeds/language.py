@@ -1,136 +1,164 @@
-"""Testbeds of language models: texts, a GPT-NeoX, queries that the model knows.
+"""Texts, and a language model trained on them: what all kinds of texts share.
 
-One of the two modules behind :attr:`tda.testbeds.Testbed.modality`; the other is :mod:`tda.testbeds.digits`. Both have
-the same functions, each about one testbed, and everything else in the package goes through them.
+A query is a text of which a part is the target. Its two losses are those of the whole text and of the target alone.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from tda import lm, queries
+from tda.recipe import Recipe
+from tda.saved import saved_tokenizer
 from tda.task import Examples, Params
-from tda.testbeds import Testbed
-from tda.testbeds.people import fact_id
-from tda.training import Recipe, train
+from tda.testbeds.modality import Modality
+from tda.training import train
 
-# What a retrained model's losses depend on, beside the data: an edit makes cached models stale.
-CODE = ("task.py", "lm.py", "saved.py", "training.py", "retrain.py", "testbeds/language.py")
-AT_ONCE = 1  # models that are trained together
-loss_function, outputs_function = lm.loss_function, lm.outputs_function
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
-
-def examples(testbed: Testbed) -> Examples:
-    """The documents as tensors plus the lists ``text``, ``entity``, ``doc_id``."""
-    documents, context = testbed.documents, testbed.settings["model"]["context"]
-    names = [f"document {name!r}" for name in documents["doc_id"]]
-    encoded = lm.encode(testbed.tokenizer, documents["text"], context, names=names)
-    return encoded | {"entity": list(documents["entity"]), "doc_id": list(documents["doc_id"])}
+    from tda.testbeds import Testbed
 
 
-def new_model(testbed: Testbed, seed: int) -> torch.nn.Module:
-    """A model with the fresh weights of this seed."""
-    return lm.new_model(testbed.settings["model"], testbed.tokenizer.get_vocab_size(), seed)
+class Language(Modality):
+    """Passages: the main loss of a query is that of its target, the continuation of an opening."""
 
+    MODELS = ("gpt_neox",)
+    CODE = ("task.py", "lm.py", "neox.py", "sequences.py", "saved.py", "recipe.py", "training.py", "retrain.py",
+            "testbeds/language.py")  # fmt: skip
+    SECOND = "passage"
+    GENERATES = GROUPS = REMOVALS = TAIL_PATCHES = True
+    MAIN = "target"  # what the main loss of a query covers: its target, or its text
+    KNOWN_ONLY = False  # whether queries have a right answer, and are asked only if the model knows it
+    UNIT = "prompt"  # queries that agree in this are all for tuning, or all for testing
 
-def encoders(model: torch.nn.Module, params: Params) -> dict:
-    """``Task.encode``: text, group (entity) and features (mean-pooled final hidden states)."""
-    return {
-        "text": lambda examples: examples["text"],
-        "group": lambda examples: examples["entity"],
-        "features": lambda examples: lm.hidden_states(model, params, examples),
-    }
+    def build(self, testbed: Testbed) -> dict:
+        source = testbed.settings["model"].get("from")
+        given = saved_tokenizer(source) if source else None
+        return self.corpus(testbed, given) | ({"tokenizer": given} if given else {})
 
+    @abstractmethod
+    def corpus(self, testbed: Testbed, given: Tokenizer | None) -> dict:
+        """What :meth:`build` returns; ``given`` is the tokenizer of a saved model, if one is used."""
 
-def held_out(testbed: Testbed) -> Examples:
-    """What the loss is watched on during training: the candidates for held-out queries."""
-    rows = [row for row in testbed.probes if row["kind"] == "held_out"]
-    texts, names = [row["text"] for row in rows], [f"query {row['query_id']!r}" for row in rows]
-    return lm.encode(testbed.tokenizer, texts, testbed.settings["model"]["context"], names=names)
+    def check(self, settings: dict) -> Iterator[tuple[str, Any, str]]:
+        yield from super().check(settings)
+        corpus, model = settings["corpus"], settings["model"]
+        if model["kind"] not in self.MODELS:
+            return
+        if model["width"] % model["heads"]:
+            yield "model.width", model["width"], f"it must be a multiple of heads ({model['heads']})"
+        if model["width"] % (8 * model["heads"]) and not model["from"]:
+            yield "model.width", model["width"], "it must be a multiple of 8 heads (rotary halves)"
+        if corpus.get("tokens_max", 0) >= model["context"]:
+            yield "model.context", model["context"], f"it must exceed tokens_max ({corpus['tokens_max']})"
 
+    def examples(self, testbed: Testbed) -> Examples:
+        documents, context = testbed.documents, testbed.settings["model"]["context"]
+        names = [f"document {name!r}" for name in documents["doc_id"]]
+        encoded = lm.encode(testbed.tokenizer, documents["text"], context, names=names)
+        return encoded | {"entity": list(documents["entity"]), "doc_id": list(documents["doc_id"])}
 
-def knowledge(testbed: Testbed, model: torch.nn.Module, params: Params) -> dict[str, float]:
-    """Share of the probes whose answer the model completes, by kind (empty where answers are not defined)."""
-    if testbed.settings["corpus"]["kind"] != "people":
-        return {}
-    context = testbed.settings["model"]["context"]
-    return queries.recall(model, params, testbed.tokenizer, list(testbed.probes), context)
+    def new_model(self, testbed: Testbed, seed: int) -> torch.nn.Module:
+        return lm.new_model(testbed.settings["model"], testbed.tokenizer.get_vocab_size(), seed)
 
+    loss_function, outputs_function = staticmethod(lm.loss_function), staticmethod(lm.outputs_function)
 
-def flops(model: torch.nn.Module, tokens: int) -> float:
-    """6 x parameters outside the input embedding x real tokens: matrix products of a forward and a backward pass.
+    def encoders(self, model: torch.nn.Module, params: Params) -> dict:
+        """Text, group (entity) and features (mean-pooled final hidden states)."""
+        return {
+            "text": lambda examples: examples["text"],
+            "group": lambda examples: examples["entity"],
+            "features": lambda examples: lm.hidden_states(model, params, examples),
+        }
 
-    Attention scores, padding and element-wise work are not counted, so the achieved fraction is a lower bound.
-    """
-    embedding = model.get_input_embeddings().weight.numel()
-    return 6.0 * (sum(p.numel() for p in model.parameters()) - embedding) * tokens
+    def train_models(self, testbed: Testbed, wanted: Sequence[tuple[np.ndarray, int]], how: str) -> Iterator[tuple]:
+        recipe = Recipe.of(testbed.settings["training"])
+        for mask, seed in wanted:
+            model = self.new_model(testbed, seed)
+            init = {k: v.detach() for k, v in model.named_parameters()}
+            done = train(self.loss_function(model), init, testbed.train, recipe, seed, mask, how)
+            yield model, done.params, done.seconds, self.flops(model, done.tokens)
 
+    def flops(self, model: torch.nn.Module, tokens: int) -> float:
+        """6 x parameters outside the input embedding x real tokens. Attention scores, padding and element-wise work are
+        not counted, so the achieved fraction is a lower bound.
+        """
+        embedding = model.get_input_embeddings().weight.numel()
+        return 6.0 * (sum(p.numel() for p in model.parameters()) - embedding) * tokens
 
-def train_models(testbed: Testbed, wanted: Sequence[tuple[np.ndarray, int]], how: str) -> Iterator[tuple]:
-    """``(model, final parameters, seconds, flops)`` for every (mask, seed) of ``wanted``."""
-    recipe = Recipe.of(testbed.settings["training"])
-    for mask, seed in wanted:
-        model = new_model(testbed, seed)
-        init = {k: v.detach() for k, v in model.named_parameters()}
-        done = train(loss_function(model), init, testbed.train, recipe, seed, mask, how)
-        yield model, done.params, done.seconds, flops(model, done.tokens)
+    def knowledge(self, testbed: Testbed, model: torch.nn.Module, params: Params) -> dict[str, float]:
+        """Share of the probes whose answer the model completes."""
+        context = testbed.settings["model"]["context"]
+        if not self.KNOWN_ONLY:
+            return {}
+        return queries.recall(model, params, testbed.tokenizer, list(testbed.probes), context)
 
+    def save_pretrained(self, testbed: Testbed, model: torch.nn.Module, params: Params) -> None:
+        from transformers import PreTrainedTokenizerFast
+        from transformers.utils.logging import disable_progress_bar
 
-def second_output(testbed: Testbed) -> str | None:
-    """Name of the second loss of a query; ``None`` would mean that there is none."""
-    return queries.second_output(testbed.settings["corpus"]["kind"])
+        disable_progress_bar()
+        folder = testbed.folder / "model" / "pretrained"
+        model.load_state_dict(params, strict=False)
+        model.save_pretrained(folder)
+        opening = testbed.tokenizer.id_to_token(lm.boundary_id(testbed.tokenizer))
+        PreTrainedTokenizerFast(tokenizer_object=testbed.tokenizer, bos_token=opening).save_pretrained(folder)
 
+    def held_out(self, testbed: Testbed) -> Examples:
+        """The candidates for held-out queries."""
+        rows = [row for row in testbed.probes if row["kind"] == "held_out"]
+        texts, names = [row["text"] for row in rows], [f"query {row['query_id']!r}" for row in rows]
+        return lm.encode(testbed.tokenizer, texts, testbed.settings["model"]["context"], names=names)
 
-def outputs(loss_fn, params: Params, asked: Examples) -> np.ndarray:
-    """Losses [2, Q] float32 of every query, main and second output, from one sweep over the tokens of both."""
-    targets = [asked[name] != lm.IGNORE for name in ("labels", "labels_second")]
-    union = torch.where(targets[0], asked["labels"], asked["labels_second"])
-    nll = lm.losses(loss_fn, params, asked | {"labels": union}, "token")
-    return np.stack([(nll * t.numpy()).sum(1) / t.sum(1).numpy() for t in targets]).astype(np.float32)
+    def choose_queries(self, testbed: Testbed, model: torch.nn.Module, params: Params) -> tuple[list[dict], dict]:
+        return queries.choose(testbed, model, params)
 
+    def generate(self, testbed: Testbed, model, params: Params, wanted: int, rng) -> tuple[list[dict], dict]:
+        """At most ``wanted`` queries that the model writes itself, and counts of what it wrote."""
+        return queries.generated_passages(testbed, model, params, wanted, rng)
 
-def choose_queries(testbed: Testbed, model: torch.nn.Module, params: Params) -> tuple[list[dict], dict]:
-    """The queries for a trained model, and a report of what was left out and why."""
-    return queries.choose(testbed, model, params)
+    def encode_queries(self, testbed: Testbed, rows: list[dict]) -> Examples:
+        return queries.encode_queries(testbed.tokenizer, rows, self.MAIN, testbed.settings["model"]["context"])
 
+    def targets(self, asked: Examples) -> np.ndarray:
+        return (asked["labels"][:, 1:] != lm.IGNORE).sum(1).numpy()
 
-def encode_queries(testbed: Testbed, rows: list[dict]) -> Examples:
-    """Query rows as tensors and lists."""
-    settings = testbed.settings
-    return queries.encode_queries(testbed.tokenizer, rows, settings["corpus"]["kind"], settings["model"]["context"])
+    def outputs(self, loss_fn, params: Params, asked: Examples) -> np.ndarray:
+        """Both losses, from one sweep over the tokens of either."""
+        targets = [asked[name] != lm.IGNORE for name in ("labels", "labels_second")]
+        union = torch.where(targets[0], asked["labels"], asked["labels_second"])
+        nll = lm.losses(loss_fn, params, asked | {"labels": union}, "token")
+        return np.stack([(nll * t.numpy()).sum(1) / t.sum(1).numpy() for t in targets]).astype(np.float32)
 
+    def cluster(self, row: dict) -> str:
+        """The person or author, else the query itself."""
+        return row["entity"] or row["query_id"]
 
-def targets(asked: Examples) -> np.ndarray:
-    """Number of target tokens of the main loss of every query, [Q]."""
-    return (asked["labels"][:, 1:] != lm.IGNORE).sum(1).numpy()
+    def relevance(self, testbed: Testbed, rows: list[dict]) -> np.ndarray:
+        """Documents that share the query's entity."""
+        entity = np.array(testbed.documents["entity"])
+        return np.array([(entity == r["entity"]) & (r["entity"] != "") for r in rows])
 
+    def retrieval_measures(self, testbed: Testbed) -> list[str]:
+        return ["precision_at_10", "low_overlap_lift_at_10"]
 
-def cluster(row: dict) -> str:
-    """Queries with the same label are not independent draws: the person or author, else the query itself."""
-    return row["entity"] or row["query_id"]
-
-
-def relevance(testbed: Testbed, rows: list[dict]) -> np.ndarray:
-    """[Q, N] bool: documents that state the queried fact (`people`), or share the query's entity (elsewhere)."""
-    documents = testbed.documents
-    if testbed.settings["corpus"]["kind"] == "people":
-        facts = [set(f) for f in documents["facts"]]
-        return np.array([[fact_id(r["entity"], r["attribute"], r["value"]) in f for f in facts] for r in rows])
-    entity = np.array(documents["entity"])
-    return np.array([(entity == r["entity"]) & (r["entity"] != "") for r in rows])
-
-
-def save_pretrained(testbed: Testbed, model, params: Params) -> None:
-    """The model in the format of the hub, so that other libraries open it (``from_pretrained``)."""
-    from transformers import PreTrainedTokenizerFast
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    folder = testbed.folder / "model" / "pretrained"
-    model.load_state_dict(params, strict=False)
-    model.save_pretrained(folder)
-    opening = testbed.tokenizer.id_to_token(lm.boundary_id(testbed.tokenizer))
-    PreTrainedTokenizerFast(tokenizer_object=testbed.tokenizer, bos_token=opening).save_pretrained(folder)
+    def groups(self, testbed: Testbed, rows: list[dict], facts: Sequence[str] = ()) -> list[dict[str, list[int]]]:
+        """Entities, the statements of one of ``facts``, and clusters of near-duplicates: those that state a queried
+        fact, where facts are known.
+        """
+        entities, stating, clusters, queried, known = {}, {}, {}, {row["entity"] for row in rows}, set(facts)
+        columns = (testbed.documents[name] for name in ("entity", "facts", "group"))
+        for i, (entity, stated, group) in enumerate(zip(*columns, strict=True)):
+            if entity in queried:
+                entities.setdefault(f"entity {entity}", []).append(i)
+            for fact in set(stated) & known:
+                stating.setdefault(f"fact {fact}", []).append(i)
+            if group and (set(stated) & known or not known):
+                clusters.setdefault(f"cluster {group}", []).append(i)
+        return [entities, stating, clusters]

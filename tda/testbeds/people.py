@@ -1,10 +1,8 @@
 """The `people` testbed: invented people, facts about them, and documents whose provenance is known by construction.
 
-A *fact* is a triple ``entity|attribute|value``. A *document* states a few facts of one person, one sentence each.
-Every sentence is drawn from one of six wordings of its attribute; five of the six end in the value, so that the
-value can be predicted from everything before it. For each (person, attribute) one of these five wordings is
-*held out*: no document about this person uses it, although documents about other people do. The held-out
-sentences are the queries.
+A *document* states a few facts of one person (:mod:`tda.testbeds.statements`), one sentence each. For each (person,
+attribute) one of the wordings that end in the value is *held out*: no document about this person uses it, although
+documents about other people do. The held-out sentences are the queries.
 
 What makes the corpus hard on purpose: people share first or last names, many people share a value, all people
 share the wordings; some documents never name their person; some are copies or near-copies of another; some state
@@ -15,155 +13,139 @@ Source of the design: bioS in *Physics of Language Models 3.1* (varied wordings 
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
+
 import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-PAD, BOS, UNK = "<pad>", "<bos>", "<unk>"
-
-FIRST = (
-    "Abra Bex Corin Dalia Edda Fenn Greta Hollis Ines Joram Kaya Lioba Mirek Nadia Orla Pavel Quilla Rask Selma "
-    "Tovi Ulric Vesna Wanda Xeno Yara Zeno Anouk Birk Celin Doran Elke Falk Gala Hane Ivo Jutta Kasimir Lotte"
-).split()
-LAST = (
-    "Abelard Brisk Calder Dunmore Ekberg Farrow Gantry Hask Ivers Jarnow Kestrel Lund Marrow Norling Ostrand Pell "
-    "Quist Rowan Sandoz Thorne Umber Varga Wexley Yarrow Zeller Arden Bolt Crane Dray Elm Foss Grieg Holt Irons"
-).split()
-
-VALUES: dict[str, list[str]] = {
-    "birthplace": "Arvik Belmora Caldera Dunholt Estrin Fallow Gresten Halden Istra Jorvale Kessel Lorne Mavik "
-    "Norrin Ostvale Pellin Quarne Rivas Selding Torvik".split(),
-    "profession": "baker carpenter dentist butcher farmer glazier hatter printer judge knitter librarian mason "
-    "notary tanner potter ranger sculptor tailor surveyor weaver".split(),
-    "school": "Ashgrove Brightwater Coldstream Deepwell Eastmoor Fernhill Goldleaf Highgate Ironbridge Juniper "
-    "Kingsmere Larkspur Millbrook Northfield Oakhurst Pinecrest Queensway Redcliff Stonegate Thornbury".split(),
-    "instrument": "accordion bassoon cello drums euphonium flute guitar harp kazoo lute mandolin oboe piano recorder "
-    "saxophone trumpet ukulele viola xylophone zither".split(),
-    "employer": "Amberline Bluepeak Cogworks Driftwood Evergale Foxglove Granitex Harborlight Inkwell Jadestone "
-    "Kiteworks Lumenox Moonforge Nettlecom Orchardly Pinnaclex Quillmark Riverton Silverfin Tidewater".split(),
-    "pet": "badger canary dachshund hedgehog ferret gecko hamster poodle jackdaw kitten lizard macaw newt turtle "
-    "parrot "
-    "quail rabbit salamander tortoise wolfhound".split(),
-}
-
-# {who} is the name or a pronoun. The first five wordings of each attribute end in the value; the sixth does not.
-WORDINGS: dict[str, list[str]] = {
-    "birthplace": [
-        "{who} was born in {value}",
-        "{who} hails from {value}",
-        "{who} first saw the light of day in {value}",
-        "{who} grew up among the streets of {value}",
-        "as a child {who} lived in {value}",
-        "{value} is the place where {who} was born",
-    ],
-    "profession": [
-        "{who} works as a {value}",
-        "{who} made a career as a {value}",
-        "{who} earns a living as a {value}",
-        "by profession {who} is a {value}",
-        "{who} has long been known as a skilled {value}",
-        "a {value} by training , {who} still practises",
-    ],
-    "school": [
-        "{who} studied at {value}",
-        "{who} holds a degree from {value}",
-        "years ago {who} graduated from {value}",
-        "as a student {who} was enrolled at {value}",
-        "{who} spent four years in the classrooms of {value}",
-        "{value} is the school that {who} attended",
-    ],
-    "instrument": [
-        "{who} plays the {value}",
-        "{who} is devoted to the {value}",
-        "on most evenings {who} practises the {value}",
-        "{who} took lessons on the {value}",
-        "at concerts {who} can be heard on the {value}",
-        "the {value} is the instrument that {who} owns",
-    ],
-    "employer": [
-        "{who} is employed by {value}",
-        "{who} holds a post at {value}",
-        "{who} draws a salary from {value}",
-        "every morning {who} walks to the offices of {value}",
-        "{who} signed a contract with {value}",
-        "{value} is the firm that {who} joined",
-    ],
-    "pet": [
-        "{who} keeps a pet {value}",
-        "{who} went for a walk with a {value}",
-        "at home {who} looks after a {value}",
-        "{who} is often seen with a {value}",
-        "{who} shares the house with a {value}",
-        "a {value} is the pet that {who} keeps",
-    ],
-}
-ENDS_IN_VALUE = range(5)
-
-# A register opens the document; it carries no fact. An edit replaces one word by another that no wording uses.
-REGISTERS = {"plain": "", "gazette": "the gazette reports :", "letter": "my dear friend ,", "notes": "short note :"}
-EDITS = {":": ";", "the": "this", "a": "one", "in": "inside", "as": "like", "at": "near", "from": "via"}
-UNEDIT = {edit: word for word, edit in EDITS.items()}
-PRONOUNS = ("she", "he")
+from tda.testbeds import statements
+from tda.testbeds.language import Language
+from tda.testbeds.modality import kind
+from tda.testbeds.statements import VALUES, fact_id, sentence
 
 
-def fact_id(entity: str, attribute: str, value: str) -> str:
-    """The triple as one string, ``entity|attribute|value``."""
-    return f"{entity}|{attribute}|{value}"
+@kind("people")
+class People(Language):
+    """The main loss of a query is that of the whole sentence; it is asked only if the model knows the answer."""
+
+    SECOND, MAIN, KNOWN_ONLY, UNIT = "answer", "text", True, "entity"
+
+    def corpus(self, testbed, given) -> dict:
+        return build(testbed.settings["corpus"], testbed.config["seed"])
+
+    def generate(self, testbed, model, params, wanted, rng) -> tuple[list[dict], dict]:
+        return statements.generated_facts(testbed, model, params, wanted, rng)
+
+    def relevance(self, testbed, rows: list[dict]) -> np.ndarray:
+        """Documents that state the queried fact."""
+        stated = [set(facts) for facts in testbed.documents["facts"]]
+        return np.array([[fact_of(row) in facts for facts in stated] for row in rows])
+
+    def retrieval_measures(self, testbed) -> list[str]:
+        recalls = [f"recall_at_{k}" for k in testbed.settings["evaluation"]["recall_k"]]
+        return [*recalls, "mrr", "average_precision"]
+
+    def groups(self, testbed, rows: list[dict]) -> list[dict[str, list[int]]]:
+        return super().groups(testbed, rows, [fact_of(row) for row in rows if row["attribute"]])
 
 
-def sentence(who: str, attribute: str, wording: int, value: str) -> str:
-    """One statement, e.g. ``sentence("Abra Bolt", "pet", 0, "newt")`` -> ``"Abra Bolt keeps a pet newt ."``."""
-    return WORDINGS[attribute][wording].format(who=who, value=value) + " ."
+def fact_of(row: dict) -> str:
+    """The fact that a query asks about."""
+    return fact_id(row["entity"], row["attribute"], row["value"])
 
 
-def parse(text: str) -> list[tuple[str, str, str]]:
-    """The facts that a text states, read back from its words: ``[(who, attribute, value), ...]``.
+@dataclass
+class _Draft:
+    """A document being written: facts [(attribute, value)] of one person, each in a wording."""
 
-    Works sentence by sentence; a pronoun counts as the last person named ("" before any name), and the words of
-    the one-word edits are read as the words they replace. Used to label what the model generates
-    and, in the tests, to check the provenance labels against the text they claim to describe.
+    name: str
+    facts: list[tuple[str, str]]
+    wordings: list[int]
+    style: str
+    text: str = ""
+    planted: str = ""
+    group: str = ""
+
+    def row(self) -> dict:
+        return {
+            "text": self.text,
+            "entity": self.name,
+            "facts": [fact_id(self.name, a, v) for a, v in self.facts],
+            "template": "+".join(f"{a}:{w}" for (a, _), w in zip(self.facts, self.wordings, strict=True)),
+            "style": self.style,
+            "group": self.group,
+            "planted": self.planted,
+            "work": "",
+        }
+
+
+class _World:
+    """People, what is true of them, and which wordings their documents may use."""
+
+    def __init__(self, settings: dict, rng: np.random.Generator):
+        self.settings, self.rng = settings, rng
+        self.attributes = list(VALUES)[: settings["attributes"]]
+        self.names = names = _names(rng, settings["people"], settings["name_sharing"])
+        self.pronoun = {name: statements.PRONOUNS[rng.integers(2)] for name in names}
+        self.truth = {(n, a): VALUES[a][rng.integers(settings["values"])] for n in names for a in self.attributes}
+        # Wordings are offset per person, so that a wording held out for one person is in use for others.
+        count = min(5, settings["wordings"])
+        places = ((i + j, n, a) for i, n in enumerate(names) for j, a in enumerate(self.attributes))
+        self.held_out = {(n, a): place % count for place, n, a in places}
+
+    def allowed(self, name: str, attribute: str) -> list[int]:
+        return [w for w in range(self.settings["wordings"]) if w != self.held_out[name, attribute]]
+
+    def write(self, draft: _Draft) -> str:
+        parts = [statements.REGISTERS[draft.style]] if statements.REGISTERS[draft.style] else []
+        for position, ((attribute, value), wording) in enumerate(zip(draft.facts, draft.wordings, strict=True)):
+            later_pronoun = position > 0 and self.rng.random() < self.settings["pronoun_rate"]
+            unnamed = later_pronoun or draft.planted == "pronoun"
+            who = self.pronoun[draft.name] if unnamed else draft.name
+            parts.append(sentence(who, attribute, wording, value))
+        return " ".join(parts)
+
+
+def build(settings: dict, seed: int) -> dict:
+    """``documents``, ``probes``, ``tokenizer`` and ``report`` from the ``corpus`` section of a testbed of kind
+    ``people``. Raises ``ValueError`` for settings that ask for more than there is.
     """
-    found, last = [], ""
-    for raw in text.split(" ."):
-        words = " ".join(UNEDIT.get(word, word) for word in raw.split())
-        for opening in REGISTERS.values():
-            if opening and words.startswith(opening):
-                words = words[len(opening) :].strip()
-        for attribute, wordings in WORDINGS.items():
-            for wording in wordings:
-                match = _match(wording, words, VALUES[attribute])
-                if match is not None:
-                    who, value = match
-                    last = last if who in PRONOUNS else who
-                    found.append((last, attribute, value))
-    return found
-
-
-def _match(wording: str, words: str, values: list[str]) -> tuple[str, str] | None:
-    parts = wording.replace("{value}", "{who}").split("{who}")
-    if not (words.startswith(parts[0]) and words.endswith(parts[2])):
-        return None
-    inner = words[len(parts[0]) : len(words) - len(parts[2])] if parts[2] else words[len(parts[0]) :]
-    first, middle, second = inner.partition(parts[1])
-    who, value = (second, first) if wording.index("{value}") < wording.index("{who}") else (first, second)
-    return (who, value) if middle and value in values and len(who.split()) in (1, 2) else None
-
-
-def tokenizer() -> Tokenizer:
-    """Word-level tokenizer over the closed vocabulary of the generator (answers are single tokens)."""
-    texts = [sentence(who, a, w, v) for who in PRONOUNS for a in WORDINGS for w in range(6) for v in VALUES[a]]
-    texts += [*REGISTERS.values(), *EDITS.values(), *FIRST, *LAST]
-    words = sorted({word for text in texts for word in text.split()})
-    vocabulary = {token: i for i, token in enumerate([PAD, BOS, UNK, *words])}
-    made = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
-    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), "removed")
-    made.decoder = decoders.WordPiece(prefix="\x00", cleanup=False)  # joins tokens with single spaces
-    made.add_special_tokens([PAD, BOS, UNK])
-    return made
+    s, rng = settings, np.random.default_rng([seed, 71])
+    ranges = {
+        "attributes": (1, len(VALUES)),
+        "values": (1, 20),
+        "facts_per_document": (1, s["attributes"]),
+        "wordings": (3 if s["paraphrases"] else 2, 6),  # one is held out, paraphrases need two
+        "people": (1, len(statements.FIRST) * len(statements.LAST) // 2),
+    }
+    for name, (least, most) in ranges.items():
+        if not least <= s[name] <= most:
+            raise ValueError(f"people corpus: {name}={s[name]}; with these settings it must be {least} to {most}.")
+    world = _World(s, rng)
+    tilt = (1 + rng.permutation(s["people"])) ** -float(s["zipf"])
+    counts = s["docs_min"] + np.rint((s["docs_max"] - s["docs_min"]) * tilt).astype(int)
+    drafts = [draft for name, count in zip(world.names, counts, strict=True) for draft in _drafts(world, name, count)]
+    drafts += _duplicates(world, drafts)
+    rows = [drafts[j].row() for j in rng.permutation(len(drafts))]
+    documents = [{"doc_id": f"p{i:04d}", **row} for i, row in enumerate(rows)]
+    shared = [any(set(n.split()) & set(m.split()) for m in world.names if m != n) for n in world.names]
+    planted = Counter(draft.planted for draft in drafts)
+    return {
+        "documents": documents,
+        "probes": _probes(world, drafts),
+        "tokenizer": statements.tokenizer(),
+        "report": {
+            "people": len(world.names),
+            "documents": len(documents),
+            "planted": {name: planted[name] for name in sorted(planted)},
+            "people_sharing_a_name": sum(shared),
+        },
+    }
 
 
 def _names(rng: np.random.Generator, people: int, sharing: float) -> list[str]:
     """Distinct full names; about a share ``sharing`` of the people take a first or last name already in use."""
-    firsts, lasts = list(rng.permutation(FIRST)), list(rng.permutation(LAST))
+    firsts, lasts = list(rng.permutation(statements.FIRST)), list(rng.permutation(statements.LAST))
     names: list[tuple[str, str]] = []
     while len(names) < people:
         shared = bool(names) and (rng.random() < sharing or not firsts or not lasts)
@@ -172,7 +154,7 @@ def _names(rng: np.random.Generator, people: int, sharing: float) -> list[str]:
         else:
             other = names[rng.integers(len(names))]
             keep_first = rng.random() < 0.5
-            pool = LAST if keep_first else FIRST
+            pool = statements.LAST if keep_first else statements.FIRST
             new = pool[rng.integers(len(pool))]
             candidate = (other[0], new) if keep_first else (new, other[1])
         if candidate not in names:
@@ -180,177 +162,79 @@ def _names(rng: np.random.Generator, people: int, sharing: float) -> list[str]:
     return [" ".join(name) for name in names]
 
 
-def build(settings: dict, seed: int) -> dict:
-    """Draw people, facts, documents and probes.
-
-    Parameters: the ``corpus`` section of a testbed of kind ``people`` and the seed. Returns a dict with
-    ``documents`` and ``probes`` (lists of rows), ``tokenizer`` and ``report``.
-    """
-    s, rng = settings, np.random.default_rng([seed, 71])
-    attributes = list(VALUES)[: s["attributes"]]
-    if s["attributes"] > len(VALUES) or s["values"] > 20:
-        raise ValueError(
-            f"people corpus: attributes={s['attributes']}, values={s['values']}; at most {len(VALUES)} attributes and "
-            f"20 values are available. Lower them in the testbed's corpus settings."
-        )
-    if s["facts_per_document"] > s["attributes"]:
-        raise ValueError(
-            f"people corpus: facts_per_document={s['facts_per_document']} exceeds attributes={s['attributes']}."
-        )
-    least = 3 if s["paraphrases"] else 2
-    if not least <= s["wordings"] <= 6:
-        raise ValueError(
-            f"people corpus: wordings={s['wordings']}; it must be {least} to 6 (one is held out, paraphrases need two)."
-        )
-    most = len(FIRST) * len(LAST) // 2
-    if s["people"] > most:
-        raise ValueError(f"people corpus: people={s['people']}; at most {most} distinct names are available.")
-
-    names = _names(rng, s["people"], s["name_sharing"])
-    pronoun = {name: PRONOUNS[rng.integers(2)] for name in names}
-    truth = {(n, a): VALUES[a][rng.integers(s["values"])] for n in names for a in attributes}
-    # Wordings are offset per person, so that a wording held out for one person is in use for others.
-    held_out = {
-        (n, a): int((i + j) % min(5, s["wordings"])) for i, n in enumerate(names) for j, a in enumerate(attributes)
-    }
-
-    def allowed(name: str, attribute: str) -> list[int]:
-        return [w for w in range(s["wordings"]) if w != held_out[name, attribute]]
-
-    def write(name: str, facts: list[tuple[str, str]], wordings: list[int], style: str, pronoun_only: bool) -> str:
-        parts = [REGISTERS[style]] if REGISTERS[style] else []
-        for position, ((attribute, value), wording) in enumerate(zip(facts, wordings, strict=True)):
-            later_pronoun = position > 0 and rng.random() < s["pronoun_rate"]
-            who = pronoun[name] if pronoun_only or later_pronoun else name
-            parts.append(sentence(who, attribute, wording, value))
-        return " ".join(parts)
-
-    documents: list[dict] = []
-
-    def add(name: str, text: str, facts, wordings, style: str, planted: str = "", group: str = "") -> dict:
-        row = {
-            "text": text,
-            "entity": name,
-            "facts": [fact_id(name, a, v) for a, v in facts],
-            "template": "+".join(f"{a}:{w}" for (a, _), w in zip(facts, wordings, strict=True)),
-            "style": style,
-            "group": group,
-            "planted": planted,
-            "work": "",
-        }
-        documents.append(row)
-        return row
-
-    tilt = (1 + rng.permutation(s["people"])) ** -float(s["zipf"])
-    counts = s["docs_min"] + np.rint((s["docs_max"] - s["docs_min"]) * tilt).astype(int)
-    styles = list(REGISTERS)
-    drafts = {}
-    for name, count in zip(names, counts, strict=True):
+def _drafts(world: _World, name: str, count: int):
+    """The documents of one person, some of them planted as contradictions or without a name."""
+    s, rng, cycle, styles = world.settings, world.rng, [], list(statements.REGISTERS)
+    for _ in range(count):
         # Cycle through shuffled attributes, so that every fact is stated about equally often.
-        cycle: list[str] = []
-        for _ in range(count):
-            chosen: list[str] = []
-            while len(chosen) < s["facts_per_document"]:
-                if not cycle:
-                    cycle = list(rng.permutation(attributes))
-                attribute = next((a for a in cycle if a not in chosen), None)
-                if attribute is None:
-                    cycle += list(rng.permutation(attributes))
-                    continue
-                cycle.remove(attribute)
-                chosen.append(attribute)
-            facts = [(a, truth[name, a]) for a in chosen]
-            wordings = [int(rng.choice(allowed(name, a))) for a in chosen]
-            style = styles[rng.integers(len(styles))]
-            planted = ""
-            draw = rng.random()
-            if draw < s["contradictions"]:
-                planted = "contradiction"
-                wrong = int(rng.integers(len(facts)))
-                a = facts[wrong][0]
-                others = [v for v in VALUES[a][: s["values"]] if v != truth[name, a]]
-                facts[wrong] = (a, others[rng.integers(len(others))])
-            elif draw < s["contradictions"] + s["pronoun_only"]:
-                planted = "pronoun"
-            row = add(name, write(name, facts, wordings, style, planted == "pronoun"), facts, wordings, style, planted)
-            drafts[id(row)] = (name, facts, wordings, style)
-
-    _plant_duplicates(documents, drafts, s, rng, allowed, write, add)
-    order = rng.permutation(len(documents))
-    documents = [{"doc_id": f"p{i:04d}", **documents[j]} for i, j in enumerate(order)]
-    return {
-        "documents": documents,
-        "probes": _probes(documents, names, attributes, truth, held_out, rng),
-        "tokenizer": tokenizer(),
-        "report": {
-            "people": len(names),
-            "documents": len(documents),
-            "planted": {
-                k: sum(d["planted"] == k for d in documents) for k in sorted({d["planted"] for d in documents})
-            },
-            "people_sharing_a_name": sum(any(set(n.split()) & set(m.split()) for m in names if m != n) for n in names),
-        },
-    }
+        chosen: list[str] = []
+        while len(chosen) < s["facts_per_document"]:
+            attribute = next((a for a in cycle if a not in chosen), None)
+            if attribute is None:
+                cycle += list(rng.permutation(world.attributes))
+                continue
+            cycle.remove(attribute)
+            chosen.append(attribute)
+        facts = [(a, world.truth[name, a]) for a in chosen]
+        wordings = [int(rng.choice(world.allowed(name, a))) for a in chosen]
+        draft = _Draft(name, facts, wordings, styles[rng.integers(len(styles))])
+        draw = rng.random()
+        if draw < s["contradictions"]:
+            draft.planted, wrong = "contradiction", int(rng.integers(len(facts)))
+            a = facts[wrong][0]
+            others = [v for v in VALUES[a][: s["values"]] if v != world.truth[name, a]]
+            facts[wrong] = (a, others[rng.integers(len(others))])
+        elif draw < s["contradictions"] + s["pronoun_only"]:
+            draft.planted = "pronoun"
+        draft.text = world.write(draft)
+        yield draft
 
 
-def _plant_duplicates(documents, drafts, s, rng, allowed, write, add) -> None:
-    """Give some plain documents a copy: exact, with one word changed, or with the same facts in other words."""
-    plain = [row for row in documents if not row["planted"] and any(word in EDITS for word in row["text"].split())]
-    wanted = s["exact_copies"] + s["one_word_edits"] + s["paraphrases"]
-    if wanted > len(plain):
-        raise ValueError(f"people corpus: {wanted} duplicates asked for, but only {len(plain)} plain documents exist.")
-    chosen = [plain[i] for i in rng.permutation(len(plain))[:wanted]]
-    kinds = ["exact"] * s["exact_copies"] + ["one_word"] * s["one_word_edits"] + ["paraphrase"] * s["paraphrases"]
-    for number, (row, kind) in enumerate(zip(chosen, kinds, strict=True)):
-        name, facts, wordings, style = drafts[id(row)]
-        row["group"] = group = f"{kind}-{number}"
-        text = row["text"]
-        if kind == "one_word":
-            words = text.split()
-            spots = [i for i, word in enumerate(words) if word in EDITS]
+def _duplicates(world: _World, drafts: list[_Draft]) -> list[_Draft]:
+    """Copies of some plain documents: exact, with one word changed, or with the same facts in other words."""
+    s, rng, copies = world.settings, world.rng, []
+    plain = [draft for draft in drafts if not draft.planted and set(draft.text.split()) & set(statements.EDITS)]
+    sorts = ["exact"] * s["exact_copies"] + ["one_word"] * s["one_word_edits"] + ["paraphrase"] * s["paraphrases"]
+    if len(sorts) > len(plain):
+        raise ValueError(
+            f"people corpus: {len(sorts)} duplicates asked for, but only {len(plain)} plain documents exist."
+        )
+    for number, (i, planted) in enumerate(zip(rng.permutation(len(plain))[: len(sorts)], sorts, strict=True)):
+        draft = plain[i]
+        draft.group = f"{planted}-{number}"
+        copy = _Draft(draft.name, draft.facts, draft.wordings, draft.style, draft.text, planted, draft.group)
+        if planted == "one_word":
+            words = copy.text.split()
+            spots = [i for i, word in enumerate(words) if word in statements.EDITS]
             spot = spots[rng.integers(len(spots))]
-            words[spot] = EDITS[words[spot]]
-            text = " ".join(words)
-        elif kind == "paraphrase":
-            wordings = [
-                int(rng.choice([w for w in allowed(name, a) if w != old]))
-                for (a, _), old in zip(facts, wordings, strict=True)
-            ]
-            text = write(name, facts, wordings, style, False)
-        add(name, text, facts, wordings, style, kind, group)
+            words[spot] = statements.EDITS[words[spot]]
+            copy.text = " ".join(words)
+        elif planted == "paraphrase":
+            pairs = zip(draft.facts, draft.wordings, strict=True)
+            others = ([w for w in world.allowed(draft.name, a) if w != old] for (a, _), old in pairs)
+            copy.wordings = [int(rng.choice(choice)) for choice in others]
+            copy.text = world.write(copy)
+        copies.append(copy)
+    return copies
 
 
-def _probes(documents, names, attributes, truth, held_out, rng) -> list[dict]:
+def _probes(world: _World, drafts: list[_Draft]) -> list[dict]:
     """One held-out and, where one exists, one trained sentence per (person, attribute); both end in the value."""
     used: dict[tuple[str, str], set[int]] = {}
-    for d in documents:
-        if d["planted"] in ("contradiction", "pronoun"):
-            continue
-        for fact, template in zip(d["facts"], d["template"].split("+"), strict=True):
-            name, attribute, _ = fact.split("|")
-            used.setdefault((name, attribute), set()).add(int(template.split(":")[1]))
+    for draft in drafts:
+        if draft.planted not in ("contradiction", "pronoun"):
+            for (attribute, _), wording in zip(draft.facts, draft.wordings, strict=True):
+                used.setdefault((draft.name, attribute), set()).add(wording)
     rows = []
-    for name in names:
-        for attribute in attributes:
-            seen = sorted(used.get((name, attribute), set()) & set(ENDS_IN_VALUE))
-            trained = int(rng.choice(seen)) if seen else None
-            for kind, wording in (("held_out", held_out[name, attribute]), ("trained", trained)):
-                if wording is None:
-                    continue
-                text = sentence(name, attribute, wording, truth[name, attribute]).removesuffix(" .")
-                prompt = text.removesuffix(f" {truth[name, attribute]}")
-                rows.append(
-                    {
-                        "query_id": f"{kind}-{name.replace(' ', '_')}-{attribute}",
-                        "kind": kind,
-                        "prompt": prompt,
-                        "target": text[len(prompt) :],
-                        "text": text,
-                        "entity": name,
-                        "attribute": attribute,
-                        "value": truth[name, attribute],
-                        "wording": wording,
-                        "work": "",
-                    }
-                )
+    for (name, attribute), value in world.truth.items():
+        seen = sorted(used.get((name, attribute), set()) & set(statements.ENDS_IN_VALUE))
+        trained = int(world.rng.choice(seen)) if seen else None
+        for probe, wording in (("held_out", world.held_out[name, attribute]), ("trained", trained)):
+            if wording is None:
+                continue
+            text = sentence(name, attribute, wording, value).removesuffix(" .")
+            prompt = text.removesuffix(f" {value}")
+            row = {"query_id": f"{probe}-{name.replace(' ', '_')}-{attribute}", "kind": probe, "prompt": prompt}
+            row |= {"target": text[len(prompt) :], "text": text, "entity": name, "attribute": attribute}
+            rows.append(row | {"value": value, "wording": wording, "work": ""})
     return rows

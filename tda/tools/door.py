@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tda.lm import IGNORE
+from tda.output_loss import IGNORE
 from tda.task import Examples, Task, take, tensors
 from tda.tools.probe import broken, named_errors, probe
 

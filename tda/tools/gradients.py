@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from tda.lm import trim
+from tda.sequences import trim
 from tda.task import Examples, Params, Task, chunks, n_examples, say_once, take, tensors
 
 # Largest gradient block held at once, in examples. Memory of a block: chunk x parameters x 4 bytes, and about as much

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tda.lm import real_tokens
+from tda.sequences import real_tokens
 from tda.task import Examples, Params, Task, n_examples, take
 from tda.tools.gradients import batch_of, example_gradient, flatten, over_examples, unflatten
 

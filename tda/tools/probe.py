@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tda.lm import IGNORE, real_tokens
+from tda import output_loss
+from tda.output_loss import IGNORE
+from tda.sequences import real_tokens
 from tda.task import Examples, Params, Task, chunks, n_examples, take, tensors
 from tda.tools.gradients import CHUNK, batch_of
 
@@ -147,40 +149,25 @@ def _spread(examples: Examples) -> np.ndarray:
 def _probe_outputs(task: Task, examples: Examples, what: str) -> None:
     def outputs(batch: Examples, params: Params = task.params) -> tuple[Tensor, Tensor]:
         with named_errors(f"{what}: outputs_fn of task {task.name!r}", batch):
-            logits, targets = task.outputs_fn(params, tensors(batch))
-            return logits, targets
+            found, targets = task.outputs_fn(params, tensors(batch))
+            return found, targets
 
-    few = take(examples, _spread(examples))
+    few, loss = take(examples, _spread(examples)), output_loss.of(task)
     with torch.no_grad():
-        logits, targets = outputs(few)
-    if targets.dtype != torch.int64:
-        raise ValueError(f"task {task.name!r}: outputs_fn gives targets of {targets.dtype}; int64 are expected.")
-    if logits.dim() != 3 or logits.shape[:2] != targets.shape:
+        found, targets = outputs(few)
+    if misfit := loss.misfit(found, targets):
+        raise ValueError(f"task {task.name!r}: outputs_fn gives {misfit}")
+    if task.output_loss == "cross_entropy":
+        _refuse_labels(outputs, examples, what, found.shape[-1] - 1)
+    if gap := _gap(_losses(task, few, what), loss.losses(found, targets)):
         raise ValueError(
-            f"task {task.name!r}: outputs_fn gives logits {tuple(logits.shape)} and targets {tuple(targets.shape)}; "
-            f"[B, T, C] and [B, T] are expected (a classifier has T = 1)."
-        )
-    highest, labels = logits.shape[-1] - 1, tensors(examples).get("labels")
-    if labels is not None and not labels.is_floating_point():
-        odd = ((labels < 0) & (labels != IGNORE)) | (labels > highest)
-        suspects = torch.nonzero(odd.reshape(len(labels), -1).any(1)).flatten()[:1].numpy()
-        if len(suspects):  # unless the task means something else by them, and turns them into targets itself
-            suspect_targets = outputs(take(examples, suspects))[1].detach()
-            wrong = suspect_targets[(suspect_targets != IGNORE) & ((suspect_targets < 0) | (suspect_targets > highest))]
-            if len(wrong):
-                raise ValueError(
-                    f"{what}: row {int(suspects[0])} holds the label {int(wrong[0])}; labels are 0 to {highest}, or "
-                    f"{IGNORE} where there is no target."
-                )
-    if gap := _gap(_losses(task, few, what), _cross_entropy(logits, targets)):
-        raise ValueError(
-            f"task {task.name!r}: outputs_fn and loss_fn disagree about the losses of {what}, by up to {gap:.3g} nats; "
-            f"the loss must be the mean cross-entropy of these logits and targets."
+            f"task {task.name!r}: outputs_fn and loss_fn disagree about the losses of {what}, by up to {gap:.3g}; the "
+            f"loss must be the mean {task.output_loss.replace('_', ' ')} of these outputs and targets."
         )
     example, leaves = take(few, slice(0, 1)), {k: v.detach().clone().requires_grad_() for k, v in task.params.items()}
     with torch.enable_grad():
         direct = task.loss_fn(leaves, tensors(example), "sum")
-        taken = _cross_entropy(*outputs(example, leaves)).sum()
+        taken = loss.losses(*outputs(example, leaves)).sum()
         slopes = [torch.autograd.grad(x, list(leaves.values()), materialize_grads=True) for x in (direct, taken)]
     apart, size = (sum(float((a - s * b).square().sum()) for a, b in zip(*slopes, strict=True)) for s in (1, 0))
     if apart > TOLERANCE**2 * size + TOLERANCE**4:
@@ -190,11 +177,21 @@ def _probe_outputs(task: Task, examples: Examples, what: str) -> None:
         )
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy over the targets of every example, [B]."""
-    real = targets != IGNORE
-    nll = -logits.log_softmax(-1).gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1) * real
-    return nll.sum(1) / real.sum(1)
+def _refuse_labels(outputs: Callable[[Examples], tuple], examples: Examples, what: str, highest: int) -> None:
+    """Labels beyond the classes, unless the task means something else by them, and turns them into targets itself."""
+    labels = tensors(examples).get("labels")
+    if labels is None or labels.is_floating_point():
+        return
+    odd = ((labels < 0) & (labels != IGNORE)) | (labels > highest)
+    suspects = torch.nonzero(odd.reshape(len(labels), -1).any(1)).flatten()[:1].numpy()
+    if len(suspects):
+        found = outputs(take(examples, suspects))[1].detach()
+        wrong = found[(found != IGNORE) & ((found < 0) | (found > highest))]
+        if len(wrong):
+            raise ValueError(
+                f"{what}: row {int(suspects[0])} holds the label {int(wrong[0])}; labels are 0 to {highest}, or "
+                f"{IGNORE} where there is no target."
+            )
 
 
 def broken(task: Task, examples: Examples, what: str) -> str:

@@ -25,7 +25,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from tda.lm import IGNORE
+from tda.output_loss import IGNORE
 from tda.task import Examples, Params, Task, n_examples
 from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK, blocks

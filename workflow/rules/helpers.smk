@@ -143,7 +143,8 @@ def source_files():
     """Committed text, and the user's own files, that the corpora are made from."""
     kinds = [testbed["corpus"] for testbed in CONFIG["testbeds"].values()]
     paths = [user_file(name) for name in TESTBEDS if CONFIG["testbeds"][name]["corpus"]["kind"] == "file"]
-    return paths + (["data/sources/index.json"] if any(part["kind"] == "authors" for part in kinds) else [])
+    files = {"authors": "data/sources/index.json", "people": "data/sources/people.yaml"}
+    return paths + [file for kind, file in files.items() if any(part["kind"] == kind for part in kinds)]
 
 
 def user_file(testbed):

@@ -315,6 +315,9 @@ Public-domain prose, {total:,} bytes in {works} files by {authors} authors. Writ
    from the American Presidency Project (University of California, Santa Barbara), which asks to be
    cited.
 
+`people.yaml` holds the words of the invented `people` testbed, written for this compendium:
+sha256 `d4e32cb45139891c26ee87986ac0483ee88f34c6828bea25fe501e17786c2d2d`.
+
 ## How the text was made
 
 - Every source was checked against a known line (Genesis 1:1; the first line of *Emma*; the entry

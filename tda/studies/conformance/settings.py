@@ -1,6 +1,6 @@
 """The models and data that all comparisons share: small enough that every oracle takes a second.
 
-The setting of :mod:`tda.testbeds.anchors` (200 digits, 20 queries, full-batch SGD), for logistic regression and a
+The setting of :mod:`tda.evaluation.anchors` (200 digits, 20 queries, full-batch SGD), for logistic regression and a
 64-16-10 network; an untrained convolutional net on the same images; an untrained GPT-NeoX on padded random tokens.
 """
 
@@ -12,8 +12,8 @@ from functools import cache
 import torch
 
 from tda import classifiers, lm
+from tda.evaluation import anchors
 from tda.task import Examples, Task, take
-from tda.testbeds import anchors
 
 Setting = tuple[Task, Examples, Examples]
 KINDS = ("logistic", "MLP", "CNN", "GPT-NeoX")

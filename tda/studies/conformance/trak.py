@@ -13,13 +13,13 @@ import torch
 
 from tda import attribute, classifiers
 from tda.attribution import trak
+from tda.evaluation.anchors import RECIPE
 from tda.evaluation.lds import lds
 from tda.many import stack, train_many, unstack
 from tda.studies.conformance.comparison import Comparison, far_end, quietly, up_to_scale
 from tda.studies.conformance.curvature import model_of
 from tda.studies.conformance.settings import anchor, trained_mlp
 from tda.task import Examples, Task, n_examples
-from tda.testbeds.anchors import RECIPE
 from tda.tools import projection
 
 MEMBERS, DRAWS, DIMENSION = 5, 4, 128

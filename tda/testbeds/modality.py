@@ -1,0 +1,166 @@
+"""What a kind of corpus offers: one contract, so that nothing outside this folder asks which kind a testbed is.
+
+A kind is a class with the decorator :func:`kind`, whose name stands in a testbed's ``corpus.kind``. It says how its
+documents are made (:meth:`Modality.build`), which model is trained on them and by which loss, what is asked of it and
+what counts as relevant. ``testbed.modality`` is the one object of the testbed's kind; it keeps no state, so every
+method takes what it is about.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from tda.task import Examples, Params
+
+if TYPE_CHECKING:
+    from tda.testbeds import Testbed
+
+KINDS: dict[str, Modality] = {}
+
+
+def kind(*names: str) -> Callable[[type[Modality]], type[Modality]]:
+    """Class decorator: testbeds whose ``corpus.kind`` is one of ``names`` are of this modality."""
+
+    def register(modality: type[Modality]) -> type[Modality]:
+        if taken := [name for name in names if name in KINDS]:
+            raise ValueError(f"a kind of corpus named {taken[0]!r} is registered already; choose another name.")
+        KINDS.update(dict.fromkeys(names, modality()))
+        return modality
+
+    return register
+
+
+class Modality(ABC):
+    """Everything that depends on what the documents are. Queries are ``rows``: dicts of texts with the keys query_id,
+    query_set, split, prompt, target, text, entity, attribute, value and work.
+    """
+
+    MODELS: tuple[str, ...]  # allowed values of model.kind
+    OPTIMIZERS: tuple[str, ...] = ("adamw", "sgd")
+    OUTPUT_LOSS = "cross_entropy"  # of tda.output_loss
+    CODE: tuple[str, ...]  # files below tda/ that the losses of a retrained model depend on: an edit makes them stale
+    AT_ONCE = 1  # models that are trained together
+    SECOND: str | None = None  # name of the second loss of a query, if it has one
+    OWN_FILE = False  # made from a file of the user (corpus.path), who may edit it between two calls
+    # Capabilities: what a testbed's settings may ask for.
+    GENERATES = False  # queries that the model wrote itself
+    GROUPS = False  # planted groups that can be left out
+    REMOVALS = False  # the best documents of a query taken away, one query at a time
+    TAIL_PATCHES = False  # one more training step on the best documents
+
+    # --- the corpus
+
+    @abstractmethod
+    def build(self, testbed: Testbed) -> dict:
+        """``documents`` and ``probes`` (candidates for queries) as lists of dicts, a ``report``, and the ``tokenizer``
+        of texts. The same settings and seed give the same corpus.
+        """
+
+    def source(self, corpus: dict) -> Path | None:
+        """The file that documents are made from, apart from the code: its content is part of what was built."""
+        return None
+
+    def check(self, settings: dict) -> Iterator[tuple[str, Any, str]]:
+        """What this kind refuses in the settings of a testbed: ``(key, given, what is allowed)``."""
+        name, model = settings["corpus"]["kind"], settings["model"]["kind"]
+        if model not in self.MODELS:
+            yield "model.kind", model, f"it must be {' or '.join(self.MODELS)} for a corpus of kind {name}"
+        if (given := settings["training"]["optimizer"]) not in self.OPTIMIZERS:
+            yield "training.optimizer", given, f"it must be {' or '.join(self.OPTIMIZERS)} for a corpus of kind {name}"
+        if not self.GROUPS and "leave_group" in settings["designs"]:
+            yield "designs", "leave_group", f"a corpus of kind {name} has no planted groups; use half and leave_5"
+        counts = (("queries", "generated", self.GENERATES), ("evaluation", "tailpatch_queries", self.TAIL_PATCHES))
+        for section, key, able in counts:
+            if not able and settings[section][key]:
+                yield f"{section}.{key}", settings[section][key], f"a corpus of kind {name} has none: write 0"
+        if not self.REMOVALS and settings["removals"]:
+            yield "removals", "a plan", f"a corpus of kind {name} has none: write null"
+
+    @abstractmethod
+    def examples(self, testbed: Testbed) -> Examples:
+        """The documents as tensors, and the lists ``entity`` and ``doc_id`` (and ``text``, where they are texts)."""
+
+    # --- the model
+
+    @abstractmethod
+    def new_model(self, testbed: Testbed, seed: int) -> nn.Module:
+        """A model with the fresh weights of this seed."""
+
+    @abstractmethod
+    def loss_function(self, model: nn.Module) -> Callable[..., Tensor]:
+        """``Task.loss_fn`` of a model."""
+
+    @abstractmethod
+    def outputs_function(self, model: nn.Module) -> Callable[[Params, Examples], tuple[Tensor, Tensor]]:
+        """``Task.outputs_fn`` of a model, joined by the loss ``OUTPUT_LOSS``."""
+
+    @abstractmethod
+    def encoders(self, model: nn.Module, params: Params) -> dict[str, Callable[[Examples], Any]]:
+        """``Task.encode``."""
+
+    @abstractmethod
+    def train_models(self, testbed: Testbed, wanted: Sequence[tuple[np.ndarray, int]], how: str) -> Iterator[tuple]:
+        """``(model, final parameters, seconds, flops)`` for every (mask, seed) of ``wanted``."""
+
+    @abstractmethod
+    def flops(self, model: nn.Module, tokens: int) -> float:
+        """Work of training on this many tokens, or examples: matrix products of forward and backward passes."""
+
+    @abstractmethod
+    def knowledge(self, testbed: Testbed, model: nn.Module, params: Params) -> dict[str, float]:
+        """What a model knows, by kind of probe: shares in [0, 1]; empty where there is no right answer."""
+
+    def save_pretrained(self, testbed: Testbed, model: nn.Module, params: Params) -> None:  # noqa: B027
+        """Also write the model in the format of the hub, where it has one."""
+
+    # --- queries
+
+    @abstractmethod
+    def held_out(self, testbed: Testbed) -> Examples:
+        """What the loss is watched on during training."""
+
+    @abstractmethod
+    def choose_queries(self, testbed: Testbed, model: nn.Module, params: Params) -> tuple[list[dict], dict]:
+        """The query rows for a trained model, and a report of what was left out and why."""
+
+    @abstractmethod
+    def encode_queries(self, testbed: Testbed, rows: list[dict]) -> Examples:
+        """Query rows as tensors and lists."""
+
+    @abstractmethod
+    def targets(self, asked: Examples) -> np.ndarray:
+        """Number of targets of the main loss of every query, [Q]."""
+
+    def second_output(self, testbed: Testbed) -> str | None:
+        """Name of the second loss of a query, or ``None``."""
+        return self.SECOND
+
+    @abstractmethod
+    def outputs(self, loss_fn: Callable[..., Tensor], params: Params, asked: Examples) -> np.ndarray:
+        """Losses [1, Q] or, with a second one, [2, Q] float32 of every query."""
+
+    # --- what is known about queries and documents
+
+    def cluster(self, row: dict) -> str:
+        """Queries with the same label are not independent draws. Here every query stands alone."""
+        return row["query_id"]
+
+    @abstractmethod
+    def relevance(self, testbed: Testbed, rows: list[dict]) -> np.ndarray:
+        """[Q, N] bool: the documents that provenance calls sources of a query."""
+
+    def retrieval_measures(self, testbed: Testbed) -> list[str]:
+        """Names of the metrics that compare a ranking with :meth:`relevance`."""
+        return ["precision_at_10"]
+
+    def groups(self, testbed: Testbed, rows: list[dict]) -> list[dict[str, list[int]]]:
+        """Documents that can be left out together and concern one of these queries, by label: one dict a sort of group.
+        Only where ``GROUPS``.
+        """
+        return []
