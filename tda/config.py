@@ -109,7 +109,8 @@ def chapter_testbeds(config: dict, notebook: str) -> list[str | None]:
     chapter = config_files.chapters().get(notebook, {})
     if used or None in found or "testbeds" not in chapter or chapter.keys() & {"rows", "claims"}:
         return used or ([None] if None in found else [])
-    section = chapter.get(config["profile"]) or chapter.get(config["base"]) or {}
+    named = (chapter.get(name) for name in (config["profile"], config["base"]))
+    section = next((part for part in named if isinstance(part, dict)), {})  # `paper` names the article
     declared = section.get("testbeds", chapter["testbeds"])
     if not declared:
         return [None]

@@ -23,7 +23,7 @@ FORBIDDEN = {
     r"\bipywidgets\b|tqdm\.notebook|tqdm\.auto": "widgets do not survive a batch run",
     r"https?://|\burllib\.request\b|\bimport requests\b|\bimport httpx\b": "a notebook needs no network",
 }
-LONGEST = 400  # lines of code
+LONGEST, LONGEST_FROM_SCRATCH = 25, 40  # lines of a cell
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -89,9 +89,18 @@ def test_one_parameters_cell_near_the_top(path):
 def test_second_cell_prints_what_was_received(path):
     code = read(path)[1]
     names = [node.targets[0].id for node in ast.parse(code[0].source).body]
-    assert "tda.notebook.received(" in code[1].source or "print" in code[1].source
-    assert any(re.search(rf"\b{name}\b", code[1].source) for name in names)
-    assert "profile" not in names or "profile=profile" in code[1].source, "it says what the profile smoke is worth"
+    call = next(node for node in ast.walk(ast.parse(code[1].source)) if is_opening(node))
+    given = {word.arg: ast.unparse(word.value) for word in call.keywords if word.arg}
+    spread = [node.value for node in ast.walk(ast.parse(code[1].source)) if isinstance(node, ast.Assign)]
+    for words in (node for node in spread if isinstance(node, ast.Dict)):  # given = {"profile": profile, ...}
+        given |= {key.value: ast.unparse(value) for key, value in zip(words.keys, words.values, strict=True)}
+    assert given == {name: name for name in names}, "every parameter is received, and printed"
+    if path.stem not in WITHOUT:
+        assert ast.literal_eval(call.args[0]) == path.stem, "a chapter stands under its own name"
+
+
+def is_opening(node):
+    return isinstance(node, ast.Call) and ast.unparse(node.func) in ("Chapter", "tda.notebook.received")
 
 
 def test_what_smoke_is_worth_is_said_in_one_line(capsys):
@@ -105,9 +114,20 @@ def test_what_smoke_is_worth_is_said_in_one_line(capsys):
 
 
 @each
-def test_code_is_short_and_well_behaved(path):
+def test_a_cell_holds_one_thought(path):
+    heading = ""
+    for cell in read(path)[0].cells:
+        if cell.cell_type == "markdown":
+            heading = (re.findall(r"^#+\s+(.*)$", cell.source, flags=re.MULTILINE) or [heading])[-1]
+        else:
+            scratch = re.search(SECTIONS["From scratch"], heading, flags=re.IGNORECASE)
+            lines = sum(bool(line.strip()) for line in cell.source.splitlines())
+            assert lines <= (LONGEST_FROM_SCRATCH if scratch else LONGEST), f"{lines} lines: {cell.source[:60]!r}"
+
+
+@each
+def test_code_is_well_behaved(path):
     code = "\n".join(cell.source for cell in read(path)[1])
-    assert sum(bool(line.strip()) for line in code.splitlines()) <= LONGEST
     for pattern, reason in FORBIDDEN.items():
         found = re.search(pattern, code, flags=re.MULTILINE)
         assert found is None, f"{found[0]!r}: {reason}"

@@ -66,6 +66,7 @@ def test_every_stage_is_planned(profile):
         "chapter_31_verifiable_attribution",
         "chapter_63_conformance",
         f"chapter_62_cost_of_curvature_on_{first_text}",
+        *(f"chapter_16_bgo_repairs_on_{name}" for name in loaded["testbeds"] if name == "people"),
     }
     for name, testbed in loaded["testbeds"].items():
         expected |= {f"bank_on_{name}"} if testbed["designs"] else set()
@@ -110,7 +111,8 @@ def test_figures_belong_to_notebooks():
     for name, chapter in chapters().items():
         for file in chapter["figures"]:  # a picture named after its chapter, or a table
             picture = rf"{name[:2]}_[a-z0-9_{{}}]+\.(png|svg|pdf|html)"
-            assert re.fullmatch(picture + r"|tables/[a-z0-9_{}]+\.csv|claims\.csv", file), file
+            table = r"tables/[a-z0-9_{}]+\.(csv|md|tex)|claims\.csv|manifest\.json"
+            assert re.fullmatch(f"{picture}|{table}", file), file
 
 
 @pytest.mark.parametrize("profile", PROFILES)
