@@ -147,7 +147,7 @@ _FAULTS = [
     ("attribution/source.py", "a sum for the mean of parameters",
      "sum(task.params[k] for task in tasks) / len(tasks)", "sum(task.params[k] for task in tasks)",
      "test_source.py::test_fast_is_one_model_a_segment"),
-    ("steering/snapshot.py", "the depth rounded down",
+    ("steering/operators.py", "the depth rounded down",
      "return ceil(DEPTH * last) if layer == -1 else layer", "return int(DEPTH * last) if layer == -1 else layer",
      "test_stride.py::test_the_default_layer_is_that_of_the_released_operators"),
     ("steering/operators.py", "the wrong sign of the normaliser",

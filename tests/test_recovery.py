@@ -1,13 +1,11 @@
 """Designs by counting; recovery against planted weights, the conditions of optimality and the slow obvious solution."""
 
-import warnings
-
 import numpy as np
 import pytest
 from sklearn.linear_model import Lasso
 
 from tda.steering import recovery
-from tda.steering.recovery import bernoulli, enough, left_regular, penalties, recover
+from tda.steering.recovery import bernoulli, left_regular, penalties, recover
 
 
 def planted(n=120, K=90, k=4, queries=5, noise=0.0, seed=0, d=8):
@@ -193,6 +191,7 @@ def test_penalty_is_the_best_on_measurements_held_out(method, noise, monkeypatch
     """Against a loop that fits every penalty of the path on the kept subsets and predicts the others."""
     measure, y, _ = planted(noise=noise)
     monkeypatch.setattr(recovery, "PATIENCE", 25)
+    monkeypatch.setattr(recovery, "HELD_OUT", 0.3)
     monkeypatch.setattr(recovery, "LASSO_PATH", np.geomspace(1, 0.03, 12))
     order = np.random.default_rng(7).permutation(len(y))
     fit, out = order[:63], order[63:]
@@ -202,14 +201,13 @@ def test_penalty_is_the_best_on_measurements_held_out(method, noise, monkeypatch
         w = recover(measure[fit], y[fit], method, penalty=penalty)
         intercept = (y[fit] - measure[fit] @ w.T).mean(0)
         errors.append(((y[out] - measure[out] @ w.T - intercept) ** 2).mean(0))
-    found = penalties(measure, y, method, held_out=0.3, seed=7)
+    found = penalties(measure, y, method, seed=7)
     at = np.array([np.flatnonzero(path == p)[0] for p in found])
     chosen, best = np.array(errors)[at, range(5)], np.min(errors, axis=0)
     np.testing.assert_allclose(chosen, best, rtol=2e-2)
     assert np.abs(at - np.argmin(errors, axis=0)).max() <= 1
-    np.testing.assert_allclose(
-        recover(measure, y, method, held_out=0.3, seed=7), recover(measure, y, method, penalty=found), atol=1e-12
-    )
+    chosen_inside = recover(measure, y, method, seed=7)
+    np.testing.assert_allclose(chosen_inside, recover(measure, y, method, penalty=found), atol=1e-12)
 
 
 def test_leaving_the_path_early_chooses_as_the_whole_path(monkeypatch):
@@ -235,20 +233,6 @@ def test_sparse_beats_ridge_beats_chance_where_the_truth_is_sparse():
     assert error["lasso"] < 0.25 < error["ridge"] < 1
 
 
-def test_bound_and_its_warning():
-    assert enough(11_400_000, 50) == 617, "the number quoted by the paper's page"
-    assert enough(100, 100) == 100 and enough(100, 1) == 5
-    measure, y, _ = planted()
-    assert enough(120, 60) == 60 and enough(120, 30) == 42
-    with pytest.warns(UserWarning, match=r"41 subsets for 30 of 120 documents; .* k log\(n / k\) = 42"):
-        recover(measure[:41], y[:41], "correlation", sparsity=30)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        recover(measure, y, sparsity=30)
-    with pytest.raises(ValueError, match="sparsity=121 of 120 documents; it must be a whole number from 1 to 120"):
-        recover(measure, y, sparsity=121)
-
-
 # --- refusals
 
 
@@ -265,11 +249,10 @@ def test_bad_measurements_are_refused():
         ((empty, y), r"subsets \[3, 8\] are empty"),
         ((measure, flat), r"queries \[2\] are the same on every subset"),
         ((measure, bad), r"queries \[1\] are not finite"),
-        ((measure, y, "lasso", 0.0), r"held_out=0\.0 of 90 measurements"),
-        ((measure, y, "ridge", 0.999), r"held_out=0\.999 of 90"),
-        ((measure, y, "lasso", 0.2, 0, 0.0), r"penalty=0\.0; it must be finite and above 0"),
-        ((measure, y, "ridge", 0.2, 0, np.nan), "penalty=nan"),
-        ((measure, y, "correlation", 0.2, 0, 0.1), "correlation has no penalty; leave it out"),
+        ((measure[:2], y[:2, :2], "lasso"), "2 measurements are too few to hold some out"),
+        ((measure, y, "lasso", 0, 0.0), r"penalty=0\.0; it must be finite and above 0"),
+        ((measure, y, "ridge", 0, np.nan), "penalty=nan"),
+        ((measure, y, "correlation", 0, 0.1), "correlation has no penalty; leave it out"),
     ]
     for arguments, message in cases:
         with pytest.raises(ValueError, match=message):

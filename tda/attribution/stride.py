@@ -32,8 +32,7 @@ import numpy as np
 from tda.attribution.registry import method
 from tda.steering import recovery
 from tda.steering.fitting import Weights, train
-from tda.steering.operators import Operators, effects
-from tda.steering.snapshot import depth, snapshot
+from tda.steering.operators import Operators, depth, effects, snapshot
 from tda.task import Examples, Task, n_examples
 from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK
@@ -61,11 +60,10 @@ class Options:
     rate: Share = option(0.05, "of the descent")
     recovery: one_of(recovery.METHODS) = option("lasso", "how documents' weights are solved for")
     penalty: NotNegative = option(0.0, "relative, of lasso and ridge; 0: by held-out measurements")
-    sparsity: Whole = option(0, "k: warn where K is below k log(n / k)")
 
     def of_operators(self) -> Options:
         """Without what only the recovery reads: equal for all recoveries from the same operators."""
-        return replace(self, recovery="lasso", penalty=0.0, sparsity=0)
+        return replace(self, recovery="lasso", penalty=0.0)
 
 
 @method(
@@ -85,8 +83,7 @@ def attribute(task: Task, train: Examples, queries: Examples, options: Options) 
     """
     trained = operators(task, train, options.of_operators())
     y = measurements(trained, task, queries, options.chunk)
-    penalty, sparsity = options.penalty or None, options.sparsity or None
-    return recovery.recover(trained.measure, y, options.recovery, seed=options.seed, penalty=penalty, sparsity=sparsity)
+    return recovery.recover(trained.measure, y, options.recovery, options.seed, options.penalty or None)
 
 
 @remembered(2)

@@ -1,21 +1,18 @@
 """Designs of subsets, and the weights of documents from what was measured on those subsets.
 
 A datamodel explains the effect y of training on a subset by a sum over its members: y = b + M w, with M the bool
-matrix [K, n] of memberships. With fewer subsets than documents this has many solutions; if only k documents matter,
-the sparse one is found by the Lasso
+matrix [K, n] of memberships. If only k documents matter, they are found by the Lasso
 
     w = argmin 1/2 ||y - b - M w||^2 + lambda ||w||_1
 
-and K of order k log(n / k) subsets suffice when M is the adjacency matrix of an expander, which a random left-regular
-graph (every document in exactly d subsets) is with high probability (Berinde et al. 2008, and STRIDE, where k = 50 of
-11.4 million documents gives the quoted 617). The penalty, the intercept and the alternatives to the Lasso are not
-published; here the penalty is chosen per query by the error on measurements held out from the fit.
+from K of order k log(n / k) subsets when M is the adjacency matrix of an expander, which a random left-regular graph
+(every document in exactly d subsets) is with high probability (Berinde et al. 2008). The penalty, the intercept and the
+alternatives to the Lasso are not published; here the penalty is chosen per query by the error on held-out measurements.
 """
 
 from __future__ import annotations
 
-import warnings
-from math import ceil, log
+from math import ceil
 
 import numpy as np
 from sklearn.linear_model import lasso_path
@@ -25,6 +22,7 @@ from tda.tools.options import is_whole
 METHODS = ("lasso", "ridge", "correlation")
 LASSO_PATH = np.geomspace(1.0, 1e-3, 25)  # in units of the penalty that leaves no document
 RIDGE_PATH = np.geomspace(1e3, 1e-5, 25)  # in units of the mean nonzero eigenvalue of the centred M^T M
+HELD_OUT = 0.2  # of the measurements, to choose a penalty by
 PATIENCE = 3  # penalties in a row that may fail to lower the held-out error before the path is left
 TOLERANCE = 1e-6  # of ||y||^2, the duality gap at which coordinate descent stops
 TRADES = 5  # a document: the subsets that only one of two documents is in are shared out again (Strona et al. 2014)
@@ -35,9 +33,8 @@ def left_regular(n: int, K: int, d: int, seed: int = 0) -> np.ndarray:
     """K subsets of n documents, bool [K, n]: every document in exactly d, and sizes that differ by at most one.
 
     Documents come in random order, each to the d subsets that are smallest so far, ties at random; then memberships are
-    traded, which keeps all sizes. Without the trades every K / d documents in a row share out all subsets among
-    themselves, so that the sums of their weights could not be told from each other. Raises ``ValueError`` unless
-    1 <= d < K, and where n * d memberships leave a subset empty.
+    traded: else every K / d documents in a row would share out all subsets among themselves, and the sums of their
+    weights could not be told apart. Raises ``ValueError`` unless 1 <= d < K, and where a subset would be empty.
     """
     _check_sizes(n, K)
     if not is_whole(d) or not 1 <= d < K:
@@ -64,10 +61,8 @@ def left_regular(n: int, K: int, d: int, seed: int = 0) -> np.ndarray:
 
 
 def bernoulli(n: int, K: int, p: float, seed: int = 0) -> np.ndarray:
-    """K subsets of n documents, bool [K, n], every membership drawn with probability p.
-
-    A subset that comes out empty or whole is drawn again. Raises ``ValueError`` unless both p * n and (1 - p) * n are
-    at least 1.
+    """K subsets of n documents, bool [K, n], every membership drawn with probability p; empty and whole ones are drawn
+    again. Raises ``ValueError`` unless both p * n and (1 - p) * n are at least 1.
     """
     _check_sizes(n, K)
     if not (np.isfinite(p) and min(p, 1 - p) * n >= 1):
@@ -82,49 +77,31 @@ def bernoulli(n: int, K: int, p: float, seed: int = 0) -> np.ndarray:
     return measure
 
 
-def enough(n: int, k: int) -> int:
-    """Subsets that find k of n documents: k log(n / k) and at least k, the constant of the order being 1."""
-    if not is_whole(k) or not 1 <= k <= n:
-        raise ValueError(f"sparsity={k} of {n} documents; it must be a whole number from 1 to {n}.")
-    return max(k, ceil(k * log(n / k)))
-
-
 def recover(
     measure: np.ndarray,
     y: np.ndarray,
     method: str = "lasso",
-    held_out: float = 0.2,
     seed: int = 0,
     penalty: float | np.ndarray | None = None,
-    sparsity: int | None = None,
 ) -> np.ndarray:
     """Weights of documents, float64 [Q, n], in the unit of ``y`` per document; positive where ``y`` is raised.
 
     ``measure`` bool [K, n] says which documents a subset holds, ``y`` [K, Q] what was measured on it. Both are centred,
-    which is an unpenalised intercept. ``method``: ``lasso``; ``ridge``; or ``correlation``, M^T y over the squared
-    norm of the centred column, i.e. the mean of y over the subsets with a document less that over those without. A
-    document in no subset or in all has weight 0.
-
+    which is an unpenalised intercept. ``method``: ``lasso``, ``ridge``, or ``correlation``, the mean of y over the
+    subsets with a document less that over those without. A document in no subset or in all has weight 0.
     ``penalty`` (one number or one a query) is relative: to the smallest lambda that leaves no document (lasso), to the
-    mean nonzero eigenvalue of the centred M^T M (ridge). Without it :func:`penalties` chooses, by ``held_out`` and
-    ``seed``. ``sparsity`` k: warn where K is below k log(n / k).
+    mean nonzero eigenvalue of the centred M^T M (ridge). Without it :func:`penalties` chooses, by ``seed``.
     Raises ``ValueError`` for shapes that do not fit, an empty subset, a constant or not finite measurement.
     """
     measure, y = _checked(measure, y, method)
-    if sparsity is not None and len(measure) < (bound := enough(measure.shape[1], sparsity)):
-        warnings.warn(
-            f"{len(measure)} subsets for {sparsity} of {measure.shape[1]} documents; recovery needs of the order of "
-            f"k log(n / k) = {bound}. Measure more subsets, or expect fewer documents.",
-            stacklevel=2,
-        )
-    X, Y = _centred(measure), y - y.mean(0)
+    X, Y = measure - measure.mean(0), y - y.mean(0)
     if method == "correlation":
         if penalty is not None:
             raise ValueError("recover: correlation has no penalty; leave it out, or choose lasso or ridge.")
         squares = (X * X).sum(0)
         return np.divide(Y.T @ X, squares, out=np.zeros((Y.shape[1], X.shape[1])), where=squares > 1e-12)
     if penalty is None:
-        penalty = penalties(measure, y, method, held_out, seed)
+        penalty = penalties(measure, y, method, seed)
     penalty = np.broadcast_to(np.asarray(penalty, dtype=float), Y.shape[1:])
     if not (np.isfinite(penalty) & (penalty > 0)).all():
         raise ValueError(f"recover: penalty={penalty.min()}; it must be finite and above 0 (about 1e-3 to 1).")
@@ -132,27 +109,22 @@ def recover(
     return np.stack([solve(column, at) for column, at in zip(Y.T, penalty, strict=True)])
 
 
-def penalties(
-    measure: np.ndarray, y: np.ndarray, method: str = "lasso", held_out: float = 0.2, seed: int = 0
-) -> np.ndarray:
+def penalties(measure: np.ndarray, y: np.ndarray, method: str = "lasso", seed: int = 0) -> np.ndarray:
     """For every query the relative penalty of the path with the least squared error on held-out measurements, [Q].
 
-    The same share ``held_out`` of subsets, drawn by ``seed``, is left out for all queries. The Lasso's path is followed
-    downwards until ``PATIENCE`` penalties in a row have not lowered the error. Errors as in :func:`recover`.
+    The same fifth of the subsets, drawn by ``seed``, is left out for all queries. The Lasso's path is followed until
+    ``PATIENCE`` penalties in a row have not lowered the error. Errors as in :func:`recover`.
     """
     measure, y = _checked(measure, y, method)
     K = len(measure)
-    kept = round(K * (1 - held_out)) if 0 < held_out < 1 else 0
+    kept = round(K * (1 - HELD_OUT))
     if not 2 <= kept < K:
-        raise ValueError(
-            f"held_out={held_out} of {K} measurements; at least 2 must stay for the fit and 1 be held out. Choose a "
-            f"share between 0 and 1, or give a penalty."
-        )
+        raise ValueError(f"recover: {K} measurements are too few to hold some out; measure more, or give a penalty.")
     if method == "correlation":
         raise ValueError("penalties: correlation has no penalty; choose lasso or ridge.")
     order = np.random.default_rng(seed).permutation(K)
     fit, out = order[:kept], order[kept:]
-    X, Y = _centred(measure[fit]), y[fit] - y[fit].mean(0)
+    X, Y = measure[fit] - measure[fit].mean(0), y[fit] - y[fit].mean(0)
     X_held, Y_held = measure[out] - measure[fit].mean(0), y[out] - y[fit].mean(0)
     solve = _SOLVERS[method](X)
     path, patience = (LASSO_PATH, PATIENCE) if method == "lasso" else (RIDGE_PATH, len(RIDGE_PATH))
@@ -194,15 +166,10 @@ class _Ridge:
         self.unit = (self.s**2).sum() / max(1, (self.s > 0).sum())
 
     def __call__(self, y: np.ndarray, penalty: float, start: np.ndarray | None = None) -> np.ndarray:
-        """At a penalty in units of the mean nonzero eigenvalue; ``start`` is not needed."""
         return self.right.T @ (self.s / (self.s**2 + penalty * self.unit) * (self.left.T @ y))
 
 
 _SOLVERS = {"lasso": _Lasso, "ridge": _Ridge}
-
-
-def _centred(measure: np.ndarray) -> np.ndarray:
-    return measure - measure.mean(0)
 
 
 def _check_sizes(n: int, K: int) -> None:
@@ -211,7 +178,6 @@ def _check_sizes(n: int, K: int) -> None:
 
 
 def _checked(measure: np.ndarray, y: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray]:
-    """``measure`` as bool and ``y`` as float64, or a refusal."""
     measure, y = np.asarray(measure), np.asarray(y, dtype=np.float64)
     if method not in METHODS:
         raise ValueError(f"recover: method={method!r}; one of {METHODS}.")
