@@ -134,17 +134,9 @@ def _state(optimizer: torch.optim.Optimizer, params: Params) -> dict[str, Params
 
 
 def train_recorded(
-    loss_fn: Callable[..., Tensor],
-    init: Params,
-    data: Examples,
-    recipe: Recipe,
-    seed: int,
-    mask: np.ndarray | None = None,
-    how: str = "filter",
+    loss_fn: Callable[..., Tensor], init: Params, data: Examples, recipe: Recipe, seed: int
 ) -> tuple[Params, TrainingRun]:
-    """:func:`train` with its record, ``recipe.checkpoints + 1`` copies of the parameters, in memory: ``(final
-    parameters, run)``.
-    """
+    """:func:`train` on all examples, with its record in memory: ``(final parameters, run)``."""
     kept: list[Checkpoint] = []
 
     def keep(step: int, lr: float, lr_sum: float, params: Params, state: dict[str, Params]) -> None:
@@ -152,9 +144,8 @@ def train_recorded(
         loaded = copied[0], dict(zip(state, copied[1:], strict=True))
         kept.append(Checkpoint(step, lr, lr_sum, lambda: loaded))
 
-    done = train(loss_fn, init, data, recipe, seed, mask, how, keep=keep)
-    everyone = np.ones(n_examples(data), bool) if mask is None else mask
-    steps = tuple(steps_of(done.order, recipe.batch, everyone, how))
+    done = train(loss_fn, init, data, recipe, seed, keep=keep)
+    steps = tuple(steps_of(done.order, recipe.batch, np.ones(n_examples(data), bool), "filter"))
 
     def retrain(mask: np.ndarray, seed: int) -> Params:
         return train(loss_fn, init, data, recipe, seed, mask, "mask").params

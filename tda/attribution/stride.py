@@ -38,7 +38,6 @@ from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK
 from tda.tools.options import Count, NotNegative, Share, Whole, one_of, option, whole
 
-DESIGNS = ("left_regular", "bernoulli")
 SUBSETS, RANK = 1000, 16  # as published, where documents and activations allow it
 
 
@@ -49,10 +48,9 @@ class Options:
     seed: Whole = option(0, "draws everything")
     chunk: Count = option(CHUNK, "examples in a forward pass")
     subsets: Whole = option(0, "K; 0: twice the documents, at most 1000")
-    degree: Count = option(10, "d, the subsets that a document joins; its mean for design bernoulli")
+    degree: Count = option(10, "d, the subsets that a document joins")
     rank: Whole = option(0, "r; 0: 16, at most the width")
     layer: whole(-1) = option(-1, "depth at which activations are read; -1: 0.6 of the blocks")
-    design: one_of(DESIGNS) = option("left_regular", "how subsets are drawn")
     fidelity: NotNegative = option(1.0, "weight of that loss; 0 drops it")
     stability: NotNegative = option(100.0, "weight of that loss; 0 drops it")
     linearity: NotNegative = option(1.0, "weight of that loss; 0 drops it")
@@ -88,12 +86,12 @@ def attribute(task: Task, train: Examples, queries: Examples, options: Options) 
 
 @remembered(2)
 def operators(task: Task, train: Examples, options: Options) -> Operators:
-    """The operators of a design of random subsets: the set-up, to which no query is known.
+    """The operators of random left-regular subsets: the set-up, to which no query is known.
 
     Shared by recoveries, which ask with :meth:`Options.of_operators`.
     """
     n = n_examples(train)
-    subsets = draw(options.design, n, options.subsets or min(SUBSETS, 2 * n), options.degree, options.seed)
+    subsets = recovery.left_regular(n, options.subsets or min(SUBSETS, 2 * n), options.degree, [options.seed, 81])
     return operators_for(task, train, subsets, options)
 
 
@@ -109,16 +107,6 @@ def operators_for(task: Task, train_examples: Examples, measure: np.ndarray, opt
     rank = options.rank or min(RANK, shot.states.shape[1])
     weights = Weights(options.fidelity, options.stability, options.linearity)
     return train(shot, measure, layer, rank, weights, steps=options.steps, rate=options.rate, seed=options.seed)
-
-
-def draw(design: str, n: int, subsets: int, degree: int, seed: int) -> np.ndarray:
-    """Random subsets bool [K, n] of a named design, independent of any retraining bank."""
-    if design not in DESIGNS:
-        raise ValueError(f"stride: design={design!r}; one of {DESIGNS}.")
-    seed = [seed, 81]
-    if design == "bernoulli":
-        return recovery.bernoulli(n, subsets, degree / subsets, seed)
-    return recovery.left_regular(n, subsets, degree, seed)
 
 
 def measurements(trained: Operators, task: Task, queries: Examples, chunk: int = CHUNK) -> np.ndarray:

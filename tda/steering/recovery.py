@@ -1,4 +1,4 @@
-"""Designs of subsets, and the weights of documents from what was measured on those subsets.
+"""A design of subsets, and the weights of documents from what was measured on those subsets.
 
 A datamodel explains the effect y of training on a subset by a sum over its members: y = b + M w, with M the bool
 matrix [K, n] of memberships. If only k documents matter, they are found by the Lasso
@@ -12,6 +12,7 @@ alternatives to the Lasso are not published; here the penalty is chosen per quer
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil
 
 import numpy as np
@@ -36,10 +37,10 @@ def left_regular(n: int, K: int, d: int, seed: int = 0) -> np.ndarray:
     traded: else every K / d documents in a row would share out all subsets among themselves, and the sums of their
     weights could not be told apart. Raises ``ValueError`` unless 1 <= d < K, and where a subset would be empty.
     """
-    _check_sizes(n, K)
-    if not is_whole(d) or not 1 <= d < K:
+    if not (is_whole(n) and is_whole(K) and is_whole(d) and n >= 2 and 1 <= d < K):
         raise ValueError(
-            f"left_regular: d={d} with K={K} subsets; it must be a whole number from 1 to K - 1. Change d, or K."
+            f"left_regular: d={d}, K={K}, n={n}; each of n >= 2 documents is in d of K subsets, d a whole number from 1 to "
+            f"K - 1. Change d, or K."
         )
     if n * d < K:
         raise ValueError(
@@ -60,29 +61,8 @@ def left_regular(n: int, K: int, d: int, seed: int = 0) -> np.ndarray:
     return measure
 
 
-def bernoulli(n: int, K: int, p: float, seed: int = 0) -> np.ndarray:
-    """K subsets of n documents, bool [K, n], every membership drawn with probability p; empty and whole ones are drawn
-    again. Raises ``ValueError`` unless both p * n and (1 - p) * n are at least 1.
-    """
-    _check_sizes(n, K)
-    if not (np.isfinite(p) and min(p, 1 - p) * n >= 1):
-        raise ValueError(
-            f"bernoulli: p={p} with {n} documents expects subsets of {p * n:.3g}; choose p from {1 / n:.3g} to "
-            f"{1 - 1 / n:.3g}."
-        )
-    random = np.random.default_rng(seed)
-    measure = random.random((K, n)) < p
-    while len(again := np.flatnonzero(measure.all(1) | ~measure.any(1))):
-        measure[again] = random.random((len(again), n)) < p
-    return measure
-
-
 def recover(
-    measure: np.ndarray,
-    y: np.ndarray,
-    method: str = "lasso",
-    seed: int = 0,
-    penalty: float | np.ndarray | None = None,
+    measure: np.ndarray, y: np.ndarray, method: str = "lasso", seed: int = 0, penalty: float | np.ndarray | None = None
 ) -> np.ndarray:
     """Weights of documents, float64 [Q, n], in the unit of ``y`` per document; positive where ``y`` is raised.
 
@@ -140,41 +120,33 @@ def penalties(measure: np.ndarray, y: np.ndarray, method: str = "lasso", seed: i
     return np.array(chosen)
 
 
-class _Lasso:
-    """Lasso solutions [n] of one centred design, by coordinate descent on its Gram matrix."""
+def _lasso(X: np.ndarray) -> Callable[..., np.ndarray]:
+    """``solve(y, penalty, start)`` [n] by coordinate descent on the Gram matrix, at a relative penalty; without a start
+    down a path of six penalties to this one.
+    """
+    X, gram = np.asfortranarray(X), X.T @ X
 
-    def __init__(self, X: np.ndarray) -> None:
-        self.X, self.gram = np.asfortranarray(X), X.T @ X
-
-    def __call__(self, y: np.ndarray, penalty: float, start: np.ndarray | None = None) -> np.ndarray:
-        """At a relative penalty, from ``start``; without one, down a path of six penalties that ends at this one."""
-        towards = self.X.T @ y
+    def solve(y: np.ndarray, penalty: float, start: np.ndarray | None = None) -> np.ndarray:
+        towards = X.T @ y
         top = np.abs(towards).max() / len(y)
         if top <= 1e-12 * np.abs(y).max():  # no column explains anything: nothing to descend
             return np.zeros(len(towards))
         path = np.geomspace(1.0, penalty, 6) if start is None and penalty < 1 else np.array([penalty])
-        options = {"precompute": self.gram, "Xy": towards, "coef_init": start, "tol": TOLERANCE, "max_iter": SWEEPS}
-        return lasso_path(self.X, y, alphas=path * top, check_input=False, **options)[1][:, -1]
+        options = {"precompute": gram, "Xy": towards, "coef_init": start, "tol": TOLERANCE, "max_iter": SWEEPS}
+        return lasso_path(X, y, alphas=path * top, check_input=False, **options)[1][:, -1]
+
+    return solve
 
 
-class _Ridge:
-    """Ridge solutions [n] of one centred design, by its singular values."""
-
-    def __init__(self, X: np.ndarray) -> None:
-        self.left, s, self.right = np.linalg.svd(X, full_matrices=False)
-        self.s = np.where(s > 1e-9 * s[0], s, 0.0)
-        self.unit = (self.s**2).sum() / max(1, (self.s > 0).sum())
-
-    def __call__(self, y: np.ndarray, penalty: float, start: np.ndarray | None = None) -> np.ndarray:
-        return self.right.T @ (self.s / (self.s**2 + penalty * self.unit) * (self.left.T @ y))
+def _ridge(X: np.ndarray) -> Callable[..., np.ndarray]:
+    """``solve(y, penalty)`` [n] by singular values, at a penalty in units of the mean nonzero eigenvalue."""
+    left, s, right = np.linalg.svd(X, full_matrices=False)
+    s = np.where(s > 1e-9 * s[0], s, 0.0)
+    unit = (s**2).sum() / max(1, (s > 0).sum())
+    return lambda y, penalty, start=None: right.T @ (s / (s**2 + penalty * unit) * (left.T @ y))
 
 
-_SOLVERS = {"lasso": _Lasso, "ridge": _Ridge}
-
-
-def _check_sizes(n: int, K: int) -> None:
-    if not (is_whole(n) and is_whole(K) and n >= 2 and K >= 2):
-        raise ValueError(f"a design of K={K} subsets of n={n} documents; both must be whole numbers of at least 2.")
+_SOLVERS = {"lasso": _lasso, "ridge": _ridge}
 
 
 def _checked(measure: np.ndarray, y: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray]:

@@ -42,8 +42,7 @@ def natural_steps(
         g = gradient(theta)
         direction = precondition(g)
         if not done:
-            slope = _not_flat((g * direction).sum(1))
-            eta = step * own / (steps * slope) if unit == "relative" else torch.full_like(own, step)
+            eta = _step_sizes(own, (g * direction).sum(1), step, steps, unit)
         theta = theta + sign * eta.unsqueeze(1) * direction
     return unflatten(theta, task.params), eta
 
@@ -70,8 +69,7 @@ def ewc_steps(
     for done in range(steps):
         g = gradient(theta)
         if not done:
-            size = _not_flat(g.abs().sum(1))
-            rate = step * own / (steps * size) if unit == "relative" else torch.full_like(own, step)
+            rate = _step_sizes(own, g.abs().sum(1), step, steps, unit)
         pull = 2 * weight * fisher * (theta - origin)
         g = -sign * (g + pull) if released else -sign * g + pull
         g = g * (CLIP / g.norm(dim=1, keepdim=True).clamp(min=CLIP))
@@ -91,13 +89,13 @@ def _start(task: Task, queries: Examples) -> tuple[Tensor, Tensor, Callable[[Ten
     return origin.expand(len(own), -1), own, lambda theta: flatten(per_query(unflatten(theta, task.params), queries))
 
 
-def _not_flat(slope: Tensor) -> Tensor:
+def _step_sizes(own: Tensor, slope: Tensor, step: float, steps: int, unit: str) -> Tensor:
     if not (slope > 0).all():
         raise ValueError(
             f"queries {torch.nonzero(~(slope > 0)).flatten().tolist()} of this batch have a gradient of zero (or not "
             "finite): there is no direction to move in. Leave them out, or attribute an earlier checkpoint."
         )
-    return slope
+    return step * own / (steps * slope) if unit == "relative" else torch.full_like(own, step)
 
 
 def sweep(task: Task, models: Params, train: Examples, tokens: int = SWEEP, reduction: str = "example") -> Tensor:

@@ -3,10 +3,9 @@
 A gradient g [P] becomes S g [d] with a random S for which ``E <S a, S b> = <a, b>``:
 
 - ``sparse``: every coordinate gets a random sign and is added to one of d sums (a count sketch);
-- ``rademacher``: dense, entries +-1 / sqrt(d), the published choice of TRAK;
-- ``gaussian``: dense, entries N(0, 1/d).
+- ``rademacher``: dense, entries +-1 / sqrt(d), the published choice of TRAK.
 
-For fixed a and b the first two have the *same* variance, ``(|a|^2 |b|^2 + <a,b>^2 - 2 sum_j a_j^2 b_j^2) / d``, but the
+For fixed a and b both have the *same* variance, ``(|a|^2 |b|^2 + <a,b>^2 - 2 sum_j a_j^2 b_j^2) / d``, but the
 sparse one costs P operations a gradient instead of P d. A dense matrix is held only while it is small: else blocks of
 its rows are drawn again for every chunk of gradients.
 """
@@ -28,7 +27,7 @@ from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK, blocks
 from tda.tools.memory_limit import require
 
-KINDS = ("sparse", "rademacher", "gaussian", "none")
+KINDS = ("sparse", "rademacher", "none")
 OUTPUTS = ("margin", "loss")
 ROUNDING = 1e-6  # of the root mean square: second moments below its square hold rounding only
 BLOCK = 1 << 22  # entries of a dense projection drawn at once (16 MB)
@@ -50,7 +49,7 @@ def projector(kind: str, width: int, dimension: int, seed: int) -> Callable[[Ten
         matrix = csr_array((signs[order], order.astype(np.int32), ends.astype(np.int32)), shape=(dimension, width))
         return lambda gradients: torch.from_numpy((matrix @ gradients.numpy().T).T.copy()).to(gradients.dtype)
     rows = max(8, BLOCK // dimension // 8 * 8)
-    drawn = partial(_drawn, kind, width, dimension, seed, rows)
+    drawn = partial(_drawn, width, dimension, seed, rows)
     held = list(drawn()) if width * dimension <= HELD else None
 
     def dense(gradients: Tensor) -> Tensor:
@@ -61,16 +60,13 @@ def projector(kind: str, width: int, dimension: int, seed: int) -> Callable[[Ten
     return dense
 
 
-def _drawn(kind: str, width: int, dimension: int, seed: int, rows: int) -> Iterator[Tensor]:
+def _drawn(width: int, dimension: int, seed: int, rows: int) -> Iterator[Tensor]:
     """The entries of a dense projection times sqrt(d), block after block of its rows."""
     for number, start in enumerate(range(0, width, rows)):
         rng, shape = np.random.default_rng([seed, 72, number]), (min(rows, width - start), dimension)
-        if kind == "gaussian":
-            drawn = rng.standard_normal(shape, dtype=np.float32)
-        else:
-            bits = np.frombuffer(rng.bytes(-(-shape[0] * dimension // 8)), np.uint8)
-            drawn = np.unpackbits(bits, count=shape[0] * dimension).reshape(shape).astype(np.float32) * 2 - 1
-        yield torch.from_numpy(drawn)
+        bits = np.frombuffer(rng.bytes(-(-shape[0] * dimension // 8)), np.uint8)
+        signs = np.unpackbits(bits, count=shape[0] * dimension).reshape(shape).astype(np.float32) * 2 - 1
+        yield torch.from_numpy(signs)
 
 
 def log_odds(task: Task, params: Params, batch: Examples) -> tuple[Tensor, Tensor]:
