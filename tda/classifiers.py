@@ -34,9 +34,7 @@ def mlp(depth: int, width: int, seed: int, activation: str = "tanh", inputs: int
 
 
 def cnn(depth: int, width: int, seed: int, activation: str = "tanh") -> nn.Module:
-    """``depth`` 3x3 convolutions of ``width`` channels, then one linear layer, fresh weights of this seed. Strides of 2
-    take the place of pooling, so that every layer is linear or an activation.
-    """
+    """``depth`` 3x3 convolutions of ``width`` channels and stride 2, then a linear layer, drawn by this seed."""
     if not 1 <= depth <= 3:
         raise ValueError(f"depth={depth}; an image of 8 x 8 is halved by each convolution: 1 to 3 of them.")
     torch.manual_seed(seed)

@@ -71,9 +71,7 @@ def logits_function(model: torch.nn.Module) -> Callable[[Params, Tensor], Tensor
 
 
 def _where_it_holds(ours: Callable, library: Callable, model: torch.nn.Module) -> Callable[[Params, Tensor], Tensor]:
-    """``ours`` for a model that it computes (a module may have been replaced, or have a hook) and where all parameters
-    are given, in float32; else the library's forward pass, to which what is not given stays as the model has it.
-    """
+    """``ours`` for a model that it computes (a module may have been replaced) and all its parameters in float32."""
     own = {name: p.detach() for name, p in model.named_parameters()}
     ids = torch.arange(min(8, model.config.max_position_embeddings, model.config.vocab_size)).unsqueeze(0)
     holds = False
@@ -166,9 +164,7 @@ def loss_function(model: torch.nn.Module) -> Callable[..., Tensor]:
 
 
 def outputs_function(model: torch.nn.Module) -> Callable[[Params, Examples], tuple[Tensor, Tensor]]:
-    """``f(params, batch) -> (logits [B, T, V], targets [B, T])`` through the modules of the model; a target is -100
-    where nothing is predicted. See :class:`tda.task.Task`.
-    """
+    """``f(params, batch) -> (logits [B, T, V], targets [B, T], -100 where none is)`` through the model's modules."""
 
     def outputs(params: Params, batch: Examples) -> tuple[Tensor, Tensor]:
         logits = torch.func.functional_call(model, params, (), {"input_ids": batch["input_ids"]}).logits

@@ -69,7 +69,6 @@ def _train(init: Params, loss_fn, data: Examples, recipe: Recipe, masks: np.ndar
     rows, weights, rates = _plan(recipe, masks, seeds, how, next(iter(init.values())).dtype)
     params = {k: v.detach().clone().requires_grad_() for k, v in init.items()}
     momentum = {k: torch.zeros_like(v) for k, v in init.items()}
-
     objective = vmap(lambda one, batch, weight: (loss_fn(one, batch, "example") * weight).sum())
     for row, weight, rate in zip(rows, weights, rates, strict=True):
         losses = objective(params, {k: v[row] for k, v in inputs.items()}, weight)
@@ -85,9 +84,8 @@ def _train(init: Params, loss_fn, data: Examples, recipe: Recipe, masks: np.ndar
 
 
 def _plan(recipe: Recipe, masks: np.ndarray, seeds, how: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Examples [S, M, B], their weights in the step's loss [S, M, B], and learning rates [S, M].
-
-    Where a model has fewer examples in a step, or fewer steps, the rest has weight or rate zero: it moves nothing.
+    """Examples [S, M, B], their weights in the step's loss [S, M, B], and learning rates [S, M]; zero where a model has
+    fewer examples or steps.
     """
     orders = {seed: data_order(masks.shape[1], recipe.epochs, seed) for seed in dict.fromkeys(seeds)}
     plans = [steps_of(orders[seed], recipe.batch, mask, how) for mask, seed in zip(masks, seeds, strict=True)]

@@ -20,9 +20,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Recipe:
-    """The ``training`` section of a testbed. ``beta1`` and ``beta2`` belong to the optimiser ``adamw``, ``momentum`` to
-    ``sgd``; ``clip`` is the largest gradient norm of a step, ``None`` does not clip.
-    """
+    """The ``training`` section of a testbed. ``clip``: the largest gradient norm of a step; ``None`` does not clip."""
 
     epochs: int
     batch: int

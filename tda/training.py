@@ -30,9 +30,7 @@ from tda.task import Checkpoint, Examples, Params, TrainingRun, n_examples, take
 
 @dataclass(frozen=True)
 class Trained:
-    """Final parameters, curves, learning rates [steps], data order [epochs, N], seconds, and tokens trained on (of a
-    classifier: examples).
-    """
+    """The result: learning rates [steps], data order [epochs, N]; tokens trained on (of a classifier: examples)."""
 
     params: Params
     learning_rates: np.ndarray

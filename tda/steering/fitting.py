@@ -21,7 +21,7 @@ over the codes and the read-out together. The three losses are published; all el
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,17 +38,12 @@ DOCUMENTS = 64  # whose slopes are held at once
 SKETCH, GAMMA = 0.5, 1e-3  # q as a share of min(n, K); gamma in units of the mean diagonal of M~^T M~
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """Weights of the three losses; 0 drops a loss. The linearity loss is in nats^2 and next to nothing at weight 1."""
 
-    fidelity: float = 1.0
-    stability: float = 100.0
-    linearity: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.fidelity + self.stability:
-            raise ValueError("stride: fidelity=0 and stability=0 leave the codes nothing to train on; keep one.")
+    fidelity: float
+    stability: float
+    linearity: float
 
 
 class Sampler:
@@ -69,7 +64,9 @@ class Sampler:
         return torch.from_numpy(begin + (v * (end - begin)).astype(int))
 
 
-def _check(measure: np.ndarray, rank: int, width: int, rate: float) -> None:
+def _check(measure: np.ndarray, rank: int, width: int, weights: Weights, rate: float) -> None:
+    if not weights.fidelity + weights.stability:
+        raise ValueError("stride: fidelity=0 and stability=0 leave the codes nothing to train on; keep one.")
     if measure.dtype != bool or measure.ndim != 2:
         raise ValueError(f"stride: measure is {measure.dtype} {measure.shape}; give bool [subsets, documents].")
     for what, bad in (("hold no document", ~measure.any(1)), ("hold every document", measure.all(1))):
@@ -96,7 +93,7 @@ def train(
 ) -> Operators:
     """Operators for the subsets ``measure`` bool [K, n] of the documents of ``shot``. Memory: K x D x C x 4 bytes."""
     (K, n), width, classes = measure.shape, shot.states.shape[1], shot.probabilities.shape[1]
-    _check(measure, rank, width, rate)
+    _check(measure, rank, width, weights, rate)
     require(4.0 * K * width * classes, f"stride with {K} subsets and {classes} outputs", "Lower subsets.")
     total = shot.weights / n
     mean = total @ shot.states
@@ -165,9 +162,7 @@ def sketch(M: Tensor, generator: np.random.Generator) -> Tensor:
 
 
 def linearity(y: Tensor, mixed: Tensor) -> Tensor:
-    """Squared distance of centred effects y [K, x] from what a ridge on the sketch ``mixed`` [K, q] explains, summed
-    over subsets and averaged over x; nats^2.
-    """
+    """Squared distance of centred effects y [K, x] from a ridge on ``mixed`` [K, q], summed over K, mean over x."""
     y, second = y - y.mean(0), mixed.T @ mixed
     gamma = GAMMA * second.diagonal().mean()
     explained = mixed @ torch.linalg.solve(second + gamma * torch.eye(len(second), dtype=y.dtype), mixed.T @ y)

@@ -33,14 +33,13 @@ SWEEPS = 20_000  # at most, of coordinate descent
 def left_regular(n: int, K: int, d: int, seed: int = 0) -> np.ndarray:
     """K subsets of n documents, bool [K, n]: every document in exactly d, and sizes that differ by at most one.
 
-    Documents come in random order, each to the d subsets that are smallest so far, ties at random; then memberships are
-    traded: else every K / d documents in a row would share out all subsets among themselves, and the sums of their
-    weights could not be told apart. Raises ``ValueError`` unless 1 <= d < K, and where a subset would be empty.
+    Each document goes to the d subsets that are smallest so far; then memberships are traded: else every K / d of them
+    in a row would share out all subsets among themselves. Raises ``ValueError`` unless 1 <= d < K <= n * d.
     """
     if not (is_whole(n) and is_whole(K) and is_whole(d) and n >= 2 and 1 <= d < K):
         raise ValueError(
-            f"left_regular: d={d}, K={K}, n={n}; each of n >= 2 documents is in d of K subsets, d a whole number from 1 to "
-            f"K - 1. Change d, or K."
+            f"left_regular: d={d}, K={K}, n={n}; each of n >= 2 documents is in d of K subsets, d a whole number from "
+            f"1 to K - 1. Change d, or K."
         )
     if n * d < K:
         raise ValueError(
@@ -121,9 +120,7 @@ def penalties(measure: np.ndarray, y: np.ndarray, method: str = "lasso", seed: i
 
 
 def _lasso(X: np.ndarray) -> Callable[..., np.ndarray]:
-    """``solve(y, penalty, start)`` [n] by coordinate descent on the Gram matrix, at a relative penalty; without a start
-    down a path of six penalties to this one.
-    """
+    """``solve(y, penalty, start)`` [n] by coordinate descent; without a start down a path of six to this penalty."""
     X, gram = np.asfortranarray(X), X.T @ X
 
     def solve(y: np.ndarray, penalty: float, start: np.ndarray | None = None) -> np.ndarray:

@@ -32,10 +32,8 @@ def natural_steps(
     unit: str,
     precondition: Callable[[Tensor], Tensor],
 ) -> tuple[Params, Tensor]:
-    """``theta <- theta + sign eta P g(theta)``, T times, P fixed: BGO in its natural-gradient form.
-
-    Returns parameters [B, ...] of the B models, and eta [B], in relative units ``step l_q / (T g^T P g)`` of the first
-    step. Raises ``ValueError`` for a query whose gradient is zero.
+    """``theta <- theta + sign eta P g(theta)``, T times, P fixed: parameters [B, ...] and eta [B], in relative units
+    ``step l_q / (T g^T P g)`` of the first step. Raises ``ValueError`` for a query whose gradient is zero.
     """
     theta, own, gradient = _start(task, queries)
     for done in range(steps):

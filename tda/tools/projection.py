@@ -70,9 +70,8 @@ def _drawn(width: int, dimension: int, seed: int, rows: int) -> Iterator[Tensor]
 
 
 def log_odds(task: Task, params: Params, batch: Examples) -> tuple[Tensor, Tensor]:
-    """``log(p / (1 - p))`` of every target [B, T] (0 where there is none) and the mask of targets [B, T].
-
-    As the logit of the target minus the log-sum-exp of the *others*: exact where p is 1 to float32.
+    """``log(p / (1 - p))`` of every target [B, T] (0 where there is none), exact where p is 1 to float32, and the mask
+    of targets [B, T].
     """
     logits, targets = task.outputs_fn(params, batch)
     place, target = targets.clamp(min=0).unsqueeze(-1), targets != IGNORE

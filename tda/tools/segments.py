@@ -19,9 +19,7 @@ GROWTH = 1e3  # a perturbation that a segment multiplies by more than this has l
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of training: the task at its checkpoints, the learning rate of each of its steps, and which examples,
-    ``members`` [N] bool, its batches were drawn from.
-    """
+    """A stretch of training: the task at its checkpoints, its learning rates, the examples drawn from (bool [N])."""
 
     tasks: tuple[Task, ...]
     rates: np.ndarray
