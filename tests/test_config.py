@@ -386,7 +386,7 @@ def test_profile_files(tmp_path):
     assert "differs from the file's name; write 'mine'" in error_of(profile=str(mine))
     mine.write_text(text.replace("profile: smoke\n", ""))
     assert config.data_dir(config.load(str(mine))) == config.ROOT / "data" / "mine"
-    mine.write_text(text.replace("seed: 0\n", "seed: 0\nseed: 1\n", 1))
+    mine.write_text("seed: 0\nseed: 1\n" + text)
     assert "'seed' is given twice" in error_of(profile=str(mine))
     mine.write_text("a: [1")
     assert "mine.yaml: line" in error_of(profile=str(mine))
