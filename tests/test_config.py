@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tda import config, config_files
+from tda.chapter import Chapter
 from tda.config import ConfigError
 from tda.tuning import check_rows
 
@@ -615,3 +616,9 @@ def test_declared_figures_of_a_chapter():
     assert config.declared_figures("04_first_methods", "people") == ["04_first_methods_people.png"]
     assert config.declared_figures("63_conformance") == ["63_conformance.png", "tables/conformance.csv"]
     assert config.declared_figures("00_quickstart") == []
+
+
+def test_a_notebook_refuses_a_row_whose_method_is_not_there():
+    wrong = {"rows": [ROW | {"method": "bgoo"}], "claims": [], **people(removals=None)}
+    with pytest.raises(ConfigError, match=r"^smoke.yaml with overrides: rows\[0\].method: 'bgoo' is not allowed; "):
+        Chapter("04_first_methods", overrides=wrong)

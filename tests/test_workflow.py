@@ -38,6 +38,9 @@ DOT = """digraph snakemake_dag {
 """
 
 
+NO_REMOVALS = "testbeds={people: {removals: null}}"
+
+
 def snakemake(*options, folder=ROOT):
     command = [sys.executable, "-m", "snakemake", *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -136,6 +139,10 @@ def test_lint_is_clean():
         (["profile=smok"], "profile: 'smok' is unknown; allowed: extended, large, paper, smoke"),
         (["profle=smoke"], "profle: unknown key; allowed:"),
         (["profile=smoke", "overrides=3"], "overrides: must be a map"),
+        (
+            ["profile=smoke", "claims=[]", "rows=[{id: a, method: bgoo, notebook: 10_bgo}]", NO_REMOVALS],
+            "smoke.yaml with overrides: rows[0].method: 'bgoo' is not allowed; registered methods: bgo, bm25, ",
+        ),
         (
             ["profile=smoke", "testbeds={mine: {corpus: {kind: file, path: '/tmp/{x}/mine.jsonl'}}}"],
             "testbeds.mine.corpus.path: '/tmp/{x}/mine.jsonl' is not allowed; Snakemake reads braces as wildcards",
