@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset
 
+REWRITE = "delete {0} and {0}.json and run the step that writes them again"
 SEAL = "record_sha256"  # of everything else in a record
 Expected = Mapping[str, Any] | None
 
@@ -116,7 +117,7 @@ def load_arrays(
     checksums stand in the index of its folder (:func:`check_pinned`).
     """
     path = Path(path)
-    cure = cure or _rewrite(path)
+    cure = cure or REWRITE.format(path.name)
     content, record = _pair(path, kind, expect, cure, pinned)
     arrays = _arrays(path, content, cure)
     missing = ", ".join(sorted(set(keys) - set(arrays)))
@@ -146,7 +147,7 @@ def read_table(
     import pandas as pd
 
     path, wanted = Path(path), list(columns)
-    cure = cure or _rewrite(path)
+    cure = cure or REWRITE.format(path.name)
     content, _ = _pair(path, kind, expect, cure)
     with reading(path, cure):
         frame = pd.read_csv(io.BytesIO(content))
@@ -198,8 +199,7 @@ def check_record(
 
 def check_pinned(path: str | Path, cure: str) -> None:
     """Refuse a committed file whose SHA-256 is not the one that ``index.json`` of its folder gives for its name."""
-    path = Path(path)
-    listing = path.parent / "index.json"
+    path, listing = Path(path), Path(path).parent / "index.json"
     for file in (path, listing):
         require(file.exists(), file, "not found", cure)
     index = read_json(listing, cure)
@@ -251,7 +251,3 @@ def _arrays(path: str | Path, content: bytes, cure: str) -> dict[str, np.ndarray
 
 def _record_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
-
-
-def _rewrite(path: Path) -> str:
-    return f"delete {path.name} and {path.name}.json and run the step that writes them again"

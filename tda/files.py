@@ -82,7 +82,7 @@ def reading(path: str | Path, cure: str = "", folder: bool = False) -> Iterator[
 
 
 def require(fact: bool, path: str | Path, problem: str, cure: str = "") -> None:
-    """:class:`ArtefactError` ``<path>: <problem>; <cure>`` unless ``fact``; the usual cure is to write the file again."""
+    """:class:`ArtefactError` ``<path>: <problem>; <cure>`` unless ``fact``; no ``cure``: :func:`rerun`."""
     if not fact:
         raise ArtefactError(f"{path}: {problem}; {cure or rerun(path)}")
 
