@@ -660,7 +660,7 @@ _FAULTS = [
      "to_rgb(SHADES[weight > 0])", "to_rgb(SHADES[weight < 0])",
      "test_plotting.py::test_proponents_are_orange_and_opponents_blue"),
     ("plotting.py", "an interval drawn from its value",
-     "ax.plot([line.ci_low, line.ci_high], [y, y]", "ax.plot([line.value, line.ci_high], [y, y]",
+     "(line.value, line.ci_low, line.ci_high)", "(line.value, line.value, line.ci_high)",
      "test_plotting.py::test_dots_and_intervals_are_the_numbers"),
     ("models.py", "the split of queries ignored",
      'split in (None, r["split"])', "True",

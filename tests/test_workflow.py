@@ -186,7 +186,7 @@ import tda.config
 from tda import plotting
 figure, ax = plt.subplots()
 ax.plot([0, 1])
-plotting.save(figure, tda.config.load(profile, overrides), "99_alone")
+plotting.save_to(figure, tda.config.figures_dir(tda.config.load(profile, overrides)) / "99_alone.png")
 """
 ALONE_FILE = """
 testbeds: []
