@@ -21,8 +21,7 @@ from tda.curvature.layers import passes
 from tda.output_loss import IGNORE
 from tda.task import Task, say_once
 from tda.tools import cache, options
-from tda.tools.cache import remembered
-from tda.tools.content import digest
+from tda.tools.cache import digest, remembered
 
 LLAMA = {"vocab_size": 61, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
          "num_key_value_heads": 1, "max_position_embeddings": 16}  # fmt: skip

@@ -21,9 +21,7 @@ def trajectory(task: Task, checkpoints: int) -> list[tuple[Task, float]]:
     """
     known = () if task.run is None else task.run.checkpoints
     if not known:
-        raise ValueError(
-            f"the task {task.name!r} has no checkpoints; train with training.checkpoints, or use one model."
-        )
+        raise ValueError(f"task {task.name!r} has no checkpoints; train with training.checkpoints, or use one model.")
     count = checkpoints or len(known)
     if not 0 < count <= len(known) or count != int(count):
         raise ValueError(
