@@ -34,19 +34,16 @@ Expected = Mapping[str, Any] | None
 def save_arrays(path: str | Path, arrays: dict[str, np.ndarray], record: dict) -> Path:
     """Write ``arrays`` as a compressed ``.npz`` and ``record`` as ``<path>.json``; equal arrays give equal bytes.
 
-    ``record`` must hold ``kind`` (what the file is, checked again on reading); ``sha256``, ``shapes`` and ``dtypes``
-    are added. Raises ``ValueError`` for a path that is not ``.npz``, a record without ``kind`` or an array of Python
-    objects.
+    ``record`` must hold ``kind``; ``sha256``, ``shapes`` and ``dtypes`` are added. ``ValueError`` for a path that is no
+    ``.npz``, a record without ``kind`` or an array of Python objects.
     """
     path, arrays = Path(path), _numeric(path, arrays)
     with atomic(path) as temporary:
         np.savez_compressed(temporary, **arrays)
-        described = {
-            "sha256": file_sha256(temporary),
-            "shapes": {name: list(array.shape) for name, array in arrays.items()},
-            "dtypes": {name: str(array.dtype) for name, array in arrays.items()},
-        }
-        write_record(_record_path(path), record | described)
+        shapes = {name: list(array.shape) for name, array in arrays.items()}
+        dtypes = {name: str(array.dtype) for name, array in arrays.items()}
+        about = {"sha256": file_sha256(temporary), "shapes": shapes, "dtypes": dtypes}
+        write_record(f"{path}.json", record | about)
     return path
 
 
@@ -72,14 +69,12 @@ def write_table(path: str | Path, frame: pd.DataFrame, record: dict | None = Non
         frame.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n", encoding="utf-8")
         if record is not None:
             about = {"sha256": file_sha256(temporary), "lines": len(frame), "columns": list(frame.columns)}
-            write_record(_record_path(path), record | about)
+            write_record(f"{path}.json", record | about)
     return path
 
 
 def save_rows(folder: str | Path, rows: list[dict]) -> str:
-    """Write ``rows`` as a ``datasets.Dataset`` in place of what was there; returns the :func:`digest` of its content,
-    which :func:`load_rows` asks for.
-    """
+    """Write ``rows`` as a ``datasets.Dataset`` in place of what was there; returns their :func:`digest`."""
     from datasets import Dataset
 
     remove(folder)
@@ -112,14 +107,14 @@ def seal(record: Mapping) -> dict:
 def load_arrays(
     path: str | Path, kind: str, keys: Iterable[str] = (), expect: Expected = None, cure: str = "", pinned: bool = False
 ) -> tuple[dict[str, np.ndarray], dict]:
-    """Read what :func:`save_arrays` wrote, as ``(arrays, record)``, after checking ``kind``, hash, what the record must
-    say (``expect``, see :func:`check_record`) and that ``keys`` are present. ``pinned``: the pair is committed and its
-    checksums stand in the index of its folder (:func:`check_pinned`).
+    """Read what :func:`save_arrays` wrote, as ``(arrays, record)``, after :func:`check_record`; it must have ``keys``.
+    ``pinned``: the pair is committed, with its checksums in the index of its folder (:func:`check_pinned`).
     """
     path = Path(path)
     cure = cure or REWRITE.format(path.name)
     content, record = _pair(path, kind, expect, cure, pinned)
-    arrays = _arrays(path, content, cure)
+    with reading(path, cure):
+        arrays = _arrays(content)
     missing = ", ".join(sorted(set(keys) - set(arrays)))
     require(not missing, path, f"has no array {missing} (it has {', '.join(sorted(arrays))})", cure)
     return arrays, record
@@ -128,9 +123,7 @@ def load_arrays(
 def load_sealed(path: str | Path, kind: str, expect: Expected = None, cure: str = "") -> tuple[dict, dict]:
     """Read what :func:`save_sealed` wrote, as ``(arrays, record)``, after the same checks."""
     with reading(path, cure):
-        content = Path(path).read_bytes()
-    arrays = _arrays(path, content, cure)
-    with reading(path, cure):
+        arrays = _arrays(Path(path).read_bytes())
         record = json.loads(str(arrays.pop("record")))
     check_record(path, record, kind, expect, cure)
     same = digest(arrays) == record.get("sha256")
@@ -141,9 +134,7 @@ def load_sealed(path: str | Path, kind: str, expect: Expected = None, cure: str 
 def read_table(
     path: str | Path, kind: str, columns: Iterable[str], expect: Expected = None, cure: str = ""
 ) -> pd.DataFrame:
-    """Read a table that :func:`write_table` wrote with a record, checked as in :func:`load_arrays`; it must have
-    exactly these ``columns`` and at least one line.
-    """
+    """Read what :func:`write_table` wrote, after :func:`check_record`; it must have these ``columns``, and lines."""
     import pandas as pd
 
     path, wanted = Path(path), list(columns)
@@ -192,7 +183,7 @@ def check_record(
     if sealed:
         require(seal(record)[SEAL] == record[SEAL], path, "its record was edited (its checksum differs)", cure)
     other = [name for name, value in (expect or {}).items() if record.get(name) != plain(value)]
-    found, wanted = (", ".join(f"{n} {_short(v.get(n))}" for n in other) for v in (record, plain(expect or {})))
+    found, wanted = (", ".join(f"{n} {said.get(n)!r}" for n in other) for said in (record, plain(expect or {})))
     why = " (built from other settings, documents or queries than the present ones)" if other == ["key"] else ""
     require(not other, path, f"holds {found} where {wanted} was expected{why}", cure)
 
@@ -221,13 +212,9 @@ def _numeric(path: str | Path, arrays: Mapping[str, Any]) -> dict[str, np.ndarra
     return found
 
 
-def _short(value: Any) -> str:
-    return f"{value[:12]!r}..." if isinstance(value, str) and len(value) == 64 else repr(value)
-
-
 def _pair(path: Path, kind: str, expect: Expected, cure: str, pinned: bool = False) -> tuple[bytes, dict]:
     """Content of a file and its record, after all checks that need no look inside."""
-    beside = _record_path(path)
+    beside = Path(f"{path}.json")
     for file in (path, beside) if pinned else ():
         check_pinned(file, cure)
     with reading(path, cure):
@@ -241,13 +228,8 @@ def _pair(path: Path, kind: str, expect: Expected, cure: str, pinned: bool = Fal
     return content, record
 
 
-def _arrays(path: str | Path, content: bytes, cure: str) -> dict[str, np.ndarray]:
-    with reading(path, cure):
-        if not zipfile.is_zipfile(io.BytesIO(content)):  # numpy would advise to unpickle it
-            raise ValueError("not a readable .npz")
-        with np.load(io.BytesIO(content), allow_pickle=False) as found:
-            return {name: found[name] for name in found.files}
-
-
-def _record_path(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
+def _arrays(content: bytes) -> dict[str, np.ndarray]:
+    if not zipfile.is_zipfile(io.BytesIO(content)):  # numpy would advise to unpickle it
+        raise ValueError("not a readable .npz")
+    with np.load(io.BytesIO(content), allow_pickle=False) as found:
+        return {name: found[name] for name in found.files}

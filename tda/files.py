@@ -38,10 +38,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         require(not path.is_dir(), path, "a folder where a file belongs", "delete it and run again")
         folder = next(parent for parent in path.absolute().parents if parent.exists())
-        raise ArtefactError(
-            f"{path}: could not be written ({error}; {shutil.disk_usage(folder).free / 1e6:.0f} MB free on that disk); "
-            f"the old file, if any, is unchanged: make room or check the folder's permissions, then run again"
-        ) from error
+        room = f"{shutil.disk_usage(folder).free / 1e6:.0f} MB free on that disk"
+        cure = "the old file, if any, is unchanged: make room or check the folder's permissions, then run again"
+        raise ArtefactError(f"{path}: could not be written ({error}; {room}); {cure}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -62,8 +61,8 @@ def reading(path: str | Path, cure: str = "", folder: bool = False) -> Iterator[
     path, cure = Path(path), cure or rerun(path)
     try:
         if path.exists() and path.is_dir() != folder:
-            found, wanted = ("a file", "a folder") if folder else ("a folder", "a file")
-            raise ArtefactError(f"{path}: {found} where {wanted} belongs; {cure}")
+            problem = "a file where a folder belongs" if folder else "a folder where a file belongs"
+            raise ArtefactError(f"{path}: {problem}; {cure}")
         if path.exists() and not os.access(path, os.R_OK):  # libraries call it "not found", or damage
             raise PermissionError("permission denied")
         yield
@@ -135,10 +134,8 @@ def exclusive(folder: str | Path) -> Iterator[None]:
         except OSError as error:
             handle.seek(0)
             owner = handle.read().strip() or "unknown"
-            raise ArtefactError(
-                f"{folder}: another run (process {owner}) is working in this folder; wait until it "
-                "ends, or give this run parameters or a profile of its own"
-            ) from error
+            cure = "wait until it ends, or give this run parameters or a profile of its own"
+            raise ArtefactError(f"{folder}: another run (process {owner}) is working in this folder; {cure}") from error
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()

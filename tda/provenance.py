@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -122,13 +123,9 @@ def record(parameters: dict, seeds: Iterable[int] | int, **extra: Any) -> dict[s
 
     ``watch=stopwatch`` stores ``seconds``, ``cpu_seconds`` and ``peak_mb`` of a finished :class:`Stopwatch`.
     """
-    watch = extra.pop("watch", None)
-    if watch is not None:
-        extra |= {
-            "seconds": round(watch.seconds, 3),
-            "cpu_seconds": round(watch.cpu_seconds, 3),
-            "peak_mb": round(watch.peak_mb, 1),
-        }
+    if watch := extra.pop("watch", None):
+        extra |= {"seconds": round(watch.seconds, 3), "cpu_seconds": round(watch.cpu_seconds, 3)}
+        extra["peak_mb"] = round(watch.peak_mb, 1)
     seeds = [int(seed) for seed in ([seeds] if isinstance(seeds, int) else seeds)]
     return {"parameters": parameters, "seeds": seeds, "inputs": {}, "environment": environment_record(), **extra}
 
@@ -167,16 +164,10 @@ def _dotted_names(tree: ast.AST, package: str) -> set[str]:
 
 def _module_files(name: str) -> list[Path]:
     """The module behind a dotted name, and ``__init__.py`` of each package below ``tda`` on the way."""
-    files, folder = [], ROOT / "tda"
-    for part in name.split(".")[1:]:
-        if (folder / part / "__init__.py").exists():
-            folder = folder / part
-            files.append(folder / "__init__.py")
-        elif (folder / f"{part}.py").exists():
-            return [*files, folder / f"{part}.py"]
-        else:
-            break
-    return files
+    parts = name.split(".")
+    places = [ROOT.joinpath(*parts[:depth]) for depth in range(2, len(parts) + 1)]
+    files = (file for place in places for file in (place / "__init__.py", place.with_suffix(".py")))
+    return [file for file in files if file.exists()]
 
 
 def _cells(path: Path) -> list[tuple[str, str]]:
@@ -190,11 +181,9 @@ def _code(path: Path) -> str:
 
 
 def _cpu_name() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
+    cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8") if sys.platform == "linux" else ""
+    named = re.search(r"^model name[^:]*:(.*)", cpus, re.MULTILINE)
+    return named[1].strip() if named else platform.processor() or "unknown"
 
 
 def _threads() -> int | None:
@@ -206,9 +195,7 @@ def _threads() -> int | None:
 
 @functools.cache
 def _git() -> dict[str, Any] | None:
-    """``{"commit", "dirty"}`` when first asked, or ``None`` outside a git repository, before its first commit or
-    without git. Asked once a process: with edited notebooks the filter of ``git status`` takes seconds.
-    """
+    """``{commit, dirty}``, or ``None`` without git, a repository or a commit; asked once, a status takes seconds."""
 
     def ask(*arguments: str) -> str | None:
         try:

@@ -687,7 +687,7 @@ _FAULTS = [
      "if value.is_floating_point() and value.isnan().any():",
      "test_door.py::test_images_with_other_columns_or_labels_are_refused"),
     ("tools/door.py", "a model left in training mode stays in it",
-     "        module.training = False", "        module.training = True",
+     "            module.training = False", "            module.training = True",
      "test_door.py::test_a_model_left_in_training_mode_is_read_in_evaluation_mode"),
     ("tools/door.py", "a model is not given back as it was",
      "            module.training = True", "            module.training = False",

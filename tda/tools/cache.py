@@ -1,9 +1,9 @@
 """Results that several calls share: kept in memory for the next call on equal contents, charged to all who use them.
 
-Rows of a table often differ only in how the same numbers are read (two directions of one sweep, two damping values on
-one Gram matrix). Recomputing them would double the cost of a run; a silent cache would make the second row look free.
-So a remembered result knows the seconds that it took, and the remembered results that it was made from; whoever takes
-it out is charged for all of them, each once per :class:`tda.provenance.Stopwatch`, as if nobody had computed them.
+Rows of a table often differ only in how the same numbers are read. Recomputing them would double the cost of a run; a
+silent cache would make the second row look free. So a remembered result knows the seconds that it and the remembered
+results that it was made from took; whoever takes it out is charged for all of them, each once per
+:class:`tda.provenance.Stopwatch`, as if nobody had computed them.
 """
 
 from __future__ import annotations
@@ -52,9 +52,8 @@ def forget() -> None:
 def remembered(size: int = 1) -> Callable:
     """Decorator: keep the last ``size`` results of a function.
 
-    Arguments are compared by what they hold (:func:`digest`): a corpus that is changed in place is another corpus, and
-    an equal copy is the same. The arguments are held as well, for what is only known by its identity; a result whose
-    own arguments have changed since is not given out, for it may look at them. An old result is freed *before* a new
+    Arguments are compared by what they hold (:func:`digest`), and kept, as some are known by identity only. A result
+    whose arguments have changed since is not given out, for it may look at them. An old result is freed *before* a new
     one is computed. ``function.forget()`` empties the memory.
     """
 
@@ -107,10 +106,9 @@ def _compute(function: Callable, arguments: tuple) -> _Entry:
 def digest(value: Any) -> str:
     """What an object holds, as 64 hexadecimal digits: equal contents, equal digest.
 
-    A tensor counts through its bytes, a network through its parameters, buffers and printed structure, a function
-    through its code, its defaults and everything that it refers to in the scope where it was defined, a file through
-    its path, size and time of change. What is none of these counts through its identity, and whoever keeps the digest
-    must keep the object.
+    A tensor counts through its bytes, a network through all that it computes with, a function through its code, its
+    defaults and what it refers to where it was defined, a file through its path, size and time of change. What is none
+    of these counts through its identity: whoever keeps the digest must keep the object.
     """
     reader = _Reader()
     reader.add(value)

@@ -35,30 +35,20 @@ def entered(task: Task, needs: Collection[str], **given: Any) -> Iterator[list[E
     if _inside:  # one method calls another: the outer call has checked
         yield list(admitted.values())
         return
+    in_training = [module for module in task.model.modules() if module.training] if task.model is not None else []
     _inside.append(task)
     try:
-        with _evaluating(task), torch.inference_mode(False), torch.enable_grad():
-            _ask(task, needs, admitted)
-            with _told(task, admitted if "params" in needs else {}):
-                yield list(admitted.values())
+        for module in in_training:
+            module.training = False
+        with torch.inference_mode(False), torch.enable_grad():
+            yield from _asked(task, needs, admitted)
     finally:
         _inside.pop()
-
-
-@contextmanager
-def _evaluating(task: Task) -> Iterator[None]:
-    """The task's model in evaluation mode, whatever it was left in (dropout off, batch norm fixed); then as it was."""
-    training = [m for m in task.model.modules() if m.training] if task.model is not None else []
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
+        for module in in_training:
             module.training = True
 
 
-def _ask(task: Task, needs: Collection[str], admitted: dict[str, Examples]) -> None:
+def _asked(task: Task, needs: Collection[str], admitted: dict[str, Examples]) -> Iterator[list[Examples]]:
     if "params" in needs:
         _check_model(task, "outputs" in needs)
         for what, examples in admitted.items():
@@ -67,19 +57,15 @@ def _ask(task: Task, needs: Collection[str], admitted: dict[str, Examples]) -> N
         for need in {"text", "group", "features"} & set(needs):
             with named_errors(f"{what}: encode[{need!r}] of task {task.name!r}", examples):
                 task.encode[need](take(examples, slice(0, 1)))
-
-
-@contextmanager
-def _told(task: Task, admitted: dict[str, Examples]) -> Iterator[None]:
     try:
-        yield
+        yield list(admitted.values())
     except (ValueError, RuntimeError, IndexError, KeyError, TypeError) as error:
         if "forward AD" in str(error):  # a NotImplementedError, which is a RuntimeError
             raise ValueError(
                 f"task {task.name!r}: its fused attention has no forward-mode derivative, which this needs. Load "
                 f"the model with attn_implementation='eager'."
             ) from error
-        names = "".join(broken(task, examples, what) for what, examples in admitted.items())
+        names = "".join(broken(task, x, what) for what, x in admitted.items()) if "params" in needs else ""
         if not names:
             raise
         kind = type(error) if isinstance(error, ValueError) else ValueError

@@ -1,8 +1,6 @@
-"""What the options of a method may be: type and range, stated once.
-
-``damping: Positive = 0.1`` is checked wherever an option enters: when the method is called, and when the configuration
-is read, so that a row with ``damping: "0.1"`` stops there and not in the middle of a chapter. It stands in the method's
-signature or, where there are many, in a frozen dataclass with keyword-only fields, each made by :func:`option`.
+"""What the options of a method may be: type and range, stated once and checked wherever an option enters, when the
+method is called and when the configuration is read. ``damping: Positive = 0.1`` stands in the method's signature or,
+where there are many, in a frozen dataclass with keyword-only fields, each made by :func:`option`.
 """
 
 from __future__ import annotations

@@ -30,21 +30,18 @@ def probe(task: Task, examples: Examples, what: str) -> None:
     """
     getattr(task.loss_fn, "check", lambda *_: None)(examples, what)
     few = take(examples, _telling(examples))
-    each, count = _losses(task, few, what), n_examples(few)
-    if each.shape != (count,):
-        raise ValueError(
-            f"task {task.name!r}: loss_fn(params, batch, 'example') has shape {tuple(each.shape)} for {count} "
-            f"examples, where one loss an example is expected."
-        )
+    each, total, count = _losses(task, few, what), _losses(task, few, what, "sum"), n_examples(few)
+    for reduction, loss, shape in (("example", each, (count,)), ("sum", total, ())):
+        if loss.shape != shape:
+            raise ValueError(
+                f"task {task.name!r}: loss_fn(params, batch, {reduction!r}) has shape {tuple(loss.shape)} for {count} "
+                f"examples, where {shape} is expected."
+            )
     if not each.isfinite().all():
-        raise ValueError(
-            f"task {task.name!r} cannot be attributed.{broken(task, examples, what)} Repair or remove them."
-        )
+        named = broken(task, examples, what)
+        raise ValueError(f"task {task.name!r} cannot be attributed.{named} Repair or remove them.")
     alone = [take(few, slice(i, i + 1)) for i in range(count)]
     cut = torch.cat([_losses(task, batch_of(example), what) for example in alone])
-    total = _losses(task, few, what, "sum")
-    if total.dim():
-        raise ValueError(f"task {task.name!r}: its 'sum' has shape {tuple(total.shape)}, where one number is expected.")
     for other, problem, cure in (
         (_losses(task, few, what), "draws at random (two calls differ)", "put the model that it uses into task.model"),
         (torch.cat([_losses(task, example, what) for example in alone]), "mixes the examples of a batch",
