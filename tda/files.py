@@ -154,10 +154,8 @@ def plain(obj: Any) -> Any:
         return [plain(value) for value in obj]
     if isinstance(obj, (set, frozenset)):
         return sorted(plain(value) for value in obj)
-    if isinstance(obj, np.ndarray):
-        return plain(obj.tolist())
-    if isinstance(obj, np.generic):
-        return obj.item()
+    if isinstance(obj, (np.ndarray, np.generic)):
+        return plain(obj.tolist()) if obj.ndim else obj.item()
     if isinstance(obj, os.PathLike):
         return os.fspath(obj)
     return obj
