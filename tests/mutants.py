@@ -365,10 +365,10 @@ _FAULTS = [
      "(low <= true) & (true <= high)", "(low <= true) | (true <= high)",
      "test_evaluation_lds.py::test_lds_interval_covers_and_the_naive_bootstrap_does_not"),
     # --- bank, retraining, training
-    ("designs.py", "the config's seed forgotten in a design",
+    ("bank.py", "the config's seed forgotten in a design",
      '[testbed.config["seed"], 31, sum(map(ord, name))]', "[31, sum(map(ord, name))]",
      "test_bank.py::test_seed_of_the_config_draws_the_subsets"),
-    ("designs.py", "groups about the tune queries",
+    ("bank.py", "groups about the tune queries",
      'if row["split"] == "test"]', 'if row["split"] == "tune"]',
      "test_bank.py::test_left_out_people_and_facts_are_asked_about"),
     ("bank.py", "the first subset in place of the full run",

@@ -137,10 +137,6 @@ class Modality(ABC):
     def targets(self, asked: Examples) -> np.ndarray:
         """Number of targets of the main loss of every query, [Q]."""
 
-    def second_output(self, testbed: Testbed) -> str | None:
-        """Name of the second loss of a query, or ``None``."""
-        return self.SECOND
-
     @abstractmethod
     def outputs(self, loss_fn: Callable[..., Tensor], params: Params, asked: Examples) -> np.ndarray:
         """Losses [1, Q] or, with a second one, [2, Q] float32 of every query."""
