@@ -125,8 +125,9 @@ def save_rows(folder: str | os.PathLike, rows: list[dict]) -> str:
     """Write ``rows`` as a ``datasets.Dataset`` on disk, in place of what was there; returns the :func:`digest` of its
     content, which :func:`load_rows` asks for.
     """
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
 
+    disable_progress_bars()
     remove(folder)
     made = Dataset.from_list(rows)
     made.save_to_disk(folder)

@@ -112,8 +112,7 @@ def run_shard(testbed: Testbed, name: str, shard: int, progress: Callable[[str],
     return summary
 
 
-def _cost(done: list[Retrained]) -> dict[str, float]:
-    """Core-seconds that these models took to train, whenever that was, and FLOPs."""
+def _cost(done: list[Retrained]) -> dict[str, float]:  # core-seconds of training, whenever that was
     return {"training_seconds": float(sum(d.seconds for d in done)), "flops": sum(d.flops for d in done)}
 
 
@@ -159,8 +158,8 @@ def load(testbed: Testbed, name: str) -> Bank:
 
 def _read(testbed: Testbed, plan: Design, path: Path, cure: str, about: dict | None = None) -> Bank:
     """The bank at ``path``, refused unless it is the one of ``plan``; a shipped one has no ``about``, but is pinned."""
-    rows = models.query_rows(testbed)
-    drawn, m, (r, q) = _drawn(plan, rows), len(plan.subsets), (len(plan.seeds), len(rows))
+    drawn = _drawn(plan, models.query_rows(testbed))
+    m, r, q = (len(drawn[name]) for name in ("subsets", "seeds", "split"))
     shapes = {"outputs": (m, r, q)}
     if testbed.modality.SECOND:
         shapes["outputs_second"] = (m, r, q)

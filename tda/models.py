@@ -140,9 +140,7 @@ def _task(testbed: Testbed, seed: int, key: str) -> Task:
     """One object per trained model, so that what methods derive from it (a Fisher) can be kept with it."""
     runs = {run["seed"]: run for run in base_record(testbed)["runs"]}
     if seed not in runs:
-        raise ValueError(
-            f"testbed {testbed.name!r} has no base model of seed {seed}; trained seeds are {sorted(runs)}."
-        )
+        raise ValueError(f"testbed {testbed.name!r}: no base model of seed {seed}; trained seeds are {sorted(runs)}.")
     model, _ = initial(testbed, seed)
     modality, recipe = testbed.modality, Recipe.of(testbed.settings["training"])
     loss_fn = modality.loss_function(model)
