@@ -84,11 +84,7 @@ def retrained(testbed: Testbed, mask: np.ndarray, seed: int, how: str) -> Retrai
 
 
 def retrain_all(
-    testbed: Testbed,
-    wanted: Sequence[tuple[np.ndarray, int]],
-    how: str,
-    label: str,
-    progress: Callable[[str], None] | None = None,
+    testbed: Testbed, wanted: Sequence[tuple], how: str, label: str, progress: Callable[[str], None] | None = None
 ) -> list[Retrained]:
     """:func:`retrained` for every (mask, seed) of ``wanted``, in order, ``modality.AT_ONCE`` trained at a time, with a
     line of progress every eight models.

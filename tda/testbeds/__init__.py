@@ -1,8 +1,8 @@
 """Testbeds: a corpus with known provenance, the model trained on it, its queries and its retraining bank.
 
 ``load("people", profile="smoke")`` returns a :class:`Testbed`; whatever is missing on disk is built when it is first
-asked for, and kept. A kind of corpus is one module that registers itself (``people``, ``authors``, ``custom``,
-``digits``; they are imported at the end); what it offers is said in :mod:`tda.testbeds.modality`.
+asked for, and kept. A kind of corpus is one module that registers itself; what it offers is said in
+:mod:`tda.testbeds.modality`.
 """
 
 from __future__ import annotations
@@ -15,24 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tda.config
-from tda.artefacts import (
-    ArtefactError,
-    exclusive,
-    file_sha256,
-    key_of,
-    load_rows,
-    read_record,
-    reading,
-    remove,
-    require,
-    save_rows,
-    write_record,
-)
+from tda import artefacts
+from tda.artefacts import ArtefactError, file_sha256, key_of, read_record, remove
 from tda.provenance import Stopwatch, record
 from tda.saved import read_files
 from tda.task import Examples, use_threads
+from tda.testbeds import authors, custom, digits, people  # noqa: F401 (each registers its kinds)
 from tda.testbeds.modality import KINDS, Modality
-from tda.testbeds.tables import require_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,12 +42,16 @@ class Testbed:
         """The training documents, shuffled when built (columns: doc_id, text, entity, facts, template, style, ...; of
         images: doc_id, pixels, label, original, flipped, entity).
         """
-        return _dataset(self, "documents")
+        return self._rows("documents")
 
     @cached_property
     def probes(self) -> Dataset:
         """Candidate queries that the corpus itself offers; the model decides which become queries."""
-        return _dataset(self, "probes")
+        return self._rows("probes")
+
+    def _rows(self, part: str) -> Dataset:
+        wanted, folder = self.require_corpus()["contents"][part], self.folder / "corpus"
+        return artefacts.load_rows(folder / part, wanted, f"delete {folder} and run again")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -66,9 +59,9 @@ class Testbed:
 
         path, cure = self.folder / "corpus" / "tokenizer.json", f"delete {self.folder / 'corpus'} and run again"
         wanted = self.require_corpus()["contents"].get("tokenizer")
-        with reading(path, cure):
-            found = file_sha256(path)
-            require(found == wanted, path, "truncated, edited or of another testbed (sha256 differs)", cure)
+        with artefacts.reading(path, cure):
+            same = file_sha256(path) == wanted
+            artefacts.require(same, path, "truncated, edited or of another testbed (sha256 differs)", cure)
             tokenizer = Tokenizer.from_file(str(path))
         tokenizer.encode_special_tokens = True  # not kept in the file: "<eos>" written in a text is text
         return tokenizer
@@ -91,9 +84,7 @@ class Testbed:
         return self._corpus_key(*self._made_from())
 
     def _made_from(self) -> list:
-        """What the corpus is made from: SHA-256 of its file, and of the files of the saved model that lends its
-        tokenizer.
-        """
+        """SHA-256 of the file that the corpus is made from, and of those of the saved model that lends a tokenizer."""
         file, tokenizer = self.modality.source(self.settings["corpus"]), self.settings["model"].get("from")
         if tokenizer:
             tokenizer = read_files(tokenizer) or tokenizer
@@ -112,9 +103,9 @@ class Testbed:
         if own and path.exists():
             made = read_record(path, "corpus", {"testbed": self.name})
             edited = made["key"] != self.corpus_key and made["key"] == self._corpus_key(*made["made_from"])
-        if own and (edited or not path.exists()) and self._corpus_key(*self._made_from()) != self.corpus_key:
-            raise ArtefactError(f"{self.settings['corpus']['path']} was edited after it was loaded. Load it again.")
         if edited or not path.exists():
+            if own and self._corpus_key(*self._made_from()) != self.corpus_key:
+                raise ArtefactError(f"{self.settings['corpus']['path']} was edited after it was loaded. Load it again.")
             build_corpus(self, anew=edited)
         return check_key(path, "corpus", self.name, self.corpus_key)
 
@@ -136,11 +127,10 @@ def load(name: str | os.PathLike, profile: str = "smoke", overrides: dict | None
     if name.lower().endswith((".jsonl", ".parquet")):
         try:  # not resolved: a link keeps the name that the user gives
             path = Path(os.path.abspath(Path(name).expanduser()))
-            require_file(path)
+            custom.require_file(path)
         except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"{name!r} cannot be a file ({error}). Give the path of a .jsonl or .parquet file."
-            ) from None
+            message = f"{name!r} cannot be a file ({error}). Give the path of a .jsonl or .parquet file."
+            raise ValueError(message) from None
         given = overrides.get("testbeds") or {}
         if isinstance(given, dict) and all(isinstance(entry, dict) for entry in given.values()):
             name, overrides["testbeds"] = _own(path, profile, given)
@@ -164,10 +154,9 @@ def _own(path: Path, profile: str, testbeds: dict) -> tuple[str, dict]:
     if not isinstance(corpus, dict) or {"kind", "path"} & set(corpus):
         raise ValueError(f"testbeds.{stem}.corpus: the file {path} says its kind and path; leave them out.")
     if unused := sorted(set(testbeds) & {path.name, path.stem} - {stem, name}):
-        raise ValueError(
-            f"overrides.testbeds: {unused[0]!r} is the testbed {name!r}; write its settings under that name."
-        )
-    entry = {**mine, "corpus": {"kind": "file", "path": str(path), **(mine.get("corpus") or {})}}
+        given = f"overrides.testbeds: {unused[0]!r} is the testbed {name!r}"
+        raise ValueError(f"{given}; write its settings under that name.")
+    entry = {**mine, "corpus": {"kind": "file", "path": str(path), **corpus}}
     return name, {**{other: testbeds[other] for other in testbeds if other != stem}, name: entry}
 
 
@@ -175,45 +164,25 @@ def build_corpus(testbed: Testbed, anew: bool = False) -> dict:
     """Generate or cut the corpus and write it to ``<folder>/corpus``; returns its report. Replaces what was there; with
     ``anew`` also the models and results, once the corpus could be made.
     """
-    from datasets import disable_progress_bars
-
-    disable_progress_bars()
     target = testbed.folder / "corpus"
-    with exclusive(testbed.folder):
+    with artefacts.exclusive(testbed.folder):
         with Stopwatch() as watch:
             built = testbed.modality.build(testbed)
-        if anew:
-            _clear(testbed.folder)
-        remove(target / "record.json")
-        contents = {part: save_rows(target / part, built[part]) for part in ("documents", "probes")}
+        for path in testbed.folder.iterdir() if anew else [target / "record.json"]:
+            if path.name != ".lock":
+                remove(path)
+        contents = {part: artefacts.save_rows(target / part, built[part]) for part in ("documents", "probes")}
         if "tokenizer" in built:
             built["tokenizer"].save(str(target / "tokenizer.json"))
             contents["tokenizer"] = file_sha256(target / "tokenizer.json")
         details = {"kind": "corpus", "testbed": testbed.name, "key": testbed.corpus_key, "contents": contents}
-        details["made_from"] = testbed._made_from()
-        made = record(testbed.settings["corpus"], testbed.config["seed"], report=built["report"], watch=watch)
-        write_record(target / "record.json", made | details)
+        details |= {"made_from": testbed._made_from(), "report": built["report"]}
+        made = record(testbed.settings["corpus"], testbed.config["seed"], watch=watch, **details)
+        artefacts.write_record(target / "record.json", made)
     return built["report"]
 
 
-def _clear(folder: Path) -> None:
-    """Remove what was made from a user's file as it was: corpus, models, queries, banks, scores."""
-    for path in folder.iterdir():
-        if path.name != ".lock":
-            remove(path)
-
-
 def check_key(path: Path, kind: str, testbed: str, key: str) -> dict:
-    """The record at ``path``, refused if it is damaged, of another testbed or made from other settings than the present
-    ones.
-    """
+    """The record at ``path``, refused if it is damaged, of another testbed or made from other settings than now."""
     cure = f"run the workflow again (it rebuilds what changed), or delete {path.parent}"
     return read_record(path, kind, {"testbed": testbed, "key": key}, cure)
-
-
-def _dataset(testbed: Testbed, part: str) -> Dataset:
-    wanted, folder = testbed.require_corpus()["contents"][part], testbed.folder / "corpus" / part
-    return load_rows(folder, wanted, f"delete {folder.parent} and run again")
-
-
-from tda.testbeds import authors, custom, digits, people  # noqa: E402, F401 (each registers its kinds)
