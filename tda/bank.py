@@ -10,13 +10,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from tda import artefacts, config, models
-from tda.artefacts import atomic, key_of, read_json, require, write_json
+from tda.artefacts import atomic, key_of, require, write_json
 from tda.provenance import Stopwatch, record
 from tda.retrain import Retrained, bank_seeds, retrain_all, retrained, truth_key
 from tda.testbeds import Testbed
@@ -230,21 +229,3 @@ def disagreement(again: np.ndarray, shipped: np.ndarray, outputs: np.ndarray) ->
         if not found <= most:
             return f"{what} differs by {found:.3f} (two seeds of one subset: at most {most:.3f})"
     return ""
-
-
-def ship(testbed: Testbed) -> list[Path]:
-    """Copy a testbed's banks, and the queries they were measured on, to ``data/banks``, to be committed."""
-    paths = [write_json(shipped_path(testbed, "queries").with_suffix(".json"), models.query_rows(testbed))]
-    for name, suffix in product(testbed.settings["designs"], ("", ".json")):
-        load(testbed, name)
-        paths.append(Path(f"{shipped_path(testbed, name)}{suffix}"))
-        with atomic(paths[-1]) as temporary:
-            shutil.copyfile(f"{testbed.folder / f'bank_{name}.npz'}{suffix}", temporary)
-    return [*paths, pin(paths)]
-
-
-def pin(paths: list[Path]) -> Path:
-    """List the SHA-256 of committed files of one folder in its ``index.json`` (:func:`tda.artefacts.check_pinned`)."""
-    index = paths[0].parent / "index.json"
-    known = read_json(index) if index.exists() else {}
-    return write_json(index, known | {path.name: artefacts.file_sha256(path) for path in paths})
