@@ -22,8 +22,7 @@ from tda.training import train
 
 def model_key(testbed: Testbed) -> str:
     """Changes with the corpus, the architecture, the recipe and the choice of queries."""
-    s = testbed.settings
-    return key_of([testbed.corpus_key, s["model"], s["training"], s["queries"]])
+    return key_of([testbed.corpus_key, *(testbed.settings[name] for name in ("model", "training", "queries"))])
 
 
 def initial(testbed: Testbed, seed: int) -> tuple[torch.nn.Module, Params]:
@@ -72,8 +71,8 @@ def train_base(testbed: Testbed, progress: Callable[[str], None] | None = None) 
                 digest = save_rows(testbed.folder / "queries", rows)
                 modality.save_pretrained(testbed, model, done.params)
             runs.append(run)
-        details = {"kind": "base models", **about, "runs": runs, "queries": report, "queries_sha256": digest}
-        made = record(testbed.settings["training"], seeds_of(testbed), **details)
+        made = {**about, "runs": runs, "queries": report, "queries_sha256": digest}
+        made = record(testbed.settings["training"], seeds_of(testbed), kind="base models", **made)
         write_record(folder / "record.json", made)
     load_queries.cache_clear()
     _task.cache_clear()
@@ -120,17 +119,13 @@ def query_clusters(testbed: Testbed, chosen: np.ndarray) -> list[str]:
 
 
 def relevance(testbed: Testbed) -> np.ndarray:
-    """[Q, N] bool provenance: documents that state the queried fact (`people`), share the query's entity (other texts),
-    or show the queried class (`digits`).
-    """
+    """[Q, N] bool provenance: documents that state the queried fact, share its entity or show its class."""
     return testbed.modality.relevance(testbed, query_rows(testbed))
 
 
 def load_task(testbed: Testbed, seed: int | None = None) -> Task:
-    """The trained model of a testbed as a :class:`Task` (the first seed unless told otherwise), trained if missing.
-
-    Its ``encode`` offers ``group`` (entity), ``features`` (of a language model mean-pooled final hidden states, of a
-    classifier what its last layer sees) and, for language models, ``text``.
+    """The trained model of a testbed as a :class:`Task` (the first seed unless told otherwise), trained if missing. Its
+    ``encode`` offers ``group`` (entity), ``features`` and, for language models, ``text``.
     """
     return _task(testbed, seeds_of(testbed)[0] if seed is None else seed, base_record(testbed)["key"])
 

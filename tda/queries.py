@@ -1,12 +1,9 @@
 """Queries of a language model, chosen after training, because only what it knows is worth attributing.
 
-- ``held_out``: sentences (or passages) that never occur in training. On `people` these are facts in a wording that no
-  document uses for that person, kept only if the model completes them correctly; the recall is reported.
-- ``unseen_work``: passages of works by the same author that the model never saw (`authors` only).
-- ``generated``: the model's own output; on `people` a statement that no document makes is excluded and counted.
-
-Every query has two losses: the main one (whole sentence; on passages the continuation) and a second one (the answer
-alone; on passages the whole passage).
+``held_out`` never occur in training: on `people` a fact in a wording that no document uses for that person, kept only
+if the model completes it. ``unseen_work`` are passages of works by the same author that the model never saw.
+``generated`` is the model's own output. The main loss covers the whole sentence, or of a passage the continuation; the
+second one the answer alone, or the whole passage.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
 """The `authors` testbed: real public-domain prose, one passage = one document, the author is the truth.
 
-The committed text lies in `data/sources/` (see SOURCES.md there). `index.json` lists the works; "seen" works lend
-training passages and held-out queries, "unseen" works lend only queries. Passages are disjoint runs of whole sentences
-inside one paragraph.
-
-"Finds the author" and "is causal" are two claims: `entity` says who wrote a passage, only retraining says
-which passages lowered a loss.
+`data/sources/index.json` lists the works; "seen" works lend training passages and held-out queries, "unseen" works only
+queries. Passages are disjoint runs of whole sentences inside one paragraph. "Finds the author" and "is causal" are two
+claims: `entity` says who wrote a passage, only retraining says which passages lowered a loss.
 """
 
 from __future__ import annotations

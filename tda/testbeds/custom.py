@@ -1,10 +1,8 @@
 """A corpus of your own: a JSONL or Parquet file with a text column, or a data set of the hub.
 
-Both come through the same door as the built-in testbeds: ``tda.testbeds.load("my.jsonl")``, or an entry of kind
-``file`` or ``hub`` in a profile. Optional columns ``doc_id``, ``entity`` (whatever groups documents: author, person,
-source), ``group``, ``planted``, ``style`` and ``work`` are kept; missing ones are filled with empty strings.
-A twentieth of the documents (at least two) is held out as queries: their second half, given the first.
-Errors name a document by its line of a JSONL file or its row of a table, counted from 1.
+The optional :data:`COLUMNS` are kept; missing ones are filled with empty strings. A twentieth of the documents (at
+least two) is held out as queries: their second half, given the first. Errors name a document by its line of a JSONL
+file or its row of a table, counted from 1.
 """
 
 from __future__ import annotations
@@ -46,12 +44,10 @@ class File(Hub):
     OWN_FILE = True
 
     def source(self, corpus: dict) -> Path:
-        """Absolute, in the home folder (``~``), or relative to the repository."""
         return config.ROOT / Path(corpus["path"]).expanduser()
 
 
 def require_file(path: Path) -> None:
-    """Refuse a path at which there is no file."""
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
         raise ValueError(f"corpus.path={str(path)!r} {what}. Give a .jsonl or .parquet file with a text column.")
@@ -125,15 +121,11 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def build(
-    settings: dict, seed: int, tokenizer: Tokenizer | None = None, context: int | None = None, name: str = ""
-) -> dict:
+def build(settings: dict, seed: int, tokenizer=None, context: int | None = None, name: str = "") -> dict:
     """Documents, probes and tokenizer from ``settings`` (the ``corpus`` section of kind ``file`` or ``hub``).
 
     Without a ``tokenizer`` a byte-level BPE is trained on the documents, with ``vocabulary`` entries; if that is
-    ``None``, with as many as the texts support, up to 1024 (hub: 4096). No document may have more tokens than
-    ``context`` holds. ``name`` is the testbed's, for errors. Raises ``ValueError`` for what cannot be read or used;
-    each message names the place and what to change.
+    ``None``, with as many as the texts support, up to 1024 (hub: 4096). ``name`` is the testbed's, for errors.
     """
     key = f"testbeds.{name}." if name else ""
     source = KINDS[settings["kind"]].source(settings) or settings["dataset"]
@@ -209,14 +201,8 @@ def _shown(value) -> str:
 
 
 def _bpe(documents: list[dict], settings: dict, key: str, source) -> Tokenizer:
-    wanted, texts = settings.get("vocabulary"), [d["text"] for d in documents]
-    tokenizer = train_bpe(texts, wanted or LARGEST[settings["kind"]], at_most=True)
-    if wanted and (size := tokenizer.get_vocab_size()) < wanted:
-        raise ValueError(
-            f"{source}: {key}corpus.vocabulary is {wanted}, but {sum(map(len, texts)):,} characters of text support "
-            f"only {size} entries. Lower vocabulary to {size}, or leave it out to take what the texts support."
-        )
-    return tokenizer
+    wanted, name = settings.get("vocabulary"), f"{source}: {key}corpus.vocabulary (null: what the texts support)"
+    return train_bpe([d["text"] for d in documents], wanted or LARGEST[settings["kind"]], not wanted, name)
 
 
 def _fit(documents: list[dict], tokenizer: Tokenizer, context: int | None, key: str, where) -> None:

@@ -4,9 +4,8 @@ The 1,797 images of 8x8 pixels (0 to 16, here 0 to 1) are shuffled once and cut 
 queries, and a validation part. A share of the training labels is wrong, and which ones is recorded. The class that an
 image was *given* is its ``entity``: what a reader of the data sees, and what the model is taught.
 
-A query is a held-out image with its true label, whether or not the model gets it right; its output is its loss. There
-is no second output: the margin, log p - log(1 - p), orders the models of one seed exactly as the loss does. Images are
-independent draws, within a class as well.
+A query is a held-out image with its true label, whether or not the model gets it right. There is no second output: the
+margin, log p - log(1 - p), orders the models of one seed exactly as the loss does.
 """
 
 from __future__ import annotations
@@ -38,10 +37,8 @@ def pixels() -> tuple[np.ndarray, np.ndarray]:
 
 
 def flip(labels: np.ndarray, share: float, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """``(labels with a share of them wrong, flipped [N] bool)``.
-
-    ``uniform``: any other class, all alike. ``asymmetric``: the next class, 9 becoming 0, so that the wrong labels of a
-    class agree with each other, which is harder to notice.
+    """``(labels with a share of them wrong, flipped [N] bool)``. ``uniform``: any other class, all alike.
+    ``asymmetric``: the next class, 9 becoming 0, so that the wrong labels of a class agree: harder to notice.
     """
     if kind not in ("uniform", "asymmetric") or not 0 <= share < 1:
         raise ValueError(f"flips of kind {kind!r}, share {share}; 'uniform' or 'asymmetric', 0 <= share < 1.")

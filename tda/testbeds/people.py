@@ -2,11 +2,9 @@
 
 A *document* states a few facts of one person (:mod:`tda.testbeds.statements`), one sentence each. For each (person,
 attribute) one of the wordings that end in the value is *held out*: no document about this person uses it, although
-documents about other people do. The held-out sentences are the queries.
-
-What makes the corpus hard on purpose: people share first or last names, many people share a value, all people
-share the wordings; some documents never name their person; some are copies or near-copies of another; some state
-a wrong value. The ``planted`` column says which.
+documents about other people do. The held-out sentences are the queries. On purpose people share names, values and
+wordings; some documents never name their person, are copies or near-copies of another, or state a wrong value: the
+``planted`` column says which.
 
 Source of the design: bioS in *Physics of Language Models 3.1* (varied wordings make facts extractable).
 """
