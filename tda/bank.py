@@ -97,9 +97,7 @@ def planted_groups(testbed: Testbed, wanted: int) -> dict[str, list[int]]:
 
 
 def run_shard(testbed: Testbed, name: str, shard: int, progress: Callable[[str], None] | None = None) -> dict:
-    """Train every ``shards``-th model of a design, starting at ``shard``; what is already cached is kept. Writes the
-    marker ``bank_<name>.parts/shard<shard>.json`` last. Returns counts and cost.
-    """
+    """Train every ``shards``-th model of a design, starting at ``shard``; mark the shard as done, return cost."""
     plan, shards = design(testbed, name), testbed.settings["designs"][name]["shards"]
     if not 0 <= shard < shards:
         raise ValueError(f"shard={shard}; design {name!r} has {shards} shards, numbered from 0.")

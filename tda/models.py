@@ -26,7 +26,7 @@ def model_key(testbed: Testbed) -> str:
 
 
 def initial(testbed: Testbed, seed: int) -> tuple[torch.nn.Module, Params]:
-    """A fresh model and its parameters as a dict; every model of a testbed starts here, with its own seed."""
+    """A fresh model and its parameters as a dict."""
     model = testbed.modality.new_model(testbed, seed)
     return model, {k: v.detach() for k, v in model.named_parameters()}
 

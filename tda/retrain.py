@@ -1,8 +1,7 @@
 """Retraining: the ground truth of every metric, one cached file per retrained model.
 
-A retrained model is fixed by its mask (which documents it saw), its seed (initialisation and data order) and how the
-mask is applied (:mod:`tda.training`). Its file is named after these three, in a folder named after everything else that
-matters, so a bank that is interrupted, sharded over machines, or extended by a row never trains a model twice.
+The file is named after the mask (which documents the model saw), its seed and how the mask is applied, in a folder
+named after everything else that matters: a bank that is interrupted, sharded or extended never trains a model twice.
 """
 
 from __future__ import annotations
@@ -24,9 +23,7 @@ from tda.testbeds import Testbed
 
 @dataclass(frozen=True)
 class Retrained:
-    """Losses [O, Q] float32 of one retrained model (main and, if the queries have one, second output), its seconds and
-    FLOPs, and what it knows: recall by kind of probe, or accuracy.
-    """
+    """Losses [O, Q] float32 of one retrained model (main and, if the queries have one, second), and what it knows."""
 
     outputs: np.ndarray
     seconds: float

@@ -1,8 +1,7 @@
 """Testbeds: a corpus with known provenance, the model trained on it, its queries and its retraining bank.
 
-``load("people", profile="smoke")`` returns a :class:`Testbed`; whatever is missing on disk is built when it is first
-asked for, and kept. A kind of corpus is one module that registers itself; what it offers is said in
-:mod:`tda.testbeds.modality`.
+Whatever is missing on disk is built when it is first asked for, and kept. A kind of corpus is one module that registers
+itself (:mod:`tda.testbeds.modality`).
 """
 
 from __future__ import annotations
@@ -39,9 +38,7 @@ class Testbed:
 
     @cached_property
     def documents(self) -> Dataset:
-        """The training documents, shuffled when built (columns: doc_id, text, entity, facts, template, style, ...; of
-        images: doc_id, pixels, label, original, flipped, entity).
-        """
+        """The training documents, shuffled when built (columns: doc_id, entity, and text or pixels, ...)."""
         return self._rows("documents")
 
     @cached_property
@@ -78,25 +75,22 @@ class Testbed:
 
     @cached_property
     def corpus_key(self) -> str:
-        """Changes with everything that the corpus depends on: its settings, the seed, the committed or given
-        sources, the saved model that lends its tokenizer.
-        """
+        """Changes with the settings, the seed, the sources, and the saved model that lends its tokenizer."""
         return self._corpus_key(*self._made_from())
 
     def _made_from(self) -> list:
         """SHA-256 of the file that the corpus is made from, and of those of the saved model that lends a tokenizer."""
         file, tokenizer = self.modality.source(self.settings["corpus"]), self.settings["model"].get("from")
-        if tokenizer:
-            tokenizer = read_files(tokenizer) or tokenizer
-        return [file_sha256(file) if file and file.is_file() else "", tokenizer]
+        lent = tokenizer and (read_files(tokenizer) or tokenizer)
+        return [file_sha256(file) if file and file.is_file() else "", lent]
 
     def _corpus_key(self, source: str, tokenizer: str | dict | None) -> str:
         corpus = self.settings["corpus"]
         return key_of({"corpus": corpus, "seed": self.config["seed"], "source": source, "tokenizer": tokenizer})
 
     def require_corpus(self) -> dict:
-        """The corpus's record; builds the corpus if it is missing, or if it is of a file that has been edited since;
-        refuses one that was built from other settings.
+        """The record of the corpus, which is built if it is missing or of a file that has been edited since, and
+        refused if it was built from other settings.
         """
         path = self.folder / "corpus" / "record.json"
         own, edited = self.modality.OWN_FILE and bool(self.config["overrides"]), False
@@ -112,13 +106,12 @@ class Testbed:
 
 def load(name: str | os.PathLike, profile: str = "smoke", overrides: dict | None = None) -> Testbed:
     """The testbed ``name`` of a profile, or a corpus of your own: ``load("my_texts.jsonl")`` is the testbed
-    ``my_texts`` (in lower case, with ``_`` for what is neither a letter nor a digit). A file that is called like a
-    testbed of the profile, such as ``people.jsonl``, is the testbed ``file_people``.
+    ``my_texts`` (in lower case, with ``_`` for what is neither a letter nor a digit), built again after you edit the
+    file; ``people.jsonl``, called like a testbed of the profile, is ``file_people``.
 
-    ``overrides`` changes settings, e.g. ``{"testbeds": {"people": {"corpus": {"people": 20}}}}``; everything built with
-    overrides goes under ``data/scratch/`` and never touches a profile's artefacts. Settings for a corpus of your own
-    stand under the testbed's name or the file's. What was built from your file is built again after you edit the file.
-    Raises ``ValueError`` for an unknown name, with the names there are.
+    ``overrides`` changes settings, e.g. ``{"testbeds": {"people": {"corpus": {"people": 20}}}}`` (of a corpus of your
+    own under the testbed's name or the file's); everything built with overrides goes under ``data/scratch/``. Raises
+    ``ValueError`` for an unknown name, with the names there are.
     """
     use_threads()
     if not isinstance(name, (str, os.PathLike)) or not isinstance(overrides, (dict, type(None))):
@@ -153,16 +146,15 @@ def _own(path: Path, profile: str, testbeds: dict) -> tuple[str, dict]:
     corpus = mine.get("corpus") or {}
     if not isinstance(corpus, dict) or {"kind", "path"} & set(corpus):
         raise ValueError(f"testbeds.{stem}.corpus: the file {path} says its kind and path; leave them out.")
-    if unused := sorted(set(testbeds) & {path.name, path.stem} - {stem, name}):
-        given = f"overrides.testbeds: {unused[0]!r} is the testbed {name!r}"
-        raise ValueError(f"{given}; write its settings under that name.")
+    if other := sorted(set(testbeds) & {path.name, path.stem} - {stem, name}):
+        raise ValueError(f"overrides.testbeds: {other[0]!r} is the testbed {name!r}; give its settings that name.")
     entry = {**mine, "corpus": {"kind": "file", "path": str(path), **corpus}}
     return name, {**{other: testbeds[other] for other in testbeds if other != stem}, name: entry}
 
 
 def build_corpus(testbed: Testbed, anew: bool = False) -> dict:
-    """Generate or cut the corpus and write it to ``<folder>/corpus``; returns its report. Replaces what was there; with
-    ``anew`` also the models and results, once the corpus could be made.
+    """Make the corpus and write it to ``<folder>/corpus``, in place of what was there (``anew``: and of the models and
+    results); returns its report.
     """
     target = testbed.folder / "corpus"
     with artefacts.exclusive(testbed.folder):

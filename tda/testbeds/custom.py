@@ -32,8 +32,6 @@ Rows = list[tuple[str, object]]  # (place, row)
 
 @kind("hub")
 class Hub(Language):
-    """The entity of a document is what the source of it says, if it says anything."""
-
     def corpus(self, testbed, given: Tokenizer | None) -> dict:
         context = testbed.settings["model"]["context"]
         return build(testbed.settings["corpus"], testbed.config["seed"], given, context, testbed.name)

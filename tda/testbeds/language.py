@@ -1,7 +1,4 @@
-"""Texts, and a language model trained on them: what all kinds of texts share.
-
-A query is a text of which a part is the target. Its two losses are those of the whole text and of the target alone.
-"""
+"""Texts, and a language model trained on them: what all kinds of texts share."""
 
 from __future__ import annotations
 
@@ -78,14 +75,13 @@ class Language(Modality):
             yield model, done.params, done.seconds, self.flops(model, done.tokens)
 
     def flops(self, model: torch.nn.Module, tokens: int) -> float:
-        """6 x parameters outside the input embedding x real tokens. Attention scores, padding and element-wise work are
-        not counted, so the achieved fraction is a lower bound.
+        """6 x parameters outside the input embedding x real tokens: a lower bound, without attention scores, padding
+        and element-wise work.
         """
         embedding = model.get_input_embeddings().weight.numel()
         return 6.0 * (sum(p.numel() for p in model.parameters()) - embedding) * tokens
 
     def knowledge(self, testbed, model: torch.nn.Module, params: Params) -> dict[str, float]:
-        """Share of the probes whose answer the model completes."""
         if not self.KNOWN_ONLY:
             return {}
         context = testbed.settings["model"]["context"]
@@ -103,7 +99,6 @@ class Language(Modality):
         PreTrainedTokenizerFast(tokenizer_object=testbed.tokenizer, bos_token=opening).save_pretrained(folder)
 
     def held_out(self, testbed) -> Examples:
-        """The candidates for held-out queries."""
         rows = [row for row in testbed.probes if row["kind"] == "held_out"]
         texts, names = [row["text"] for row in rows], [f"query {row['query_id']!r}" for row in rows]
         return lm.encode(testbed.tokenizer, texts, testbed.settings["model"]["context"], names=names)
@@ -126,7 +121,6 @@ class Language(Modality):
         return row["entity"] or row["query_id"]
 
     def relevance(self, testbed, rows: list[dict]) -> np.ndarray:
-        """Documents that share the query's entity."""
         entity = np.array(testbed.documents["entity"])
         return np.array([(entity == r["entity"]) & (r["entity"] != "") for r in rows])
 
