@@ -147,6 +147,8 @@ def test_kinds_are_registered_once_and_whole(monkeypatch):
         kind("mine", "people")(Denoiser)
     with pytest.raises(TypeError, match="abstract"):
         kind("mine")(type("Half", (Modality,), {"MODELS": ()}))
+    with pytest.raises(TypeError, match="Texts is abstract: a kind of corpus has corpus, too"):
+        kind("mine")(type("Texts", (Language,), {}))
     assert set(KINDS) == {"people", "authors", "file", "hub", "digits"}
     profile = config.load("paper")
     for name, settings in profile["testbeds"].items():

@@ -27,7 +27,8 @@ def kind(*names: str) -> Callable[[type[Modality]], type[Modality]]:
     def register(modality: type[Modality]) -> type[Modality]:
         if taken := [name for name in names if name in KINDS]:
             raise ValueError(f"a kind of corpus named {taken[0]!r} is registered already; choose another name.")
-        if lacking := [name for name in Modality.__annotations__ if not hasattr(modality, name)]:
+        members = [name for base in modality.__mro__ for name in vars(base).get("__annotations__", ())]
+        if lacking := [name for name in members if not hasattr(modality, name)]:
             raise TypeError(f"{modality.__name__} is abstract: a kind of corpus has {', '.join(lacking)}, too.")
         KINDS.update(dict.fromkeys(names, modality()))
         return modality
