@@ -75,8 +75,9 @@ def write_table(path: str | Path, frame: pd.DataFrame, record: dict | None = Non
 
 def save_rows(folder: str | Path, rows: list[dict]) -> str:
     """Write ``rows`` as a ``datasets.Dataset`` in place of what was there; returns their :func:`digest`."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
 
+    disable_progress_bars()
     remove(folder)
     made = Dataset.from_list(rows)
     made.save_to_disk(folder)

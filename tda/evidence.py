@@ -54,7 +54,7 @@ def ceiling_of(claim: dict, testbed: Testbed | None) -> Ceiling | None:
     if testbed is None:
         return None
     for design in testbed.settings["designs"]:
-        second = testbed.modality.second_output(testbed)
+        second = testbed.modality.SECOND
         if claim["metric"] in (f"lds_{design}", f"lds_{design}_{second}"):
             truth = bank.load(testbed, design)
             losses = truth.outputs if claim["metric"] == f"lds_{design}" else truth.outputs_second

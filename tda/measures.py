@@ -135,7 +135,7 @@ def _kept(testbed: Testbed, row_ids: Sequence[str]) -> list[pd.DataFrame]:
 
 
 def _causal(testbed: Testbed, scores: dict, chosen: np.ndarray, clusters: list[str], references: Sequence[str]) -> dict:
-    results, second, level = {}, testbed.modality.second_output(testbed), level_of(testbed)
+    results, second, level = {}, testbed.modality.SECOND, level_of(testbed)
     for design in testbed.settings["designs"]:
         truth = bank.load(testbed, design)
         losses_of = {"": truth.outputs} | ({f"_{second}": truth.outputs_second} if second else {})

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY, bytes_of, make_testbed, same
+from ship_banks import pin
 
 from tda import bank, config, lm, measures, models, queries, retrain, scores, tuning
 from tda.artefacts import ArtefactError, check_pinned, exclusive, save_arrays, save_sealed
@@ -471,7 +472,7 @@ def shipped(copied, tmp_path, monkeypatch):
     (tmp_path / "banks").mkdir()
     for suffix in ("", ".json"):
         shutil.move(f"{copied.folder / 'bank_half.npz'}{suffix}", f"{tmp_path / 'banks' / 'people_half.npz'}{suffix}")
-    bank.pin(sorted((tmp_path / "banks").iterdir()))
+    pin(sorted((tmp_path / "banks").iterdir()))
     shutil.rmtree(copied.folder / "retrained")
     return make_testbed(copied.folder, bank="shipped")
 
@@ -496,7 +497,7 @@ def edited(path, change, pinned=True):
     change(arrays)
     save_arrays(path, arrays, record)
     if pinned:
-        bank.pin([path, path.with_name(path.name + ".json")])
+        pin([path, path.with_name(path.name + ".json")])
 
 
 CHANGES = {

@@ -12,7 +12,7 @@ FLOORS = (
     ("files", "artefacts", "config_checks", "config_files", "config_schema", "config", "provenance", "words"),
     ("task", "output_loss", "saved", "sequences", "neox", "lm", "classifiers")
     + ("recipe", "checkpoints", "training", "many"),
-    ("testbeds", "queries", "models", "retrain", "designs", "bank", "notebook", "plotting"),
+    ("testbeds", "queries", "models", "retrain", "bank", "notebook", "plotting"),
     ("tools",),
     ("curvature",),
     ("steering",),
