@@ -11,13 +11,12 @@ import torch
 
 from tda import lm
 from tda.artefacts import exclusive, key_of, load_rows, remove, save_rows, write_record
-from tda.checkpoints import checkpoint_checksums, load_run
 from tda.notebook import progress
 from tda.provenance import Stopwatch, record
 from tda.recipe import Recipe
 from tda.task import Examples, Params, Task
 from tda.testbeds import Testbed, check_key
-from tda.training import train
+from tda.training import checkpoint_checksums, load_run, train
 
 
 def model_key(testbed: Testbed) -> str:

@@ -32,14 +32,12 @@ import numpy as np
 from tda.attribution.registry import method
 from tda.steering import recovery
 from tda.steering.fitting import Weights, train
-from tda.steering.operators import Operators, effects
-from tda.steering.snapshot import depth, snapshot
+from tda.steering.operators import Operators, depth, effects, snapshot
 from tda.task import Examples, Task, n_examples
 from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK
 from tda.tools.options import Count, NotNegative, Share, Whole, one_of, option, whole
 
-DESIGNS = ("left_regular", "bernoulli")
 SUBSETS, RANK = 1000, 16  # as published, where documents and activations allow it
 
 
@@ -50,10 +48,9 @@ class Options:
     seed: Whole = option(0, "draws everything")
     chunk: Count = option(CHUNK, "examples in a forward pass")
     subsets: Whole = option(0, "K; 0: twice the documents, at most 1000")
-    degree: Count = option(10, "d, the subsets that a document joins; its mean for design bernoulli")
+    degree: Count = option(10, "d, the subsets that a document joins")
     rank: Whole = option(0, "r; 0: 16, at most the width")
     layer: whole(-1) = option(-1, "depth at which activations are read; -1: 0.6 of the blocks")
-    design: one_of(DESIGNS) = option("left_regular", "how subsets are drawn")
     fidelity: NotNegative = option(1.0, "weight of that loss; 0 drops it")
     stability: NotNegative = option(100.0, "weight of that loss; 0 drops it")
     linearity: NotNegative = option(1.0, "weight of that loss; 0 drops it")
@@ -61,11 +58,10 @@ class Options:
     rate: Share = option(0.05, "of the descent")
     recovery: one_of(recovery.METHODS) = option("lasso", "how documents' weights are solved for")
     penalty: NotNegative = option(0.0, "relative, of lasso and ridge; 0: by held-out measurements")
-    sparsity: Whole = option(0, "k: warn where K is below k log(n / k)")
 
     def of_operators(self) -> Options:
         """Without what only the recovery reads: equal for all recoveries from the same operators."""
-        return replace(self, recovery="lasso", penalty=0.0, sparsity=0)
+        return replace(self, recovery="lasso", penalty=0.0)
 
 
 @method(
@@ -85,18 +81,17 @@ def attribute(task: Task, train: Examples, queries: Examples, options: Options) 
     """
     trained = operators(task, train, options.of_operators())
     y = measurements(trained, task, queries, options.chunk)
-    penalty, sparsity = options.penalty or None, options.sparsity or None
-    return recovery.recover(trained.measure, y, options.recovery, seed=options.seed, penalty=penalty, sparsity=sparsity)
+    return recovery.recover(trained.measure, y, options.recovery, options.seed, options.penalty or None)
 
 
 @remembered(2)
 def operators(task: Task, train: Examples, options: Options) -> Operators:
-    """The operators of a design of random subsets: the set-up, to which no query is known.
+    """The operators of random left-regular subsets: the set-up, to which no query is known.
 
     Shared by recoveries, which ask with :meth:`Options.of_operators`.
     """
     n = n_examples(train)
-    subsets = draw(options.design, n, options.subsets or min(SUBSETS, 2 * n), options.degree, options.seed)
+    subsets = recovery.left_regular(n, options.subsets or min(SUBSETS, 2 * n), options.degree, [options.seed, 81])
     return operators_for(task, train, subsets, options)
 
 
@@ -112,16 +107,6 @@ def operators_for(task: Task, train_examples: Examples, measure: np.ndarray, opt
     rank = options.rank or min(RANK, shot.states.shape[1])
     weights = Weights(options.fidelity, options.stability, options.linearity)
     return train(shot, measure, layer, rank, weights, steps=options.steps, rate=options.rate, seed=options.seed)
-
-
-def draw(design: str, n: int, subsets: int, degree: int, seed: int) -> np.ndarray:
-    """Random subsets bool [K, n] of a named design, independent of any retraining bank."""
-    if design not in DESIGNS:
-        raise ValueError(f"stride: design={design!r}; one of {DESIGNS}.")
-    seed = [seed, 81]
-    if design == "bernoulli":
-        return recovery.bernoulli(n, subsets, degree / subsets, seed)
-    return recovery.left_regular(n, subsets, degree, seed)
 
 
 def measurements(trained: Operators, task: Task, queries: Examples, chunk: int = CHUNK) -> np.ndarray:

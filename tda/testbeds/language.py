@@ -20,7 +20,7 @@ class Language(Modality):
     """Passages: the main loss of a query is that of its target, the continuation of an opening."""
 
     MODELS = ("gpt_neox",)
-    CODE = ("task.py", "lm.py", "neox.py", "sequences.py", "saved.py", "recipe.py", "training.py", "retrain.py",
+    CODE = ("task.py", "lm.py", "sequences.py", "saved.py", "recipe.py", "training.py", "retrain.py",
             "testbeds/language.py")  # fmt: skip
     SECOND = "passage"
     GENERATES = GROUPS = REMOVALS = TAIL_PATCHES = True
