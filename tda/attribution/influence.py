@@ -4,15 +4,9 @@
 
 Koh and Liang (2017): removing document i from the mean training loss moves the parameters by ``H^-1 g_i / N``, and the
 loss of q rises by ``g_q^T H^-1 g_i / N``; the constant 1/N is left out. Positive = training on i lowers the loss of q.
-C stands for H, or for a matrix that is easier to invert and has no negative eigenvalues (:mod:`tda.curvature`):
-
-- ``hessian``, ``ggn`` (small nets by their eigenvectors, any net by an iterative solver), ``block_ggn``;
-- ``kfac``, ``ekfac``: the linear and convolution layers, the other parameters dropped or damped by their diagonal;
-- ``diagonal``, ``empirical_fisher`` (through its Gram matrix), ``identity`` (gradient dot over 1 + d).
-
-The damping d is ``damping`` times the mean eigenvalue of C: tr / P over the parameters that C covers, tr / N for the
-empirical Fisher (only N of its eigenvalues can differ from zero), tr(GGN) / P for the Hessian; or ``damping`` itself
-with ``unit="absolute"``.
+C is H, or a matrix that is easier to invert and has no negative eigenvalues (:func:`tda.curvature.operator`). d is
+``damping`` times its mean eigenvalue (tr / P over the parameters that C covers; tr / N for the empirical Fisher; that
+of the Gauss-Newton matrix for the Hessian), or ``damping`` itself with ``unit="absolute"``.
 """
 
 from __future__ import annotations
@@ -24,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tda.attribution.registry import method
-from tda.curvature import named, solvers
+from tda.curvature import empirical, named, solvers
 from tda.curvature.kronecker import UNTRACKED
 from tda.curvature.second_derivatives import parameter_groups
 from tda.output_loss import FISHERS
@@ -34,14 +28,10 @@ from tda.tools.door import entered
 from tda.tools.gradients import CHUNK, blocks, matrix
 from tda.tools.options import Count, NotNegative, Pattern, Positive, Whole, one_of, option, read
 
-# solver -> the curvatures it takes
-SOLVERS = {
+ITERATIVE = ("cg", "pcg", "lissa", "arnoldi", "nystrom")
+SOLVERS = {  # and the curvatures that each takes
     "exact": named.CURVATURES,
-    "cg": ("hessian", "ggn"),
-    "pcg": ("hessian", "ggn"),
-    "lissa": ("hessian", "ggn"),
-    "arnoldi": ("hessian", "ggn"),
-    "nystrom": ("hessian", "ggn"),
+    **dict.fromkeys(ITERATIVE, ("hessian", "ggn")),
     "datainf": ("empirical_fisher",),
 }
 
@@ -67,7 +57,7 @@ class Options:
     repeats: Count = option(1, "runs of lissa that are averaged")
 
     def __post_init__(self) -> None:
-        if self.curvature not in SOLVERS.get(self.solver, ()):
+        if self.curvature not in SOLVERS[self.solver]:
             fitting = [name for name, curvatures in SOLVERS.items() if self.curvature in curvatures]
             raise ValueError(
                 f"influence: solver={self.solver!r} with curvature={self.curvature!r}; for this curvature one of "
@@ -77,16 +67,15 @@ class Options:
 
 def solve(task: Task, train: Examples, v: Tensor, options: Options) -> Tensor:
     """``v (C + d)^-1`` for rows of ``v`` [B, P]."""
-    of_curvature = {name: getattr(options, name) for name in ("fisher", "layers", "rest", "seed", "chunk")}
-    curvature = named.operator(options.curvature, task, train, dense=options.solver == "exact", **of_curvature)
+    shared = {name: getattr(options, name) for name in ("fisher", "layers", "rest", "seed", "chunk")}
+    curvature = named.operator(options.curvature, task, train, dense=options.solver == "exact", **shared)
     damping = named.absolute_damping(curvature, options.damping, options.unit)
     iterations, rank, seed = options.iterations, options.rank, options.seed
     if options.solver == "exact":
         return curvature.function(lambda w: named.damped(w, damping, options.indefinite), v)
-    if options.solver == "datainf":
+    if options.solver == "datainf":  # which counts the damping in units of each layer
         relative = options.unit == "relative"
-        given = options.damping if relative else damping
-        return solvers.datainf(curvature.rows, parameter_groups(task), v, given, relative=relative)
+        return solvers.datainf(curvature.rows, parameter_groups(task), v, options.damping, relative=relative)
     if options.solver == "nystrom":
         steps = solvers.nystrom(curvature, v, damping, rank=rank, seed=seed)
     elif options.solver == "lissa":
@@ -96,7 +85,7 @@ def solve(task: Task, train: Examples, v: Tensor, options: Options) -> Tensor:
         own = {"rank": rank, "indefinite": options.indefinite}
         steps = solvers.arnoldi(curvature, v, damping, iterations=iterations, seed=seed, **own)
     else:
-        rough = named.operator("ekfac", task, train, **of_curvature) if options.solver == "pcg" else None
+        rough = named.operator("ekfac", task, train, **shared) if options.solver == "pcg" else None
         steps = solvers.cg(curvature, v, damping, iterations=iterations, preconditioner=rough)
     return solvers.last(steps).solution()
 
@@ -107,14 +96,7 @@ def query_gradients(task: Task, queries: Examples, chunk: int) -> Tensor:
     return matrix(task, queries, chunk)
 
 
-@method(
-    "influence",
-    family="curvature",
-    paper="Koh and Liang 2017",
-    needs=("params", "outputs"),
-    signed=True,
-    options_type=Options,
-)
+@method("influence", family="curvature", paper="Koh and Liang 2017", needs=("params", "outputs"), signed=True)
 def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
     """``g_q^T (C + d)^-1 g_i`` for all pairs, [Q, N]; see the module's text for C and d.
 
@@ -138,3 +120,16 @@ def self_influence(task: Task, train: Examples, examples: Examples | None = None
         for part, block in blocks(task, examples, chosen.chunk):
             scores[part] = (solve(task, train, block, chosen) * block).sum(1).numpy()
         return scores
+
+
+@method("fisher_influence", family="curvature", paper="Koh and Liang 2017", needs=("params",), signed=True)
+def attribute_fisher(
+    task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Count = CHUNK,
+    preconditioner: one_of(empirical.KINDS) = "full", damping: Positive = 0.1,
+) -> np.ndarray:  # fmt: skip
+    """``g_q^T P g_i``, [Q, N], with P the damped inverse of the empirical Fisher or of a part of it
+    (:mod:`tda.curvature.empirical`): the small-step limit of BGO with the same preconditioner, without its sweeps.
+
+    Memory: chunk x P x 4 bytes (diagonal), N x P x 4 bytes (full).
+    """
+    return empirical.linear_scores(preconditioner, task, train, queries, damping, chunk)

@@ -4,14 +4,12 @@
     R    = mixing * R_eval + (1 - mixing) * R_train + delta
 
 V [P] are AdamW's second moments at the end of training, S a random projection to d numbers, R_train and R_eval [d, d]
-the mean outer products of the projected gradients of the training documents and of the queries. Mixing R_eval in
-weakens directions that all queries share (a template) and keeps what tells them apart; it also makes a query's scores
-depend on which others are asked, and weakens a single query's own direction.
+the mean outer products of the projected gradients of documents and queries. Mixing R_eval in weakens directions that
+all queries share (a template); it also makes a query's scores depend on which others are asked.
 
-From the paper, as far as we could read it (secondary notes): the steps in this order, and mixing 0.99 for queries of
-one template. Ours: one block for the whole model (the paper works in blocks of layers), delta (``damping`` times the
-mean of the eigenvalues that can differ from zero), since here d is not far below N, and AdamW's moments instead of
-Adafactor's.
+From the paper (secondary notes): the steps in this order, and mixing 0.99 for queries of one template. Ours: one block
+for the whole model, delta (``damping`` times the mean of the eigenvalues that can differ from zero), and AdamW's
+moments instead of Adafactor's.
 """
 
 from __future__ import annotations
@@ -29,23 +27,14 @@ from tda.tools.projection import KINDS, features
 
 @method("trackstar", family="curvature", paper="Chang et al. 2025", needs=("params", "checkpoints"), signed=True)
 def attribute(
-    task: Task,
-    train: Examples,
-    queries: Examples,
-    *,
-    seed: Whole = 0,
-    chunk: Count = CHUNK,
-    projection: one_of(KINDS) = "sparse",
-    dimension: Count = 4096,
-    damping: NotNegative = 0.1,
-    mixing: Share = 0.99,
-    moments: Flag = True,
-    unit_norm: Flag = True,
-) -> np.ndarray:
+    task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Count = CHUNK,
+    projection: one_of(KINDS) = "sparse", dimension: Count = 4096, damping: NotNegative = 0.1, mixing: Share = 0.99,
+    moments: Flag = True, unit_norm: Flag = True,
+) -> np.ndarray:  # fmt: skip
     """TrackStar scores, [Q, N], in [-1, 1] (with ``unit_norm``).
 
-    Options: ``dimension`` d; ``moments`` and ``unit_norm`` switch a step off, for ablations; ``seed`` draws the
-    projection. Memory: (N + Q) x d x 4 bytes, min(d, N + Q)^2 x 8 and chunk x P x 4.
+    ``moments`` and ``unit_norm`` switch a step off; ``seed`` draws the projection. Memory: (N + Q) x d x 4 bytes,
+    min(d, N + Q)^2 x 8 and chunk x P x 4.
     Raises ``ValueError`` for missing or foreign second moments, a singular R, gradients not finite.
     """
     options = ("loss", projection, dimension, seed, chunk, moments)
@@ -59,8 +48,8 @@ def attribute(
 def whitened(rows: Tensor, n: int, mixing: float, damping: float) -> tuple[Tensor, Tensor]:
     """``R^(-1/2)`` times the first ``n`` rows (documents) and times the others (queries) of ``rows`` [n + Q, d].
 
-    Where d is larger than n + Q the rows are first replaced by n + Q coordinates with the same inner products, which R
-    and the scores see nothing else of. Raises ``ValueError`` where R is singular without damping.
+    Where d > n + Q the rows are first replaced by n + Q coordinates with the same inner products. Raises ``ValueError``
+    where R is singular without damping.
     """
     count, d = rows.shape
     if d > count:

@@ -5,13 +5,11 @@ gradient, Phi [N, d] their matrix and Q_i = 1 - p_i:
 
     score(q, i) = phi_q^T (Phi^T Phi + delta)^-1 phi_i * Q_i
 
-which is one Newton step of logistic regression on the features phi. An ensemble averages its two factors apart:
-``mean_m kernel_m(q, i) * mean_m Q_m,i`` (as in the authors' code), every member with a projection of its own.
+one Newton step of logistic regression on the features phi. An ensemble averages its two factors apart, as in the
+authors' code: ``mean_m kernel_m(q, i) * mean_m Q_m,i``, every member with a projection of its own.
 
-From the paper and its code: log-odds of a classifier, Q = 1 - p, the kernel without damping, the two averages. Ours:
-for a language model f is the *mean* of the log-odds over target tokens and Q the mean of 1 - p (the published output
-for text generation is not known to us); ``output="loss"`` uses the loss itself, with Q = 1; and ``damping``, without
-which d must stay below N and the projection is coarse.
+Ours: ``damping``, without which d must stay below N; for a language model f and Q are means over target tokens; and
+``output="loss"`` uses the loss itself, with Q = 1.
 """
 
 from __future__ import annotations
@@ -48,9 +46,7 @@ class Options:
     damping: NotNegative = option(0.1, "in units of the mean eigenvalue; 0, as published, is refused for d >= N")
 
 
-@method(
-    "trak", family="curvature", paper="Park et al. 2023", needs=("params", "outputs"), signed=True, options_type=Options
-)
+@method("trak", family="curvature", paper="Park et al. 2023", needs=("params", "outputs"), signed=True)
 def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
     """TRAK scores of one model, [Q, N]; no unit (the kernel does not know the scale of the gradients).
 
@@ -68,28 +64,18 @@ class TrajectoryOptions(Options):
 
 
 @method(
-    "trak_trajectory",
-    family="curvature",
-    paper="Park et al. 2023",
-    needs=("params", "outputs", "checkpoints"),
+    "trak_trajectory", family="curvature", paper="Park et al. 2023", needs=("params", "outputs", "checkpoints"),
     signed=True,
-    options_type=TrajectoryOptions,
-)
+)  # fmt: skip
 def attribute_trajectory(task: Task, train: Examples, queries: Examples, options: TrajectoryOptions) -> np.ndarray:
-    """TRAK with the checkpoints of one run as its ensemble, [Q, N]: members that cost no training.
-
-    Every checkpoint weighs the same, since the kernel does not know the scale of the gradients.
-    """
+    """TRAK with the checkpoints of one run, weighed alike, as its ensemble, [Q, N]: members that cost no training."""
     of_members = {name: value for name, value in vars(options).items() if name != "checkpoints"}
     members = [part for part, _ in trajectory(task, options.checkpoints)]
     return ensemble(members, train, queries, **of_members)
 
 
 def ensemble(tasks: Sequence[Task], train: Examples, queries: Examples, **options) -> np.ndarray:
-    """TRAK over several models of one recipe, [Q, N]: mean kernel times mean Q. Options as in :func:`attribute`.
-
-    With ``output="loss"`` it needs no logits, and works on any task.
-    """
+    """TRAK over several models of one recipe, [Q, N]: mean kernel times mean Q. Options as in :func:`attribute`."""
     if not len(tasks):
         raise ValueError("trak: an ensemble of no models; give at least one task.")
     chosen = read("trak", Options, options)
@@ -104,9 +90,8 @@ def ensemble(tasks: Sequence[Task], train: Examples, queries: Examples, **option
 
 
 def self_influence(task: Task, train: Examples, **options) -> np.ndarray:
-    """Score of every document with itself, [N]: leverage phi_i^T (Phi^T Phi + delta)^-1 phi_i times Q_i, in [0, 1].
-
-    High for documents that the model fits on their own account (mislabelled, odd). Options as in :func:`attribute`.
+    """Score of every document with itself, [N]: leverage phi_i^T (Phi^T Phi + delta)^-1 phi_i times Q_i, in [0, 1];
+    high for mislabelled or odd ones. Options as in :func:`attribute`.
     """
     chosen = read("trak", Options, options)
     with entered(task, ("params",), train=train) as (train,):

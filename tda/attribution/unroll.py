@@ -1,17 +1,16 @@
 """Exact unrolling: the derivative of a query's final loss with respect to the weight of every training example.
 
 Give the loss of example i in a recorded SGD run (:mod:`tda.tools.recorded`) the weight w_i, 1 in the run itself,
-and keep the divisor of every batch. The final loss l_q(theta_T) is then a function of w. Its gradient comes from a pass
-backwards through the run (Hara et al. 2019; MAGIC, Ilyas and Engstrom 2025). With p and u the derivatives of
-l_q(theta_T) by theta and by v, u = 0 at the end and p = grad l_q(theta_T):
+and keep the divisor of every batch. The gradient of the final loss l_q(theta_T) by w comes from a pass backwards
+through the run (Hara et al. 2019; MAGIC, Ilyas and Engstrom 2025). With p and u the derivatives of l_q(theta_T) by
+theta and by v, u = 0 at the end and p = grad l_q(theta_T):
 
     a   = u - eta_t p                                   the derivative by v_{t+1}, both ways taken together
     score_i += -<a, grad l_i(theta_t)> / |B_t|          for i in B_t
     p  <- p + H_t a + wd a,    u <- mu a                H_t the Hessian of the batch's mean loss at theta_t
 
 so ``score_i = - d l_q(theta_T) / d w_i`` in nats: positive = a little more of i lowers the query's loss (a proponent).
-Nothing is approximated; the initialisation and the order of the data are those of the recorded run. It is the slope at
-w = 1: removing an example is the whole way to w = 0, and the loss need not be linear along it.
+Nothing is approximated, but it is the slope at w = 1, and the loss need not be linear on the way to w = 0 (removal).
 """
 
 from __future__ import annotations
@@ -37,20 +36,14 @@ CHUNK = 256  # examples of a batch that are differentiated at once
 
 @method("unroll", family="unrolling", paper="Hara et al. 2019", needs=("params", "checkpoints"), signed=True)
 def attribute(
-    task: Task,
-    train: Examples,
-    queries: Examples,
-    *,
-    seed: Whole = 0,
-    chunk: Count = CHUNK,
-    store: one_of(STORES) = "all",
-    queries_at_once: Count = 8,
-) -> np.ndarray:
-    """The derivative of each query's final loss by the weight of each training example, [Q, N], in nats.
+    task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Count = CHUNK,
+    store: one_of(STORES) = "all", queries_at_once: Count = 8,
+) -> np.ndarray:  # fmt: skip
+    """Minus the derivative of each query's final loss by the weight of each training example, [Q, N], in nats.
 
     Needs a recorded SGD run (``task.run``) without clipping, and ``train`` must be its examples. ``store``: see
     :func:`unrolled`; ``chunk`` examples of a batch and ``queries_at_once`` queries are differentiated together.
-    Time: about that of the training, and of two more trainings per query. No randomness.
+    Time: that of the training, and of two more trainings per query.
     Raises ``ValueError`` for any other run, and for one that does not end at the model when it is repeated.
     """
     options = {"store": store, "chunk": chunk, "queries_at_once": queries_at_once, "final": task.params}
@@ -58,25 +51,16 @@ def attribute(
 
 
 def unrolled(
-    loss_fn: Callable[..., Tensor],
-    data: Examples,
-    queries: Examples,
-    recording: Recording,
-    *,
-    store: str = "all",
-    cuts: Sequence[int] = (),
-    chunk: int = CHUNK,
-    queries_at_once: int = 8,
-    final: Params | None = None,
-) -> Tensor:
+    loss_fn: Callable[..., Tensor], data: Examples, queries: Examples, recording: Recording, *, store: str = "all",
+    cuts: Sequence[int] = (), chunk: int = CHUNK, queries_at_once: int = 8, final: Params | None = None,
+) -> Tensor:  # fmt: skip
     """``- d l_q(theta_T) / d w_i``, [S, Q, N], through the steps of each of S = len(cuts) + 1 stretches of the run.
 
     ``data``: the N training examples that ``recording.steps`` index; ``cuts``: the steps at which a new stretch begins.
     The sum over the stretches is the score; a stretch holds what its own batches taught. ``final``: the parameters that
-    the run is known to end at, to be compared with. Precision is that of the initial parameters.
-    Memory for P parameters and T steps: ``store="all"`` T P numbers (every theta_t is kept); ``"sqrt"`` about
-    2.8 sqrt(T) P (every k-th state is kept, the steps between are run again, but for the last k); and 4 Q P
-    for the adjoints.
+    the run is known to end at, to be compared with.
+    Memory: ``store="all"`` T P numbers for T steps of P parameters; ``"sqrt"`` about 2.8 sqrt(T) P (every k-th state is
+    kept, the steps between are run again); and 4 Q P for the adjoints.
     Raises ``ValueError`` if that does not fit, for a run that diverges and for one that does not end at ``final``.
     """
     cuts, total, count = [int(cut) for cut in cuts], len(recording.steps), n_examples(queries)

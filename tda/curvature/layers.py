@@ -5,9 +5,8 @@ For a layer ``y_s = W x_s + b`` used at positions s (words of a sequence, pixels
 
     gradient of (W, b) = sum_s g_s a_s^T        [out, in + 1]
 
-``nn.Linear``, its transpose ``Conv1D`` of `transformers` (GPT-2) and ``nn.Conv2d`` (patches unfolded; neither grouped
-nor padded by name) are tracked. Everything else (embeddings, norms, bare parameters, tied weights that ``task.params``
-lists under another name) is not; :func:`untracked` names it, and :func:`say_share` tells the reader.
+Tracked are ``nn.Linear``, its transpose ``Conv1D`` of `transformers` (GPT-2) and ``nn.Conv2d`` (patches unfolded;
+neither grouped nor padded by name); not embeddings, norms, bare parameters and tied weights.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from tda.curvature.outputs import require_outputs
 from tda.task import Examples, Task, say_once
 
 Captured = dict[str, tuple[Tensor, Tensor]]
+LEAVE_OUT = "Leave it out with the option layers (a regex)."
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Layer:
 
     def inputs(self, x: Tensor) -> Tensor:
         """Module input as a [B, S, in (+ 1)], the bias' coordinate last."""
-        if isinstance(self.module, nn.Conv2d):
-            m = self.module
+        if isinstance(m := self.module, nn.Conv2d):
             a = F.unfold(x, m.kernel_size, m.dilation, m.padding, m.stride).transpose(1, 2)
         else:
             a = x.reshape(len(x), -1, x.shape[-1])
@@ -56,10 +55,7 @@ class Layer:
 
 
 def tracked(task: Task, pattern: str = "") -> dict[str, Layer]:
-    """Tracked layers by name, in the order of the model; only those whose name ``pattern`` (a regex) finds.
-
-    Raises ``ValueError`` where none is left, naming those that exist.
-    """
+    """Tracked layers by name whose name ``pattern`` (a regex) finds; ``ValueError`` where there is none."""
     require_outputs(task)
     found = trackable(task)
     kept = {name: layer for name, layer in found.items() if re.search(pattern, name)}
@@ -153,10 +149,8 @@ def passes(
 ) -> Iterator[tuple[Captured, Tensor | None]]:
     """One ``({layer: (a [B, S, in], g [B, S, out])}, real)`` for every vector u of :mod:`tda.output_loss`.
 
-    ``sum_s g_s a_s^T`` is the layer's part of the pseudo-gradient. ``real`` [B, S] bool: positions up to an example's
-    last target (what follows is padding), or ``None`` where nothing is padding. A layer that is called several times
-    has the positions of all its calls; calls on another number of positions than there are targets are refused in
-    sequences.
+    ``sum_s g_s a_s^T`` is the layer's part of the pseudo-gradient, with the positions of all its calls. ``real`` [B, S]
+    bool: positions up to an example's last target, or ``None`` where nothing is padding.
     """
     params = {k: v.detach().requires_grad_() for k, v in task.params.items()}
     with watching({name: layer.module for name, layer in layers.items()}) as seen, torch.enable_grad():
@@ -168,28 +162,22 @@ def passes(
     for u in loss.vectors(outputs.detach(), targets, fisher, noise):
         found = torch.autograd.grad(outputs, places, u, retain_graph=True, allow_unused=True)
         slopes = iter(torch.zeros_like(p) if g is None else g for g, p in zip(found, places, strict=True))
-        yield (
-            {
-                name: (inputs[name], torch.cat([layer.outputs(next(slopes)) for _ in seen[name]], 1))
-                for name, layer in layers.items()
-            },
-            real,
-        )
+        g = {name: torch.cat([x.outputs(next(slopes)) for _ in seen[name]], 1) for name, x in layers.items()}
+        yield {name: (inputs[name], g[name]) for name in layers}, real
 
 
 def _inputs(layer: Layer, calls: list[tuple[Tensor, Tensor]], real: Tensor | None, count: int) -> Tensor:
     if not calls:
-        raise ValueError(f"layer {layer.name!r} is never called. Leave it out with the option layers (a regex).")
+        raise ValueError(f"layer {layer.name!r} is never called. {LEAVE_OUT}")
     if rows := [len(x) for x, _ in calls if len(x) != count]:
         raise ValueError(
             f"layer {layer.name!r} sees {rows[0]} rows for {count} examples; which of them belong to an example is "
-            f"unknown. Leave it out with the option layers (a regex)."
+            f"unknown. {LEAVE_OUT}"
         )
     parts = [layer.inputs(x) for x, _ in calls]
-    wrong = [a.shape[1] for a in parts if real is not None and a.shape[1] != real.shape[1]]
-    if wrong:
+    if wrong := [a.shape[1] for a in parts if real is not None and a.shape[1] != real.shape[1]]:
         raise ValueError(
             f"layer {layer.name!r} is applied at {wrong[0]} positions and the task has {real.shape[1]} targets; which "
-            f"of them are padding is unknown. Leave it out with the option layers (a regex)."
+            f"of them are padding is unknown. {LEAVE_OUT}"
         )
     return torch.cat(parts, 1)

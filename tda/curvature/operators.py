@@ -1,9 +1,8 @@
 """Symmetric linear operators over the flat parameter vector, and the ones whose eigenvectors are known.
 
 Every curvature matrix C [P, P] is an object with ``size`` P and ``matvec(V [B, P]) -> V C [B, P]``; P counts the
-parameters in the order of ``task.params`` (:func:`tda.tools.gradients.flatten`). A :class:`Spectral` operator
-knows C = Q diag(w) Q^T and applies any function of its eigenvalues, ``function(f, V) = V Q diag(f(w)) Q^T``: the damped
-inverse is ``lambda w: 1 / (w + damping)``, the segment of an unrolled run another f.
+parameters in the order of ``task.params`` (:func:`tda.tools.gradients.flatten`). A :class:`Spectral` operator knows
+C = Q diag(w) Q^T and applies any function of its eigenvalues, such as the damped inverse.
 """
 
 from __future__ import annotations
@@ -54,11 +53,11 @@ class Spectral(Operator):
     lift: Callable[[Tensor], Tensor]
     with_eigenvalues: Callable[[Tensor], Spectral]
 
-    @property
+    @cached_property
     def size(self) -> int:
         return len(self.eigenvalues)
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         return self.eigenvalues.dtype
 
@@ -108,13 +107,8 @@ class Dense(Spectral):
     def _decomposed(self) -> tuple[Tensor, Tensor]:  # when first asked for: the mean of several matrices needs its own
         return torch.linalg.eigh(self.matrix.double())
 
-    @property
-    def eigenvalues(self) -> Tensor:
-        return self._decomposed[0]
-
-    @property
-    def vectors(self) -> Tensor:
-        return self._decomposed[1]
+    eigenvalues = property(lambda self: self._decomposed[0])
+    vectors = property(lambda self: self._decomposed[1])
 
     def project(self, v: Tensor) -> Tensor:
         return v @ self.vectors.to(v.dtype)
@@ -139,10 +133,8 @@ class Dense(Spectral):
 
 
 class Kronecker(Spectral):
-    """One layer's block: eigenvectors ``U_S (x) U_A`` over the row-major matrix [out, in], and any eigenvalues there.
-
-    ``bases`` = (U_S [out, out], U_A [in, in]), eigenvectors in the columns; ``eigenvalues`` [out * in]. K-FAC's are the
-    products of the factors' eigenvalues, EK-FAC's the curvature measured along each eigenvector.
+    """One layer's block: eigenvectors ``U_S (x) U_A`` over the row-major matrix [out, in], and any ``eigenvalues``
+    [out * in]; ``bases`` = (U_S [out, out], U_A [in, in]), eigenvectors in the columns.
     """
 
     def __init__(self, bases: tuple[Tensor, Tensor], eigenvalues: Tensor):
@@ -164,16 +156,11 @@ class Kronecker(Spectral):
 class Blocks(Spectral):
     """A block-diagonal operator: ``{name: (index, block)}``, a spectral block at the positions ``index`` of the vector.
 
-    Positions that no block covers are outside the operator: ``function`` gives zero there (``covered`` [P] bool says
-    where it does not), so a gradient loses that part.
+    ``function`` gives zero at positions that no block covers (``covered`` [P] bool): a gradient loses that part.
     """
 
-    def __init__(self, width: int, blocks: dict[str, tuple[Tensor, Spectral]]):
-        self.width, self.blocks = width, blocks
-
-    @property
-    def size(self) -> int:
-        return self.width
+    def __init__(self, size: int, blocks: dict[str, tuple[Tensor, Spectral]]):
+        self.size, self.blocks = size, blocks
 
     @property
     def eigenvalues(self) -> Tensor:
@@ -181,12 +168,11 @@ class Blocks(Spectral):
 
     @cached_property
     def index(self) -> Tensor:
-        """Positions in the vector of the blocks' coordinates, one block after the other."""
         return torch.cat([index for index, _ in self.blocks.values()])
 
     @cached_property
     def covered(self) -> Tensor:
-        mask = torch.zeros(self.width, dtype=torch.bool)
+        mask = torch.zeros(self.size, dtype=torch.bool)
         mask[self.index] = True
         return mask
 
@@ -199,40 +185,29 @@ class Blocks(Spectral):
         return self._each("project", v[:, self.index])
 
     def lift(self, coordinates: Tensor) -> Tensor:
-        whole = coordinates.new_zeros(len(coordinates), self.width)
+        whole = coordinates.new_zeros(len(coordinates), self.size)
         whole[:, self.index] = self._each("lift", coordinates)
         return whole
 
     def with_eigenvalues(self, eigenvalues: Tensor) -> Blocks:
         parts = eigenvalues.split([len(index) for index, _ in self.blocks.values()])
         pairs = zip(self.blocks.items(), parts, strict=True)
-        return Blocks(self.width, {k: (index, block.with_eigenvalues(part)) for (k, (index, block)), part in pairs})
+        return Blocks(self.size, {k: (index, block.with_eigenvalues(part)) for (k, (index, block)), part in pairs})
 
 
 class Dual(Spectral):
     """``G^T G / N`` through its Gram matrix ``G G^T`` [N, N]: at most N eigenvalues, and zero on all that G does not
-    span.
-
-    ``rows`` G [N, P]. ``function`` gives the complement f(0); ``scale`` is tr / N, the mean of the eigenvalues that can
-    differ from zero.
+    span. ``rows`` G [N, P]. ``function`` gives the complement f(0); ``scale`` is tr / N.
     """
 
     def __init__(self, rows: Tensor, gram: Tensor):
         finite(gram, "the Gram matrix of the gradients")
-        self.rows = rows
+        self.rows, self.size, self.dtype = rows, rows.shape[1], rows.dtype
         values, self.weights = torch.linalg.eigh(gram.double() / len(rows))
         self.eigenvalues = values.clamp(min=0.0)
         self.kept = values > values[-1] * len(rows) * torch.finfo(rows.dtype).eps  # what is below is rounding
         if not self.kept.any():
             raise ValueError("the empirical Fisher is zero: every training gradient vanishes. Attribute earlier.")
-
-    @property
-    def size(self) -> int:
-        return self.rows.shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.rows.dtype
 
     def function(self, f: Function, v: Tensor) -> Tensor:
         values, weights = self.eigenvalues[self.kept], self.weights[:, self.kept]

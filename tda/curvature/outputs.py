@@ -1,12 +1,10 @@
-"""The curvature of the loss in the outputs, as a handful of vectors a batch that go back through the network.
+"""The Gauss-Newton matrix as the second moment of *pseudo-gradients*.
 
-With u the vectors of :mod:`tda.output_loss`, and with J_i the Jacobian of the outputs of example i, the Gauss-Newton
-matrix is the second moment of the *pseudo-gradients* ``J_i^T u``:
+With u the vectors of :mod:`tda.output_loss` and J_i the Jacobian of the outputs of example i,
 
     GGN = (1/N) sum_i sum_u (J_i^T u)(J_i^T u)^T
 
-The sampled kind takes one seeded draw an example, derived from the content of the example: it depends on neither the
-order nor the chunks in which a corpus is swept.
+The sampled kind takes one seeded draw an example, derived from its content: it depends on neither order nor chunks.
 """
 
 from __future__ import annotations

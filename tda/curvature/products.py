@@ -1,13 +1,12 @@
 """Dot products of gradients without the gradients, where the network allows it.
 
-The gradient of a linear layer that an example passes once is an outer product of what comes back and what goes in,
-``G = g a^T``, with the bias as one more coordinate of a. Hence
+The gradient of a linear layer that an example passes once is ``G = g a^T``, with g what comes back and a what goes in
+(the bias as one more coordinate). Hence
 
     <G_q, G_i> = (g_q . g_i) (a_q . a_i)
 
-two products of length out and in + 1 instead of one of length out x (in + 1), and no gradient is ever formed. A
-classifier of linear layers consists of nothing else. Convolutions and sequences pass a layer at many positions, and
-their gradients are sums of outer products: there the gradients are formed (:mod:`tda.tools.gradients`).
+and no gradient is ever formed. A classifier of linear layers consists of nothing else; convolutions and sequences pass
+a layer at many positions, and their gradients are formed (:mod:`tda.tools.gradients`).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     H   = (1/N) sum_i grad^2 l_i(theta)                         product by forward over reverse
     GGN = (1/N) sum_i J_i^T H_i J_i                             product by J v, H_i, then J^T
 
-with H_i the Hessian of l_i in the outputs (:mod:`tda.output_loss`). The two differ by the term that bends the network
-itself, weighted by the residuals: none for a linear model, little where the model fits.
+with H_i the Hessian of l_i in the outputs (:mod:`tda.output_loss`). They differ by the bending of the network itself,
+weighted by the residuals.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from tda.tools.memory_limit import require
 
 POSITIONS = 2**13  # vectors x examples x output positions that go through the network together
 
-Product = Callable[[Params, Examples, Tensor], Tensor]
+Product = Callable[[Task, Examples, Tensor], Tensor]  # of one batch: the sum over its examples of v C_i
 
 
 class OverData(Operator):
     """A mean over examples of curvature products; ``subset(index)`` is the same over some of them (a mini-batch).
 
-    ``scale`` is tr(GGN) / P, for the Hessian too, whose own trace can be zero or negative: H and GGN at equal relative
-    damping are damped equally. It is exact for classifiers, and estimated by the sampled Fisher elsewhere.
+    ``scale`` is tr(GGN) / P, for the Hessian too, whose own trace can be negative; exact for classifiers, estimated by
+    the sampled Fisher elsewhere.
     """
 
-    def __init__(self, task: Task, train: Examples, product: Callable[[Task], Product], chunk: int = 128):
+    def __init__(self, task: Task, train: Examples, product: Product, chunk: int = 128):
         self.task, self.train, self.product, self.chunk = task, train, product, chunk
         self.size = sum(p.numel() for p in task.params.values())
         self.dtype = next(iter(task.params.values())).dtype
@@ -45,13 +45,13 @@ class OverData(Operator):
         return OverData(self.task, take(self.train, index), self.product, self.chunk)
 
     def matvec(self, v: Tensor) -> Tensor:
-        at, together, n = self.product(self.task), v.to(self.dtype), n_examples(self.train)
+        together, n = v.to(self.dtype), n_examples(self.train)
         total = torch.zeros_like(together)
         for part in chunks(n, self.chunk):
             batch = batch_of(take(self.train, part))
             positions = batch["input_ids"].numel() if "input_ids" in batch else n_examples(batch)
             for rows in chunks(len(v), max(1, POSITIONS // positions)):
-                total[rows] += at(self.task.params, batch, together[rows])
+                total[rows] += self.product(self.task, batch, together[rows])
         return (total / n).to(v.dtype)
 
     @cached_property
@@ -73,33 +73,27 @@ def ggn(task: Task, train: Examples, chunk: int = 128) -> OverData:
     return OverData(task, train, _ggn_product, chunk)
 
 
-def _hessian_product(task: Task) -> Product:
-    def product(params: Params, batch: Examples, v: Tensor) -> Tensor:
-        slope = grad(lambda p: task.loss_fn(p, tensors(batch), "sum"))
+def _hessian_product(task: Task, batch: Examples, v: Tensor) -> Tensor:
+    slope = grad(lambda p: task.loss_fn(p, tensors(batch), "sum"))
 
-        def along_direction(direction: Tensor) -> Tensor:
-            return jvp(slope, (params,), (unflatten(direction, params),))[1]
+    def along_direction(direction: Tensor) -> Params:
+        return jvp(slope, (task.params,), (unflatten(direction, task.params),))[1]
 
-        return flatten(vmap(along_direction)(v)).detach()
-
-    return product
+    return flatten(vmap(along_direction)(v)).detach()
 
 
-def _ggn_product(task: Task) -> Product:
-    def product(params: Params, batch: Examples, v: Tensor) -> Tensor:
-        def outputs(p: Params) -> Tensor:
-            return task.outputs_fn(p, batch)[0]
+def _ggn_product(task: Task, batch: Examples, v: Tensor) -> Tensor:
+    def outputs(p: Params) -> Tensor:
+        return task.outputs_fn(p, batch)[0]
 
-        found, pull = vjp(outputs, params)
-        bent = output_loss.of(task).hessian(found, task.outputs_fn(params, batch)[1])
+    found, pull = vjp(outputs, task.params)
+    bent = output_loss.of(task).hessian(found, task.outputs_fn(task.params, batch)[1])
 
-        def along_direction(direction: Tensor) -> Params:
-            moved = jvp(outputs, (params,), (unflatten(direction, params),))[1]
-            return pull(bent(moved))[0]
+    def along_direction(direction: Tensor) -> Params:
+        moved = jvp(outputs, (task.params,), (unflatten(direction, task.params),))[1]
+        return pull(bent(moved))[0]
 
-        return flatten(vmap(along_direction)(v)).detach()
-
-    return product
+    return flatten(vmap(along_direction)(v)).detach()
 
 
 def dense_hessian(task: Task, train: Examples, chunk: int = 128) -> Dense:
@@ -111,24 +105,17 @@ def dense_hessian(task: Task, train: Examples, chunk: int = 128) -> Dense:
 
 
 def dense_ggn(task: Task, train: Examples, chunk: int = 128) -> Dense:
-    """GGN written down with its eigendecomposition in float64: P x P x 24 bytes at the peak.
-
-    With one position an example it comes from N x C pseudo-gradients, which costs less than P products.
-    """
+    """GGN as :func:`dense_hessian`; with one position an example from N x C pseudo-gradients, which costs less."""
     operator = ggn(task, train, chunk)
     require(operator.size**2 * 24.0, f"the Gauss-Newton matrix of {operator.size} parameters", DENSE_ADVICE)
     if shape_of(task, train)[0] > 1:
         matrix = operator.materialise().double()
         return Dense((matrix + matrix.T) / 2)
-    everything = {"all": torch.arange(operator.size)}
-    return Dense(moments(task, train, everything, chunk)["all"])
+    return Dense(moments(task, train, {"all": torch.arange(operator.size)}, chunk)["all"])
 
 
 def block_ggn(task: Task, train: Examples, by: str = "layer", chunk: int = CHUNK) -> Blocks:
-    """The diagonal blocks of GGN, one per ``by`` = layer (a module's weight and bias together) or tensor.
-
-    From exact pseudo-gradients. Memory: 24 bytes for every entry of every block.
-    """
+    """The diagonal blocks of GGN, one per ``by`` = layer (a module's tensors together) or tensor; 24 bytes an entry."""
     groups = parameter_groups(task, by)
     require(24.0 * sum(len(i) ** 2 for i in groups.values()), "the blocks of the Gauss-Newton matrix", DENSE_ADVICE)
     blocks, width = moments(task, train, groups, chunk), sum(p.numel() for p in task.params.values())
