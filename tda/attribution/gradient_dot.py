@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tda.attribution.registry import method
-from tda.curvature.products import dot_products
+from tda.curvature.layers import dot_products
 from tda.task import Examples, Task
 from tda.tools.gradients import CHUNK, blocks, matrix
 from tda.tools.options import Count, Whole
@@ -19,7 +19,7 @@ def attribute(task: Task, train: Examples, queries: Examples, *, seed: Whole = 0
     """``<grad l_q(theta), grad l_i(theta)>`` at the trained parameters, [Q, N].
 
     A step of size eta on document i lowers the loss of q by eta times the score, to first order. Memory: (Q + chunk) x
-    P x 4 bytes, less for a classifier of linear layers (:mod:`tda.curvature.products`).
+    P x 4 bytes, less for a classifier of linear layers (:mod:`tda.curvature.layers`).
     """
     return dot_products(task, train, queries, chunk).numpy()
 

@@ -19,14 +19,12 @@ from torch import Tensor
 
 from tda.attribution.registry import method
 from tda.curvature import empirical, named, solvers
-from tda.curvature.kronecker import UNTRACKED
 from tda.curvature.second_derivatives import parameter_groups
-from tda.output_loss import FISHERS
 from tda.task import Examples, Task, n_examples
 from tda.tools.cache import remembered
 from tda.tools.door import entered
 from tda.tools.gradients import CHUNK, blocks, matrix
-from tda.tools.options import Count, NotNegative, Pattern, Positive, Whole, one_of, option, read
+from tda.tools.options import Count, NotNegative, Positive, Whole, one_of, option, read
 
 ITERATIVE = ("cg", "pcg", "lissa", "arnoldi", "nystrom")
 SOLVERS = {  # and the curvatures that each takes
@@ -37,19 +35,13 @@ SOLVERS = {  # and the curvatures that each takes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(named.CurvatureOptions):
     """A curvature C, its damping d, and how ``(C + d) x = v`` is solved."""
 
-    seed: Whole = option(0, "of sampled labels, mini-batches, starting vectors, coordinates")
-    chunk: Count = option(CHUNK, "examples whose gradients are formed together")
-    curvature: one_of(named.CURVATURES) = option("ekfac", "C")
     solver: one_of(SOLVERS) = option("exact", "exact: by eigenvectors; pcg: cg preconditioned by EK-FAC")
-    fisher: one_of(FISHERS) = option("sampled", "labels of the Fisher of kfac, ekfac and diagonal")
     damping: Positive = option(0.1, "d, in unit")
     unit: one_of(named.UNITS) = option("relative", "d in units of the mean eigenvalue of C, or d itself")
     indefinite: one_of(named.INDEFINITE) = option("refuse", "eigenvalues below -d (solvers exact, arnoldi)")
-    layers: Pattern = option("", "a regex: the layers that kfac and ekfac cover")
-    rest: one_of(UNTRACKED) = option("drop", "parameters outside the layers of kfac and ekfac")
     iterations: Count = option(100, "of cg, pcg, lissa, arnoldi")
     rank: Count = option(50, "of arnoldi, nystrom")
     batch: Count = option(32, "of lissa's mini-batches")
@@ -67,11 +59,11 @@ class Options:
 
 def solve(task: Task, train: Examples, v: Tensor, options: Options) -> Tensor:
     """``v (C + d)^-1`` for rows of ``v`` [B, P]."""
-    shared = {name: getattr(options, name) for name in ("fisher", "layers", "rest", "seed", "chunk")}
-    curvature = named.operator(options.curvature, task, train, dense=options.solver == "exact", **shared)
+    dense = options.solver == "exact"
+    curvature = named.operator(options.curvature, task, train, dense=dense, **options.arguments())
     damping = named.absolute_damping(curvature, options.damping, options.unit)
     iterations, rank, seed = options.iterations, options.rank, options.seed
-    if options.solver == "exact":
+    if dense:
         return curvature.function(lambda w: named.damped(w, damping, options.indefinite), v)
     if options.solver == "datainf":  # which counts the damping in units of each layer
         relative = options.unit == "relative"
@@ -85,7 +77,7 @@ def solve(task: Task, train: Examples, v: Tensor, options: Options) -> Tensor:
         own = {"rank": rank, "indefinite": options.indefinite}
         steps = solvers.arnoldi(curvature, v, damping, iterations=iterations, seed=seed, **own)
     else:
-        rough = named.operator("ekfac", task, train, **shared) if options.solver == "pcg" else None
+        rough = named.operator("ekfac", task, train, **options.arguments()) if options.solver == "pcg" else None
         steps = solvers.cg(curvature, v, damping, iterations=iterations, preconditioner=rough)
     return solvers.last(steps).solution()
 

@@ -105,10 +105,7 @@ def _finite(task: Task, layer: str, value: Tensor) -> Tensor:
 
 
 def _linear(task: Task) -> dict[str, Layer]:
-    if task.outputs_fn is None or task.model is None:
-        return {}
-    layers = trackable(task).items()
-    return {name: layer for name, layer in layers if not isinstance(layer.module, torch.nn.Conv2d)}
+    return {name: x for name, x in trackable(task).items() if not isinstance(x.module, torch.nn.Conv2d)}
 
 
 def _sizes(layer: Layer) -> tuple[int, int]:

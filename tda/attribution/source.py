@@ -29,13 +29,11 @@ import numpy as np
 
 from tda.attribution.registry import method
 from tda.curvature import named
-from tda.curvature.kronecker import UNTRACKED
 from tda.curvature.operators import Spectral
-from tda.output_loss import FISHERS
 from tda.task import Examples, Task, n_examples
 from tda.tools.cache import remembered
-from tda.tools.gradients import CHUNK, matrix
-from tda.tools.options import Count, Pattern, Whole, one_of, option, read
+from tda.tools.gradients import matrix
+from tda.tools.options import Count, one_of, option, read
 from tda.tools.recorded import sgd_run
 from tda.tools.segments import Segment, scores_of, segments_of
 
@@ -44,16 +42,10 @@ SAME = 1e-3  # largest difference of a parameter between the model and its last 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """The segments, the curvature of each, and how it is used."""
+class Options(named.CurvatureOptions):
+    """The segments, the curvature H of each, and how it is used."""
 
-    seed: Whole = option(0, "of sampled labels")
-    chunk: Count = option(CHUNK, "examples whose gradients are formed together")
     segments: Count = option(3, "L, at most one a checkpoint")
-    curvature: one_of(named.CURVATURES) = option("ekfac", "H")
-    fisher: one_of(FISHERS) = option("sampled", "labels of the Fisher of kfac, ekfac and diagonal")
-    layers: Pattern = option("", "a regex: the layers that kfac and ekfac cover")
-    rest: one_of(UNTRACKED) = option("drop", "parameters outside them; dropped ones take no part in the scores")
     variant: one_of(VARIANTS) = option("exponential", "see the module's text")
 
 
@@ -86,8 +78,7 @@ def _stretches(task: Task, train: Examples, options: Options) -> tuple[list[Segm
     _same_model(task, parts[-1].tasks[-1])
     if options.variant == "fast":
         parts = [replace(part, tasks=(at_mean(part.tasks),)) for part in parts]
-    known = {name: getattr(options, name) for name in ("curvature", "fisher", "layers", "rest", "seed", "chunk")}
-    operators = [named.averaged(tasks=part.tasks, train=train, **known) for part in parts]
+    operators = [named.averaged(options.curvature, part.tasks, train, **options.arguments()) for part in parts]
     for operator in operators:
         operator.eigenvalues  # noqa: B018  (a dense one decomposes when first asked: here, where it is charged)
     return parts, operators

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tda.curvature.layers import Captured, passes, say_share, tracked, untracked
 from tda.curvature.operators import Blocks, Diagonal, Kronecker, Spectral, finite
-from tda.curvature.outputs import label_noise, pseudo_gradients
+from tda.curvature.second_derivatives import label_noise, pseudo_gradients
 from tda.task import Examples, Task, chunks, n_examples, take
 from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK, batch_of

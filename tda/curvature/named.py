@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tda.curvature import empirical
-from tda.curvature.kronecker import diagonal, ekfac, kfac, mean, mean_kronecker
+from tda.curvature.kronecker import UNTRACKED, diagonal, ekfac, kfac, mean, mean_kronecker
 from tda.curvature.operators import Blocks, Dense, Diagonal, Dual, Operator, Spectral
 from tda.curvature.second_derivatives import block_ggn, dense_ggn, dense_hessian, ggn, hessian
+from tda.output_loss import FISHERS
 from tda.task import Examples, Task, n_examples
 from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK
 from tda.tools.memory_limit import require
+from tda.tools.options import Count, Pattern, Whole, one_of, option
 
 CURVATURES = ("hessian", "ggn", "block_ggn", "kfac", "ekfac", "diagonal", "empirical_fisher", "identity")
 UNITS = ("relative", "absolute")
 INDEFINITE = ("refuse", "keep", "absolute", "clip")
 DENSE = 6  # hessian, ggn and block_ggn that are remembered, 8 P^2 bytes each if dense: the checkpoints of a small run
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvatureOptions:
+    """Which curvature a method takes, as the arguments of :func:`operator` and :func:`averaged`."""
+
+    seed: Whole = option(0, "of everything that is drawn: sampled labels, mini-batches, starting vectors, coordinates")
+    chunk: Count = option(CHUNK, "examples whose gradients are formed together")
+    curvature: one_of(CURVATURES) = option("ekfac", "the matrix")
+    fisher: one_of(FISHERS) = option("sampled", "labels of the Fisher of kfac, ekfac and diagonal")
+    layers: Pattern = option("", "a regex: the layers that kfac and ekfac cover")
+    rest: one_of(UNTRACKED) = option("drop", "parameters outside them; dropped ones take no part in the scores")
+
+    def arguments(self) -> dict:
+        """All but ``curvature``."""
+        return {name: getattr(self, name) for name in ("fisher", "layers", "rest", "seed", "chunk")}
 
 
 def operator(

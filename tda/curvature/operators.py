@@ -1,13 +1,12 @@
 """Symmetric linear operators over the flat parameter vector, and the ones whose eigenvectors are known.
 
-Every curvature matrix C [P, P] is an object with ``size`` P and ``matvec(V [B, P]) -> V C [B, P]``; P counts the
-parameters in the order of ``task.params`` (:func:`tda.tools.gradients.flatten`). A :class:`Spectral` operator knows
-C = Q diag(w) Q^T and applies any function of its eigenvalues, such as the damped inverse.
+P counts the parameters in the order of ``task.params`` (:func:`tda.tools.gradients.flatten`). A :class:`Spectral`
+operator knows C = Q diag(w) Q^T and applies any function of its eigenvalues, such as the damped inverse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import torch
@@ -16,20 +15,13 @@ from torch import Tensor
 from tda.task import chunks
 from tda.tools.memory_limit import require
 
-Function = Callable[[Tensor], Tensor]
 ROWS = 64  # unit vectors sent through a matvec at once when a matrix is written out
 
 
 class Operator:
-    """A symmetric matrix seen through its products: ``matvec(v)`` is ``v C`` for every row of ``v`` [B, P].
-
-    ``scale``: its mean eigenvalue, the unit of a relative damping.
+    """A symmetric matrix seen through its products: ``matvec(v)`` is ``v C`` for every row of ``v`` [B, P]. It has a
+    ``size`` P, a ``dtype``, and a ``scale``, its mean eigenvalue: the unit of a relative damping.
     """
-
-    size: int
-    dtype: torch.dtype
-    scale: float
-    matvec: Callable[[Tensor], Tensor]
 
     def materialise(self) -> Tensor:
         """C as a matrix [P, P]. Refused with its size in MB where it does not fit."""
@@ -48,11 +40,6 @@ class Spectral(Operator):
     coordinates; ``with_eigenvalues``: the same eigenvectors with other eigenvalues. :class:`Dual` lacks all three.
     """
 
-    eigenvalues: Tensor
-    project: Callable[[Tensor], Tensor]
-    lift: Callable[[Tensor], Tensor]
-    with_eigenvalues: Callable[[Tensor], Spectral]
-
     @cached_property
     def size(self) -> int:
         return len(self.eigenvalues)
@@ -66,7 +53,7 @@ class Spectral(Operator):
         """The mean magnitude of the eigenvalues."""
         return float(self.eigenvalues.abs().mean())
 
-    def function(self, f: Function, v: Tensor) -> Tensor:
+    def function(self, f: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
         """``v f(C)`` for every row of ``v`` [B, P]; ``f`` maps the tensor of eigenvalues to one of the same shape."""
         return self.lift(self.project(v) * f(self.eigenvalues).to(v.dtype))
 
@@ -176,23 +163,22 @@ class Blocks(Spectral):
         mask[self.index] = True
         return mask
 
-    def _each(self, which: str, v: Tensor) -> Tensor:
-        sizes = [len(index) for index, _ in self.blocks.values()]
-        parts = zip(self.blocks.values(), v.split(sizes, dim=1), strict=True)
-        return torch.cat([getattr(block, which)(part) for (_, block), part in parts], dim=1)
+    def _split(self, coordinates: Tensor) -> Iterator[tuple[Spectral, Tensor]]:
+        parts = coordinates.split([len(index) for index, _ in self.blocks.values()], dim=-1)
+        return ((block, part) for (_, block), part in zip(self.blocks.values(), parts, strict=True))
 
     def project(self, v: Tensor) -> Tensor:
-        return self._each("project", v[:, self.index])
+        return torch.cat([block.project(part) for block, part in self._split(v[:, self.index])], dim=1)
 
     def lift(self, coordinates: Tensor) -> Tensor:
         whole = coordinates.new_zeros(len(coordinates), self.size)
-        whole[:, self.index] = self._each("lift", coordinates)
+        whole[:, self.index] = torch.cat([block.lift(part) for block, part in self._split(coordinates)], dim=1)
         return whole
 
     def with_eigenvalues(self, eigenvalues: Tensor) -> Blocks:
-        parts = eigenvalues.split([len(index) for index, _ in self.blocks.values()])
-        pairs = zip(self.blocks.items(), parts, strict=True)
-        return Blocks(self.size, {k: (index, block.with_eigenvalues(part)) for (k, (index, block)), part in pairs})
+        blocks = [block.with_eigenvalues(part) for block, part in self._split(eigenvalues)]
+        places = [(name, index) for name, (index, _) in self.blocks.items()]
+        return Blocks(self.size, {k: (index, block) for (k, index), block in zip(places, blocks, strict=True)})
 
 
 class Dual(Spectral):
@@ -209,7 +195,7 @@ class Dual(Spectral):
         if not self.kept.any():
             raise ValueError("the empirical Fisher is zero: every training gradient vanishes. Attribute earlier.")
 
-    def function(self, f: Function, v: Tensor) -> Tensor:
+    def function(self, f: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
         values, weights = self.eigenvalues[self.kept], self.weights[:, self.kept]
         rest = f(values.new_zeros(1))
         along = (v.to(self.dtype) @ self.rows.T).double() @ weights

@@ -1,15 +1,16 @@
-"""The Hessian and the Gauss-Newton matrix themselves: as products streamed over the data, as matrices, as blocks.
+"""The Hessian and the Gauss-Newton matrix: as products streamed over the data, as matrices, as blocks.
 
-    H   = (1/N) sum_i grad^2 l_i(theta)                         product by forward over reverse
-    GGN = (1/N) sum_i J_i^T H_i J_i                             product by J v, H_i, then J^T
+    H   = (1/N) sum_i grad^2 l_i(theta)                                        product by forward over reverse
+    GGN = (1/N) sum_i J_i^T H_i J_i = (1/N) sum_i sum_u (J_i^T u)(J_i^T u)^T   product by J v, H_i, then J^T
 
-with H_i the Hessian of l_i in the outputs (:mod:`tda.output_loss`). They differ by the bending of the network itself,
-weighted by the residuals.
+with J_i the Jacobian of the outputs of example i and H_i the Hessian of its loss in them. The vectors u of
+:mod:`tda.output_loss` make GGN the second moment of *pseudo-gradients* ``J_i^T u``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -19,14 +20,59 @@ from torch.func import grad, jvp, vjp, vmap
 
 from tda import output_loss
 from tda.curvature.operators import DENSE_ADVICE, Blocks, Dense, Operator
-from tda.curvature.outputs import pseudo_gradients, require_outputs, shape_of
 from tda.task import Examples, Params, Task, chunks, n_examples, take, tensors
-from tda.tools.gradients import CHUNK, batch_of, flatten, unflatten
+from tda.tools.gradients import CHUNK, batch_of, flatten, over_examples, unflatten
 from tda.tools.memory_limit import require
 
 POSITIONS = 2**13  # vectors x examples x output positions that go through the network together
 
 Product = Callable[[Task, Examples, Tensor], Tensor]  # of one batch: the sum over its examples of v C_i
+
+
+def require_outputs(task: Task) -> None:
+    if task.outputs_fn is None or task.model is None:
+        raise ValueError(
+            f"the task {task.name!r} has no outputs_fn or no model; this curvature looks at outputs and layers. Give "
+            f"the task both, or use curvature='empirical_fisher', or 'hessian' with an absolute damping."
+        )
+
+
+def shape_of(task: Task, examples: Examples) -> tuple[int, int]:
+    """``(T, C)`` of the outputs of the untrimmed examples; T = 1 for a classifier."""
+    require_outputs(task)
+    with torch.no_grad():
+        return tuple(task.outputs_fn(task.params, tensors(take(examples, slice(0, 1))))[0].shape[1:])
+
+
+def label_noise(task: Task, examples: Examples, seed: int) -> Tensor:
+    """What the sampled Fisher draws, [N, T, ...] float64, seeded by ``seed`` and the content of each example."""
+    shape, columns = shape_of(task, examples), {k: v.numpy() for k, v in sorted(tensors(examples).items())}
+    keys = [zlib.crc32(b"".join(v[i].tobytes() for v in columns.values())) for i in range(n_examples(examples))]
+    draw = output_loss.of(task).noise
+    return torch.from_numpy(np.stack([draw(np.random.default_rng([seed, key]), *shape) for key in keys]))
+
+
+def pseudo_gradients(
+    task: Task, train: Examples, fisher: str, seed: int = 0, chunk: int = CHUNK, names: tuple[str, ...] = ()
+) -> Iterator[Tensor]:
+    """Blocks of pseudo-gradients [b, P], whose summed ``rows^T rows`` over N is the Fisher of that kind.
+
+    ``names``: only these parameters, in this order (all by default). Streams: chunk x P x 4 bytes.
+    """
+    noise, loss = label_noise(task, train, seed), output_loss.of(task)
+    moving = {k: task.params[k] for k in names or task.params}
+
+    def pull(params: Params, example: Examples, u: Tensor) -> Tensor:
+        outputs, _ = task.outputs_fn(task.params | params, {k: v.unsqueeze(0) for k, v in example.items()})
+        return (outputs[0] * u).sum()
+
+    per_example = over_examples(grad(pull), in_dims=(None, 0, 0))
+    for part in chunks(n_examples(train), chunk):
+        batch = batch_of(take(train, part))
+        with torch.no_grad():
+            outputs, targets = task.outputs_fn(task.params, batch)
+        for u in loss.vectors(outputs, targets, fisher, noise[part]):
+            yield flatten(per_example(moving, batch, u)).detach()
 
 
 class OverData(Operator):
@@ -137,9 +183,13 @@ def parameter_groups(task: Task, by: str = "layer") -> dict[str, Tensor]:
     if by not in ("layer", "tensor"):
         raise ValueError(f"by={by!r}; 'layer' or 'tensor'.")
     groups: dict[str, list[Tensor]] = {}
-    start = 0
-    for name, p in task.params.items():
+    for name, index in places(task).items():
         key = name.rpartition(".")[0] or name if by == "layer" else name
-        groups.setdefault(key, []).append(torch.arange(start, start + p.numel()))
-        start += p.numel()
+        groups.setdefault(key, []).append(index)
     return {key: torch.cat(parts) for key, parts in groups.items()}
+
+
+def places(task: Task) -> dict[str, Tensor]:
+    """Positions of every parameter in the flat vector."""
+    sizes = [p.numel() for p in task.params.values()]
+    return dict(zip(task.params, torch.arange(sum(sizes)).split(sizes), strict=True))
