@@ -2,14 +2,11 @@
 
 Learn a query a little more, and a little less, and see which training documents notice:
 
-    score(i) = l_i(theta_asc) - l_i(theta_desc)            bidirectional
-    score(i) = l_i(theta_asc) - l_i(theta)                 ascent
-    score(i) = l_i(theta)     - l_i(theta_desc)            descent
+    score(i) = l_i(theta_asc) - l_i(theta_desc)            bidirectional; ascent and descent put l_i(theta) on one side
 
 after T preconditioned gradient steps on the query's loss, or the EWC-regularised fine-tuning of the first release
-(:mod:`tda.tools.perturb`). To first order the bidirectional score is ``2 T eta g_i^T P g_q``, influence with the Fisher
-as its Hessian; it is a central difference, so its error is of third order in the step, and the one-sided scores carry
-the documents' curvature as well. Positive = learning the document and learning the query go the same way (proponent).
+(:mod:`tda.tools.perturb`). To first order it is ``2 T eta g_i^T P g_q``, with an error of third order in the step; the
+one-sided scores carry the documents' curvature as well. Positive = document and query are learnt the same way.
 """
 
 from __future__ import annotations
@@ -117,16 +114,13 @@ def _mover(task: Task, train: Examples, sign: int, options: Options) -> Callable
 def token_scores(
     task: Task, train: Examples, queries: Examples, documents: Examples | None = None, **options
 ) -> np.ndarray:
-    """Bidirectional scores of every token, [Q, n, T] nats; the mean over a document's target tokens is its score.
-
-    ``documents``: what is read (``train`` by default, 2 Q N T numbers). ``options``: those that move the model.
+    """Bidirectional scores of every token of ``documents`` (``train`` by default), [Q, n, T] nats; the mean over a
+    document's target tokens is its score. ``options``: those that move the model.
     """
     given = {"train": train, "queries": queries, "documents": train if documents is None else documents}
     with entered(task, ("params",), **given) as (train, queries, documents):
-        up, down = (
-            sweep(task, perturbed(task, train, queries, sign, **options)[0], documents, reduction="token")
-            for sign in (1, -1)
-        )
+        moved = (perturbed(task, train, queries, sign, **options)[0] for sign in (1, -1))
+        up, down = (sweep(task, models, documents, reduction="token") for models in moved)
         return (up - down).numpy()
 
 

@@ -2,11 +2,10 @@
 
     score(q, i) = g_q^T (C + d)^-1 g_i
 
-Koh and Liang (2017): removing document i from the mean training loss moves the parameters by ``H^-1 g_i / N``, and the
-loss of q rises by ``g_q^T H^-1 g_i / N``; the constant 1/N is left out. Positive = training on i lowers the loss of q.
-C is H, or a matrix that is easier to invert and has no negative eigenvalues (:func:`tda.curvature.operator`). d is
-``damping`` times its mean eigenvalue (tr / P over the parameters that C covers; tr / N for the empirical Fisher; that
-of the Gauss-Newton matrix for the Hessian), or ``damping`` itself with ``unit="absolute"``.
+Removing document i from the mean training loss raises the loss of q by ``g_q^T H^-1 g_i / N`` (Koh and Liang 2017; the
+constant 1/N is left out); positive = training on i lowers the loss of q. C is H or another matrix
+(:func:`tda.curvature.operator`). d is ``damping`` times its mean eigenvalue (over the parameters that C covers; tr / N
+for the empirical Fisher; that of the Gauss-Newton matrix for the Hessian), or ``damping`` itself.
 """
 
 from __future__ import annotations
@@ -26,12 +25,16 @@ from tda.tools.door import entered
 from tda.tools.gradients import CHUNK, blocks, matrix
 from tda.tools.options import Count, NotNegative, Positive, Whole, one_of, option, read
 
-ITERATIVE = ("cg", "pcg", "lissa", "arnoldi", "nystrom")
-SOLVERS = {  # and the curvatures that each takes
-    "exact": named.CURVATURES,
-    **dict.fromkeys(ITERATIVE, ("hessian", "ggn")),
-    "datainf": ("empirical_fisher",),
+ITERATIVE = {  # and the options that each reads
+    "cg": ("iterations",),
+    "pcg": ("iterations",),
+    "lissa": ("iterations", "batch", "scale", "repeats", "seed"),
+    "arnoldi": ("iterations", "rank", "indefinite", "seed"),
+    "nystrom": ("rank", "seed"),
 }
+SOLVERS = {  # and the curvatures that each takes
+    "exact": named.CURVATURES, **dict.fromkeys(ITERATIVE, ("hessian", "ggn")), "datainf": ("empirical_fisher",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,24 +65,18 @@ def solve(task: Task, train: Examples, v: Tensor, options: Options) -> Tensor:
     dense = options.solver == "exact"
     curvature = named.operator(options.curvature, task, train, dense=dense, **options.arguments())
     damping = named.absolute_damping(curvature, options.damping, options.unit)
-    iterations, rank, seed = options.iterations, options.rank, options.seed
     if dense:
         return curvature.function(lambda w: named.damped(w, damping, options.indefinite), v)
     if options.solver == "datainf":  # which counts the damping in units of each layer
         relative = options.unit == "relative"
         return solvers.datainf(curvature.rows, parameter_groups(task), v, options.damping, relative=relative)
-    if options.solver == "nystrom":
-        steps = solvers.nystrom(curvature, v, damping, rank=rank, seed=seed)
-    elif options.solver == "lissa":
-        own = {"batch": options.batch, "scale": options.scale, "repeats": options.repeats}
-        steps = solvers.lissa(curvature, v, damping, iterations=iterations, seed=seed, every=iterations, **own)
-    elif options.solver == "arnoldi":
-        own = {"rank": rank, "indefinite": options.indefinite}
-        steps = solvers.arnoldi(curvature, v, damping, iterations=iterations, seed=seed, **own)
-    else:
-        rough = named.operator("ekfac", task, train, **options.arguments()) if options.solver == "pcg" else None
-        steps = solvers.cg(curvature, v, damping, iterations=iterations, preconditioner=rough)
-    return solvers.last(steps).solution()
+    given = {name: getattr(options, name) for name in ITERATIVE[options.solver]}
+    if options.solver == "pcg":
+        given["preconditioner"] = named.operator("ekfac", task, train, **options.arguments())
+    if options.solver == "lissa":
+        given["every"] = options.iterations  # only the end is read
+    solver = solvers.cg if options.solver == "pcg" else getattr(solvers, options.solver)
+    return solvers.last(solver(curvature, v, damping, **given)).solution()
 
 
 @remembered(2)
@@ -90,7 +87,7 @@ def query_gradients(task: Task, queries: Examples, chunk: int) -> Tensor:
 
 @method("influence", family="curvature", paper="Koh and Liang 2017", needs=("params", "outputs"), signed=True)
 def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
-    """``g_q^T (C + d)^-1 g_i`` for all pairs, [Q, N]; see the module's text for C and d.
+    """``g_q^T (C + d)^-1 g_i`` for all pairs, [Q, N].
 
     Memory: (2 Q + chunk) x P x 4 bytes and the operator: 24 P^2 for dense matrices, 4 N P for the empirical Fisher, two
     float64 factors a layer for kfac and ekfac. Raises ``ValueError`` for a solver that does not take the curvature, an
@@ -103,7 +100,7 @@ def attribute(task: Task, train: Examples, queries: Examples, options: Options) 
 def self_influence(task: Task, train: Examples, examples: Examples | None = None, **options) -> np.ndarray:
     """``g_i^T (C + d)^-1 g_i`` of every example, [n]: how much it holds up its own loss; large for mislabelled ones.
 
-    C comes from ``train``; ``examples`` are the training examples by default. ``options``: those of :func:`attribute`.
+    C comes from ``train``; ``examples``: ``train`` by default. ``options``: those of :func:`attribute`.
     """
     chosen = read("influence", Options, options)
     given = {"train": train, "examples": train if examples is None else examples}
@@ -119,9 +116,7 @@ def attribute_fisher(
     task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Count = CHUNK,
     preconditioner: one_of(empirical.KINDS) = "full", damping: Positive = 0.1,
 ) -> np.ndarray:  # fmt: skip
-    """``g_q^T P g_i``, [Q, N], with P the damped inverse of the empirical Fisher or of a part of it
-    (:mod:`tda.curvature.empirical`): the small-step limit of BGO with the same preconditioner, without its sweeps.
-
+    """``g_q^T P g_i``, [Q, N], with P of :mod:`tda.curvature.empirical`: the small-step limit of BGO.
     Memory: chunk x P x 4 bytes (diagonal), N x P x 4 bytes (full).
     """
     return empirical.linear_scores(preconditioner, task, train, queries, damping, chunk)

@@ -1,12 +1,10 @@
-"""Two or more methods in one: the mean of a document's ranks (Borda count).
+"""Two or more methods in one: the mean of a document's ranks (Borda count), since scores have different units.
 
-Scores of different methods have different units and tails, so they cannot be added; ranks can. For query q and method m
-let r_m(q, i) in [0, 1] be the share of the other documents that m scores below document i (half of those that tie):
+With r_m(q, i) in [0, 1] the share of the other documents that method m scores below document i (half of those that tie)
 
     score(q, i) = mean over m of r_m(q, i)
 
-STRIDE's paper combines its scores with a gradient method's in a way that we do not know. Ranks lose that a few
-documents matter far more than others: their sum over a subset predicts no effect (chapter 13 measures what that costs).
+How STRIDE's paper combines methods is not known to us. A sum of ranks over a subset predicts no effect (chapter 13).
 """
 
 from __future__ import annotations
@@ -32,10 +30,7 @@ def shares_below(scores: np.ndarray) -> np.ndarray:
 
 
 def combine(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean rank, in [0, 1], of score arrays of one shape; ranks run along the last axis.
-
-    Raises ``ValueError`` for fewer than two parts, different shapes, or scores that are not finite.
-    """
+    """Mean rank, in [0, 1], of two or more finite score arrays of one shape; ranks run along the last axis."""
     shapes = [np.shape(part) for part in parts]
     if len(parts) < 2 or len(set(shapes)) > 1:
         raise ValueError(f"{NAME}: parts of shapes {shapes}; give at least two score arrays of the same shape.")

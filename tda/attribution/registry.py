@@ -19,10 +19,9 @@ from tda.tools import door, options
 class Method:
     """One attribution method, and what each of its options may be (``rules``).
 
-    ``needs`` names what the task must offer: ``params`` (gradients or losses of the model), ``outputs`` (``outputs_fn``
-    and the ``model`` whose layers it runs), ``checkpoints`` (a training record), or an encoder (``text``, ``group``,
-    ``features``). ``signed``: negative scores mean opponents. ``cost``: ``"per query"`` (of the corpus' size) or
-    ``"amortised"``.
+    ``needs``: what the task must offer, ``params``, ``outputs`` (``outputs_fn`` and ``model``), ``checkpoints`` or an
+    encoder (``text``, ``group``, ``features``). ``signed``: negative scores mean opponents. ``cost``: ``"per query"``
+    (a sweep of the corpus for each) or ``"amortised"``.
     """
 
     name: str

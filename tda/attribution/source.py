@@ -1,8 +1,7 @@
 """SOURCE (Bae et al. 2024): unrolled differentiation with a few checkpoints instead of every step.
 
 Training is cut into L segments. Inside a segment the mean gradient of every example and the mean curvature H of its
-checkpoints stand for all K steps. A perturbation that enters in the segment, and one that passes through it, are
-multiplied by
+checkpoints stand for all K steps. A perturbation that enters in the segment, or passes through it, is multiplied by
 
     r(H) = (1 - exp(-eta K H)) H^-1          S(H) = exp(-eta K H)
 
@@ -11,13 +10,11 @@ multiplied by
     score(q, i) = sum_l <r_l S_{l+1} ... S_L grad l_q(theta_T), gbar_{l,i}> / N_l
 
 with gbar_{l,i} the mean gradient of example i over the segment's checkpoints and N_l the examples of the segment. Unit
-and sign are those of :mod:`tda.attribution.unroll`. With one segment and a long run r(H) tends to H^-1; 1 / (eta K)
-plays the part of a damping.
+and sign are those of :mod:`tda.attribution.unroll`; 1 / (eta K) plays the part of a damping.
 
 Variants: ``exponential`` (the paper's); ``fast`` (FAST-SOURCE: gradients and curvature once, at the mean parameters of
-a segment); ``exact`` (ours): the recursion of SGD itself, momentum and learning rates included, on every eigenvalue,
-which equals unrolling where gradients and curvature are constant. All of this holds for SGD; the paper's treatment of
-Adam is not known to us, so another optimiser is refused.
+a segment); ``exact`` (ours): the recursion of SGD itself on every eigenvalue. How the paper treats Adam is not known to
+us, so another optimiser than SGD is refused.
 """
 
 from __future__ import annotations

@@ -8,11 +8,9 @@ the steered model fits A_k and stays as it was elsewhere (:mod:`tda.steering.fit
 
 come from one forward pass, and its weights solve y = b + M w (:mod:`tda.steering.recovery`).
 
-From the paper: the shift of the logits, the three losses, the measurement, the left-regular design, the Lasso, and
-K, d, r and the depth of the layer. Ours, since unpublished: what the training module lists, the weights of the losses,
-the choice of the penalty, the intercept, the plain mean over target positions (the paper weighs them). With steps = 0
-and a strong stability loss the scores are influence with a low-rank output head, seen through M (a test shows it).
-Only the order of measurements is simulated: their size is about inverse to the weight of the stability loss.
+Ours, since unpublished: what the training module lists, the weights of the losses, the choice of the penalty, the
+intercept, the plain mean over target positions. With steps = 0 and a strong stability loss the scores are influence
+with a low-rank output head, seen through M. Only the order of measurements is simulated, not their size.
 """
 
 from __future__ import annotations
@@ -31,7 +29,6 @@ from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK
 from tda.tools.options import Count, NotNegative, Share, Whole, one_of, option, whole
 
-DESIGNS = ("left_regular", "bernoulli")
 SUBSETS, RANK = 1000, 16  # as published, where documents and activations allow it
 
 
@@ -42,10 +39,9 @@ class Options:
     seed: Whole = option(0, "draws everything")
     chunk: Count = option(CHUNK, "examples in a forward pass")
     subsets: Whole = option(0, "K; 0: twice the documents, at most 1000")
-    degree: Count = option(10, "d, the subsets that a document joins; its mean for design bernoulli")
+    degree: Count = option(10, "d, the subsets that a document joins")
     rank: Whole = option(0, "r; 0: 16, at most the width")
     layer: whole(-1) = option(-1, "depth at which activations are read; -1: 0.6 of the blocks")
-    design: one_of(DESIGNS) = option("left_regular", "how subsets are drawn")
     fidelity: NotNegative = option(1.0, "weight of that loss; 0 drops it")
     stability: NotNegative = option(100.0, "weight of that loss; 0 drops it")
     linearity: NotNegative = option(1.0, "weight of that loss; 0 drops it")
@@ -62,11 +58,9 @@ class Options:
 
 @method("stride", family="simulation", paper="STRIDE", needs=("params", "outputs"), signed=True)
 def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
-    """STRIDE scores [Q, N]: simulated nats per document of a subset, on a scale that ``stability`` sets; their order
-    within a query is what counts.
+    """STRIDE scores [Q, N]: simulated nats per document of a subset, on a scale that ``stability`` sets.
 
-    Raises ``ValueError`` for empty subsets, a layer that does not exist, a rank above the width, and measurements that
-    do not vary.
+    Raises ``ValueError`` for empty subsets, no such layer, a rank above the width, measurements that do not vary.
     """
     trained = operators(task, train, options.of_operators())
     y = measurements(trained, task, queries, options.chunk)
@@ -78,7 +72,7 @@ def attribute(task: Task, train: Examples, queries: Examples, options: Options) 
 def operators(task: Task, train: Examples, options: Options) -> Operators:
     """The operators of a design of random subsets, to which no query is known."""
     n = n_examples(train)
-    subsets = draw(options.design, n, options.subsets or min(SUBSETS, 2 * n), options.degree, options.seed)
+    subsets = draw(n, options.subsets or min(SUBSETS, 2 * n), options.degree, options.seed)
     return operators_for(task, train, subsets, options)
 
 
@@ -96,10 +90,8 @@ def operators_for(task: Task, train_examples: Examples, measure: np.ndarray, opt
     return train(shot, measure, layer, rank, weights, steps=options.steps, rate=options.rate, seed=options.seed)
 
 
-def draw(design: str, n: int, subsets: int, degree: int, seed: int) -> np.ndarray:
-    """Random subsets bool [K, n] of a design, independent of any retraining bank."""
-    if design == "bernoulli":
-        return recovery.bernoulli(n, subsets, degree / subsets, [seed, 81])
+def draw(n: int, subsets: int, degree: int, seed: int) -> np.ndarray:
+    """Random subsets bool [K, n], ``degree`` for each document, independent of any retraining bank."""
     return recovery.left_regular(n, subsets, degree, [seed, 81])
 
 

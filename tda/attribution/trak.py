@@ -58,10 +58,9 @@ class Options:
 
 @method("trak", family="curvature", paper="Park et al. 2023", needs=("params", "outputs"), signed=True)
 def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
-    """TRAK scores of one model, [Q, N]; no unit (the kernel does not know the scale of the gradients).
+    """TRAK scores of one model, [Q, N]; no unit. Memory: (N + Q) x d x 4 bytes and chunk x P x 4.
 
-    Memory: (N + Q) x d x 4 bytes and chunk x P x 4. Raises ``ValueError`` for a singular kernel and for gradients that
-    are not finite.
+    Raises ``ValueError`` for a singular kernel and for gradients that are not finite.
     """
     return ensemble([task], train, queries, **vars(options))
 
@@ -134,11 +133,10 @@ def attribute_whitened(
     projection: one_of(KINDS) = "sparse", dimension: Count = 4096, damping: NotNegative = 0.1, mixing: Share = 0.99,
     moments: Flag = True, unit_norm: Flag = True,
 ) -> np.ndarray:  # fmt: skip
-    """TrackStar scores, [Q, N], in [-1, 1] (with ``unit_norm``).
+    """TrackStar scores, [Q, N], in [-1, 1]; ``moments`` and ``unit_norm`` switch a step off.
 
-    ``moments`` and ``unit_norm`` switch a step off; ``seed`` draws the projection. Memory: (N + Q) x d x 4 bytes,
-    min(d, N + Q)^2 x 8 and chunk x P x 4.
-    Raises ``ValueError`` for missing or foreign second moments, a singular R, gradients not finite.
+    Memory: (N + Q) x d x 4 bytes, min(d, N + Q)^2 x 8 and chunk x P x 4. Raises ``ValueError`` for missing or foreign
+    second moments, a singular R, gradients not finite.
     """
     options = ("loss", projection, dimension, seed, chunk, moments)
     rows = torch.cat([features(task, part, *options) for part in (train, queries)])

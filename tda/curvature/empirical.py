@@ -35,8 +35,8 @@ def diagonal(task: Task, train: Examples, chunk: int = CHUNK) -> Tensor:
 @remembered()
 def gradients(task: Task, train: Examples, chunk: int = CHUNK) -> Tensor:
     """All document gradients G, [N, P]: the price of the full Fisher."""
-    width = sum(p.numel() for p in task.params.values())
-    stored = torch.empty(n_examples(train), width, dtype=next(iter(task.params.values())).dtype)
+    width, dtype = sum(p.numel() for p in task.params.values()), next(iter(task.params.values())).dtype
+    stored = torch.empty(n_examples(train), width, dtype=dtype)
     for part, block in blocks(task, train, chunk):
         stored[part] = block
     return stored

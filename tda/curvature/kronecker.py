@@ -57,20 +57,17 @@ def factors(
     positions = dict.fromkeys(chosen, 0)
     for found, real, first in _sweep(task, train, chosen, fisher, seed, chunk):
         for name, (a, g) in found.items():
-            sums[name][1] += _square(g.flatten(0, 1))
+            g = g.flatten(0, 1)
+            sums[name][1] += (g.T @ g).double()
             if first:
                 kept = a.flatten(0, 1) if real is None else a[real.repeat(1, a.shape[1] // real.shape[1])]
-                sums[name][0] += _square(kept)
+                sums[name][0] += (kept.T @ kept).double()
                 positions[name] += len(kept)
     n = n_examples(train)
     return {
         name: (finite(a / positions[name], f"factor A of layer {name!r}"), finite(s / n, f"factor S of layer {name!r}"))
         for name, (a, s) in sums.items()
     }
-
-
-def _square(rows: Tensor) -> Tensor:
-    return (rows.T @ rows).double()
 
 
 @remembered(KEPT)
@@ -106,9 +103,8 @@ def mean_kronecker(curvature, tasks, train, fisher, layers, rest, seed, chunk) -
     if curvature == "kfac":  # they differ where no layer is, if that is kept
         return bases[0].with_eigenvalues(mean(base.eigenvalues for base in bases))
     pairs = zip(bases, tasks, strict=True)
-    return bases[0].with_eigenvalues(
-        mean(_measured(base, task, train, fisher, layers, seed, chunk) for base, task in pairs)
-    )
+    along = [_measured(base, task, train, fisher, layers, seed, chunk) for base, task in pairs]
+    return bases[0].with_eigenvalues(mean(along))
 
 
 def mean(values: Iterable[Tensor]) -> Tensor:

@@ -89,8 +89,7 @@ def averaged(
     """The mean of an :func:`operator` over ``tasks``, which differ in parameters (the checkpoints of a run).
 
     kfac: the Kronecker product of the mean factors. ekfac: its eigenvectors, and along them the mean of the curvature
-    measured at each checkpoint (Bae et al. 2024). Others: the mean matrix; the empirical Fisher holds the gradients of
-    all checkpoints.
+    measured at each checkpoint (Bae et al. 2024). The empirical Fisher holds the gradients of all checkpoints.
     """
     if len(tasks) == 1 or curvature == "identity":
         return operator(curvature, tasks[0], train, fisher, layers, rest, seed=seed, chunk=chunk)

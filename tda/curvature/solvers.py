@@ -158,10 +158,9 @@ def arnoldi(
     operator: Operator, v: Tensor, damping: float, *, iterations: int = 50, rank: int = 0, complement: bool = False,
     indefinite: str = "refuse", seed: int = 0,
 ) -> Iterator[Step]:  # fmt: skip
-    """Arnoldi influence (Schioppa et al. 2022), which is Lanczos for a symmetric C: the ``rank`` Ritz pairs of largest
-    magnitude (0: all) of a Krylov space of ``iterations`` products, shared by all right-hand sides.
-
-    What they do not span is dropped, as published, or divided by the damping (``complement=True``).
+    """Arnoldi influence (Schioppa et al. 2022): the ``rank`` Ritz pairs of largest magnitude (0: all) of a Krylov space
+    of ``iterations`` products. What they do not span is dropped, as published, or divided by the damping
+    (``complement=True``).
     """
 
     def answer(basis: Tensor, diagonal: Tensor, off: Tensor) -> Tensor:
@@ -204,13 +203,12 @@ def nystrom(operator: Operator, v: Tensor, damping: float, *, rank: int = 50, se
 
 
 def datainf(rows: Tensor, groups: dict[str, Tensor], v: Tensor, damping: float, *, relative: bool = True) -> Tensor:
-    """DataInf (Kwon et al. 2024): the mean of the inverses in place of the inverse of the mean, layer by layer.
-
-    For each layer, with g_i its part of the gradient of example i (``rows`` [N, P], ``groups`` {layer: positions}):
+    """DataInf (Kwon et al. 2024): the mean of inverses in place of the inverse of the mean; for each layer, with g_i its
+    part of the gradient of example i (``rows`` [N, P], ``groups`` {layer: positions}),
 
         x = (1 / d) (v - (1/N) sum_i g_i (g_i^T v) / (d + |g_i|^2)),      d = damping * mean_i |g_i|^2 / P_layer
 
-    (``relative=False``: d = damping). No product with C at all; swapping mean and inverse is its error.
+    (``relative=False``: d = damping).
     """
     n, x = len(rows), torch.empty_like(v)
     for name, index in groups.items():
