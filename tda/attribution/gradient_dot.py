@@ -19,7 +19,7 @@ def attribute(task: Task, train: Examples, queries: Examples, *, seed: Whole = 0
     """``<grad l_q(theta), grad l_i(theta)>`` at the trained parameters, [Q, N].
 
     A step of size eta on document i lowers the loss of q by eta times the score, to first order. Memory: (Q + chunk) x
-    P x 4 bytes, less for a classifier of linear layers (:mod:`tda.curvature.layers`).
+    P x 4 bytes, less for a classifier of linear layers.
     """
     return dot_products(task, train, queries, chunk).numpy()
 
@@ -40,8 +40,7 @@ def attribute_along(
 ) -> np.ndarray:
     """``sum_c eta_c <grad l_q(theta_c), grad l_i(theta_c)>`` over the recorded checkpoints c, [Q, N].
 
-    ``eta_c`` is the sum of the learning rates of the steps that checkpoint c closes: under a schedule that ends at rate
-    zero the last rate alone would erase the last checkpoint.
+    ``eta_c``: the sum of the rates of the steps that c closes (a schedule may end at rate zero).
     """
     return sum(
         checkpoint.lr_sum * dot_products(replace(task, params=checkpoint.params), train, queries, chunk).numpy()

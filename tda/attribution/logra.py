@@ -1,8 +1,8 @@
 """LoGra (Choe et al. 2024): influence in the projected gradients of the linear layers.
 
-The gradient of a linear layer's weight is a sum over positions, ``G_i = sum_t b_it a_it^T`` with inputs a [T, in] and
-output gradients b [T, out]. LoGra projects both sides, ``P_o^T G_i P_i = sum_t (P_o^T b_it) (P_i^T a_it)^T``, and never
-forms the gradient itself. With x_i the projection of one layer (k^2 numbers) and F = X^T X / N its Fisher:
+The gradient of a linear layer's weight is a sum over positions, ``G_i = sum_t b_it a_it^T`` with inputs a and output
+gradients b. LoGra only forms ``P_o^T G_i P_i = sum_t (P_o^T b_it) (P_i^T a_it)^T``. With x_i this projection for one
+layer (k^2 numbers) and F = X^T X / N its Fisher:
 
     score(q, i) = sum over layers x_q^T (F + delta)^-1 x_i
 
@@ -47,10 +47,10 @@ class Options:
 
 @method("logra", family="curvature", paper="Choe et al. 2024", needs=("params", "outputs"), signed=True)
 def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
-    """LoGra scores, [Q, N], in nats per unit of weight on a document's loss (an influence function of the mean loss).
+    """LoGra scores, [Q, N], in nats per unit of weight on a document's loss. Memory: (N + Q) x layers x k^2 x 4 bytes.
 
-    Memory: (N + Q) x layers x k^2 x 4 bytes. Raises ``ValueError`` for a task without linear layers or logits, a Fisher
-    that is singular without damping, gradients that are not finite.
+    Raises ``ValueError`` for a task without linear layers, a Fisher that is singular without damping, gradients that
+    are not finite.
     """
     documents, query_rows = (_projected(task, train, part, options) for part in (train, queries))
     total = 0.0

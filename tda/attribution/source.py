@@ -50,8 +50,7 @@ class Options(named.CurvatureOptions):
 def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
     """SOURCE's scores, [Q, N]: the fall of each query's loss (nats) per unit of the weight of each training example.
 
-    Time: a sweep for gradients, and the curvature's, at every checkpoint (``fast``: once a segment). Memory: that of L
-    curvatures, of the checkpoints, and (Q L + chunk) P.
+    Memory: that of L curvatures, of the checkpoints, and (Q L + chunk) P.
     Raises ``ValueError`` for a run of another optimiser, missing or foreign checkpoints, and a segment that explodes.
     """
     return by_segment(task, train, queries, **vars(options)).sum(0)

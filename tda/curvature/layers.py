@@ -1,12 +1,9 @@
 """What goes into a linear layer and what comes back: the two halves of its gradient, captured by hooks.
 
 For a layer ``y_s = W x_s + b`` used at positions s (words of a sequence, pixels of an image, repeated calls), with
-``g_s`` the gradient of an example's loss in y_s and ``a_s = (x_s, 1)`` the input with the bias' coordinate:
-
-    gradient of (W, b) = sum_s g_s a_s^T        [out, in + 1]
-
-Tracked are ``nn.Linear``, its transpose ``Conv1D`` of `transformers` (GPT-2) and ``nn.Conv2d`` (patches unfolded;
-neither grouped nor padded by name); not embeddings, norms, bare parameters and tied weights.
+``g_s`` the gradient of an example's loss in y_s and ``a_s = (x_s, 1)``, the gradient of (W, b) is ``sum_s g_s a_s^T``
+[out, in + 1]. Tracked are ``nn.Linear``, its transpose ``Conv1D`` of `transformers` (GPT-2) and ``nn.Conv2d`` (patches
+unfolded; neither grouped nor padded by name); not embeddings, norms, bare parameters and tied weights.
 """
 
 from __future__ import annotations

@@ -55,9 +55,8 @@ def label_noise(task: Task, examples: Examples, seed: int) -> Tensor:
 def pseudo_gradients(
     task: Task, train: Examples, fisher: str, seed: int = 0, chunk: int = CHUNK, names: tuple[str, ...] = ()
 ) -> Iterator[Tensor]:
-    """Blocks of pseudo-gradients [b, P], whose summed ``rows^T rows`` over N is the Fisher of that kind.
-
-    ``names``: only these parameters, in this order (all by default). Streams: chunk x P x 4 bytes.
+    """Blocks of pseudo-gradients [b, P], whose summed ``rows^T rows`` over N is the Fisher of that kind; ``names``: only
+    these parameters (all by default).
     """
     noise, loss = label_noise(task, train, seed), output_loss.of(task)
     moving = {k: task.params[k] for k in names or task.params}
@@ -76,10 +75,8 @@ def pseudo_gradients(
 
 
 class OverData(Operator):
-    """A mean over examples of curvature products; ``subset(index)`` is the same over some of them (a mini-batch).
-
-    ``scale`` is tr(GGN) / P, for the Hessian too, whose own trace can be negative; exact for classifiers, estimated by
-    the sampled Fisher elsewhere.
+    """A mean over examples of curvature products; ``subset(index)`` is the same over a mini-batch. ``scale`` is
+    tr(GGN) / P, for the Hessian too; exact for classifiers, estimated by the sampled Fisher elsewhere.
     """
 
     def __init__(self, task: Task, train: Examples, product: Product, chunk: int = 128):

@@ -203,8 +203,8 @@ def nystrom(operator: Operator, v: Tensor, damping: float, *, rank: int = 50, se
 
 
 def datainf(rows: Tensor, groups: dict[str, Tensor], v: Tensor, damping: float, *, relative: bool = True) -> Tensor:
-    """DataInf (Kwon et al. 2024): the mean of inverses in place of the inverse of the mean; for each layer, with g_i its
-    part of the gradient of example i (``rows`` [N, P], ``groups`` {layer: positions}),
+    """DataInf (Kwon et al. 2024): the mean of inverses in place of the inverse of the mean; for each layer, with g_i
+    its part of the gradient of example i (``rows`` [N, P], ``groups`` {layer: positions}),
 
         x = (1 / d) (v - (1/N) sum_i g_i (g_i^T v) / (d + |g_i|^2)),      d = damping * mean_i |g_i|^2 / P_layer
 
