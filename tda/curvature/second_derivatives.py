@@ -55,8 +55,8 @@ def label_noise(task: Task, examples: Examples, seed: int) -> Tensor:
 def pseudo_gradients(
     task: Task, train: Examples, fisher: str, seed: int = 0, chunk: int = CHUNK, names: tuple[str, ...] = ()
 ) -> Iterator[Tensor]:
-    """Blocks of pseudo-gradients [b, P], whose summed ``rows^T rows`` over N is the Fisher of that kind; ``names``: only
-    these parameters (all by default).
+    """Blocks of pseudo-gradients [b, P], whose summed ``rows^T rows`` over N is the Fisher of that kind; ``names``:
+    only these parameters (all by default).
     """
     noise, loss = label_noise(task, train, seed), output_loss.of(task)
     moving = {k: task.params[k] for k in names or task.params}
