@@ -11,7 +11,8 @@ from scipy.stats import spearmanr
 from torch.func import jvp
 
 from tda import bank, config, lm, models, provenance, scores, tuning
-from tda.attribution import StepTooLarge, attribute, bgo, fisher
+from tda.attribution import StepTooLarge, attribute, bgo
+from tda.attribution.influence import attribute_fisher
 from tda.curvature import empirical
 from tda.studies import granularity
 from tda.task import Checkpoint, Task, TrainingRun, n_examples, take, tensors
@@ -293,7 +294,7 @@ def test_finite_trajectory_tends_to_the_linear_one(exact, tiny, few):
     def along(score, **options):
         return summed.over_checkpoints(exact, 0, lambda part: score(part, tiny.train, few, **options))
 
-    linear, finite = along(fisher.attribute, preconditioner="diagonal"), along(bgo.attribute, steps=1, step=1e-4)
+    linear, finite = along(attribute_fisher, preconditioner="diagonal"), along(bgo.attribute, steps=1, step=1e-4)
     np.testing.assert_allclose(finite, linear, rtol=1e-2, atol=2e-3 * np.abs(linear).max())
 
 

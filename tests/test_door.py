@@ -644,8 +644,8 @@ def test_options_of_a_dataclass_are_keywords_that_the_method_shows():
 
     try:
 
-        @method("constant", family="x", paper="", signed=True, options_type=Options)
-        def constant(task, train, queries, options):
+        @method("constant", family="x", paper="", signed=True)
+        def constant(task, train, queries, options: Options):
             """One number."""
             return np.full((len(queries["x"]), len(train["x"])), options.size)
 
