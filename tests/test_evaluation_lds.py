@@ -9,7 +9,6 @@ from scipy import stats
 from tda.evaluation.ceiling import ceiling, seeds_needed, spearman_brown_ceiling
 from tda.evaluation.intervals import (
     jackknife,
-    lds_difference,
     lds_intervals,
     mean_interval,
     mean_intervals,
@@ -29,6 +28,10 @@ def bank():
 
 def lds_interval(scores, *given, **named):
     return lds_intervals({"row": scores}, *given, **named)["row"].value
+
+
+def lds_difference(a, b, *given):
+    return lds_intervals({"a": a, "b": b}, *given, references=("b",))["a"].difference["b"]
 
 
 def perfect(signal, outputs):

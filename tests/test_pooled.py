@@ -7,7 +7,7 @@ import tda.testbeds
 from tda import config, evidence
 from tda.artefacts import ArtefactError
 from tda.evaluation.claims import claims_table
-from tda.evaluation.intervals import Interval, lds_difference, lds_intervals, mean_interval
+from tda.evaluation.intervals import Interval, lds_intervals, mean_interval
 from tda.studies.hessians.pooled import jackknife_over_settings, pooled_lds, weighted_sum
 
 
@@ -33,8 +33,8 @@ def test_one_part_is_the_interval_of_a_row(bank):
 def test_a_difference_is_paired(bank):
     models, subsets, outputs = bank
     a, b = (pooled_lds([m], subsets, outputs) for m in models[:2])
-    expected = lds_difference(models[0], models[1], subsets, outputs)
-    np.testing.assert_allclose(tuple(weighted_sum([(1.0, a), (-1.0, b)])), tuple(expected))
+    rows = lds_intervals({"a": models[0], "b": models[1]}, subsets, outputs, references=("b",))
+    np.testing.assert_allclose(tuple(weighted_sum([(1.0, a), (-1.0, b)])), tuple(rows["a"].difference["b"]))
     with pytest.raises(ValueError, match="same queries and subsets"):
         weighted_sum([(1.0, a), (1.0, pooled_lds([models[0][:5]], subsets, outputs[:, :, :5]))])
 

@@ -62,16 +62,6 @@ class RowResult:
     difference: dict[str, Interval] = field(default_factory=dict)
 
 
-def lds_difference(
-    scores_a: np.ndarray, scores_b: np.ndarray, subsets: np.ndarray, outputs: np.ndarray, *given: object
-) -> Interval:
-    """Mean LDS of a minus mean LDS of b, paired in queries and subsets; ``given``: clusters and level, as in
-    :func:`lds_intervals`.
-    """
-    rows = lds_intervals({"a": scores_a, "b": scores_b}, subsets, outputs, *given, references=("b",))
-    return rows["a"].difference["b"]
-
-
 def lds_intervals(
     scores: Mapping[str, np.ndarray],
     subsets: np.ndarray,

@@ -92,7 +92,7 @@ def _each(measure: Callable, scores: np.ndarray, relevant: np.ndarray, k: int = 
             "give [Q, N] and a boolean mask [Q, N]"
         )
     if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= scores.shape[1]:
-        raise ValueError(f"retrieval: k = {k!r} with {scores.shape[1]} documents; give a whole number from 1 to them")
+        raise ValueError(f"retrieval: k = {k!r}; give a whole number from 1 to {scores.shape[1]}, the documents")
     values = np.empty(len(scores))
     for query, (row, mask) in enumerate(zip(scores, relevant, strict=True)):
         if not np.isfinite(row).all():
