@@ -8,8 +8,10 @@ such a name is judged by them like any other. A chapter runs on testbeds, with a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +22,27 @@ from tda.artefacts import ArtefactError, read_table, write_table
 from tda.config import figures_dir
 from tda.evaluation import removal
 from tda.evaluation.ceiling import Ceiling, ceiling
-from tda.evaluation.claims import Criterion
 from tda.evaluation.intervals import Interval, mean_interval
 from tda.testbeds import Testbed
 
 COLUMNS = ("finding", "value", "low", "high", "df")
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A region of values: direction greater or less than `margin`, or parity (absolute value below `margin` > 0)."""
+
+    direction: str
+    margin: float = 0.0
+
+    @property
+    def region(self) -> tuple[float, float]:
+        """Open interval of the values for which the claim is true."""
+        greater, less, parity = (self.margin, math.inf), (-math.inf, self.margin), (-self.margin, self.margin)
+        return {"greater": greater, "less": less, "parity": parity}[self.direction]
+
+    def __str__(self) -> str:
+        return {"greater": "> ", "less": "< ", "parity": "within +-"}[self.direction] + f"{self.margin:g}"
 
 
 def interval_of(claim: dict, config: dict, testbed: Testbed | None) -> Interval:

@@ -11,7 +11,6 @@ import tda.testbeds
 from tda import bank, config, evidence, measures, models, retrain, scores
 from tda.evaluation import removal
 from tda.evaluation.ceiling import Ceiling, ceiling, seeds_needed
-from tda.evaluation.claims import claims_table
 from tda.evaluation.intervals import (
     Interval,
     lds_intervals,
@@ -20,6 +19,7 @@ from tda.evaluation.intervals import (
     small_sample_shortfall,
     two_way_interval,
 )
+from tda.studies.claims import claims_table
 from tda.studies.coverage import ceiling_curve
 from tda.testbeds import KINDS
 

@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 
 from tda.evaluation.ceiling import ceiling
-from tda.evaluation.claims import (
+from tda.evaluation.intervals import Interval, RowResult
+from tda.evaluation.tables import LEADERBOARD_COLUMNS, leaderboard_row, pivot
+from tda.studies.claims import (
     CLAIM_COLUMNS,
     Criterion,
     claims_table,
@@ -16,8 +18,6 @@ from tda.evaluation.claims import (
     p_value,
     verdict,
 )
-from tda.evaluation.intervals import Interval, RowResult
-from tda.evaluation.tables import LEADERBOARD_COLUMNS, leaderboard_row, pivot
 from tda.studies.leaderboard import leaderboard, to_latex, to_markdown
 
 

@@ -6,8 +6,8 @@ import pytest
 import tda.testbeds
 from tda import config, evidence
 from tda.artefacts import ArtefactError
-from tda.evaluation.claims import claims_table
 from tda.evaluation.intervals import Interval, lds_intervals, mean_interval
+from tda.studies.claims import claims_table
 from tda.studies.hessians.pooled import jackknife_over_settings, pooled_lds, weighted_sum
 
 

@@ -1,4 +1,4 @@
-"""Verdicts on claims: the criterion is written in the config before the run, the interval decides.
+"""Verdicts on claims (chapter 60): the criterion is written in the config before the run, the interval decides.
 
 Verdict of one claim (region = the values for which the claim is true, boundary excluded):
 
@@ -20,35 +20,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .ceiling import Ceiling
-from .intervals import Interval
+from tda.evaluation.ceiling import Ceiling
+from tda.evaluation.intervals import Interval
+from tda.evidence import Criterion
 
 GIVEN = ("id", "paper", "claim", "notebook", "metric")
 CLAIM_COLUMNS = (*GIVEN, "value", "ci_low", "ci_high", "criterion", "verdict")
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """A region of values: direction greater or less than `margin`, or parity (absolute value below `margin` > 0)."""
-
-    direction: str
-    margin: float = 0.0
-
-    @property
-    def region(self) -> tuple[float, float]:
-        """Open interval of the values for which the claim is true."""
-        greater, less, parity = (self.margin, math.inf), (-math.inf, self.margin), (-self.margin, self.margin)
-        return {"greater": greater, "less": less, "parity": parity}[self.direction]
-
-    def __str__(self) -> str:
-        return {"greater": "> ", "less": "< ", "parity": "within +-"}[self.direction] + f"{self.margin:g}"
 
 
 def verdict(value: float, low: float, high: float, criterion: Criterion) -> str:
