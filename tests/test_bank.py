@@ -447,13 +447,13 @@ def test_scores_of_another_row_are_refused(scored):
 def test_a_tuned_choice_is_sealed_and_keyed_by_the_code_that_made_it(scored, monkeypatch):
     row, path = tuning.row_of(scored, "fisher"), scored.folder / "tuned" / "fisher.json"
     chosen = tuning.tune(scored, row)
-    monkeypatch.setattr(scores, "_trial", lambda *arguments: pytest.fail("tuned again"))
+    monkeypatch.setattr(tuning, "_trial", lambda *arguments: pytest.fail("tuned again"))
     assert tuning.tune(scored, row) == chosen
     path.write_text(path.read_text().replace('"damping": ', '"damping": 1'))
     with pytest.raises(ArtefactError, match=r"fisher\.json: its record was edited.*delete fisher\.json"):
         tuning.tune(scored, row)
     monkeypatch.undo()
-    monkeypatch.setattr(scores, "_code", lambda method: "another version")
+    monkeypatch.setattr(tuning, "_code", lambda method: "another version")
     assert tuning.tune(scored, row)["options"] == chosen["options"], "other code chooses anew"
 
 
