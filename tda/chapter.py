@@ -179,6 +179,7 @@ class Chapter(Saving, Asking, Rows):
         self._load = lambda other: load(other, profile, overrides)
         self.bed = self._load(testbed) if testbed is not None else None
         self.config = self.bed.config if self.bed else config.load(profile, overrides)
+        tuning.check_rows(self.config)
         self.level: float = self.config["statistics"]["level"]
 
     @cached_property

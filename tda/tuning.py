@@ -9,12 +9,35 @@ import numpy as np
 
 from tda import attribution, bank, config, models
 from tda.artefacts import file_sha256, key_of, read_json, read_record, require, write_record
+from tda.config_checks import Faults, listed, refuse
 from tda.evaluation import lds as lds_module
 from tda.evaluation.lds import lds
 from tda.provenance import Stopwatch, modules_used
 from tda.task import Examples, Task, take
 from tda.testbeds import Testbed
+from tda.tools.options import check
 from tda.tools.summed import over_checkpoints
+
+
+def check_rows(config: dict) -> None:
+    """Raises :class:`tda.config.ConfigError`, one line, for the first row of a loaded configuration with a method that
+    is not registered, or with an option or a value in its tune grid that the method does not accept.
+    """
+
+    def faults() -> Faults:
+        for index, row in enumerate(config["rows"]):
+            key, methods = f"rows[{index}]", attribution.METHODS
+            if row["method"] not in methods:
+                yield f"{key}.method", row["method"], f"; registered methods: {listed(methods, row['method'])}"
+            given = [("options", name, value) for name, value in row["options"].items()]
+            given += [("tune", name, value) for name, values in row["tune"].items() for value in values]
+            for part, name, value in given:
+                try:
+                    check(row["method"], methods[row["method"]].rules, {name: value})
+                except ValueError as error:
+                    yield f"{key}.{part}.{name}", value, f"; {error}"
+
+    refuse(faults(), config["places"])
 
 
 def row_of(testbed: Testbed, row_id: str) -> dict:
