@@ -1,10 +1,8 @@
 """Small image classifiers as tasks: a multilayer perceptron (without hidden layers: logistic regression) and a
 convolutional net on 8x8 images.
 
-The non-linearity is ``tanh`` unless another one is asked for. It is smooth, so that the Hessian is defined everywhere
-and agrees with finite differences, and no unit dies; ``relu`` and ``gelu`` are there for comparison.
-
-A batch holds ``inputs`` [B, 64] float (an image row by row) and ``labels`` [B] long.
+``tanh`` is smooth, so that the Hessian is defined everywhere, and no unit dies; ``relu`` and ``gelu`` are there for
+comparison. A batch holds ``inputs`` [B, 64] float (an image row by row) and ``labels`` [B] long.
 """
 
 from __future__ import annotations
@@ -17,17 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tda.task import Examples, Params, chunks, n_examples, take, tensors
+from tda.task import Examples, Params, tensors
 
 CLASSES = 10
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 
 
 def mlp(depth: int, width: int, seed: int, activation: str = "tanh", inputs: int = 64) -> nn.Module:
-    """``depth`` hidden layers of ``width`` units (``depth=0`` is logistic regression), fresh weights of this seed.
-
-    ``width`` may be a list, one width a layer, in which case ``depth`` must be its length.
-    """
+    """``depth`` hidden layers of ``width`` units (or a list, one width a layer), fresh weights of this seed."""
     widths = [width] * depth if isinstance(width, int) else list(width)
     if len(widths) != depth:
         raise ValueError(f"depth={depth} with {len(widths)} widths {widths}; give one width a hidden layer.")
@@ -39,10 +34,7 @@ def mlp(depth: int, width: int, seed: int, activation: str = "tanh", inputs: int
 
 
 def cnn(depth: int, width: int, seed: int, activation: str = "tanh") -> nn.Module:
-    """``depth`` 3x3 convolutions of ``width`` channels and stride 2, then one linear layer.
-
-    Strides take the place of pooling, so that every layer is linear or an activation. Fresh weights of this seed.
-    """
+    """``depth`` 3x3 convolutions of ``width`` channels and stride 2, then a linear layer, drawn by this seed."""
     if not 1 <= depth <= 3:
         raise ValueError(f"depth={depth}; an image of 8 x 8 is halved by each convolution: 1 to 3 of them.")
     torch.manual_seed(seed)
@@ -66,10 +58,7 @@ def parameters(model: nn.Module) -> Params:
 
 
 def loss_function(model: nn.Module) -> Callable[..., Tensor]:
-    """The loss of :class:`tda.task.Task` for a classifier: cross-entropy in nats, by ``reduction``.
-
-    ``mean`` and ``sum`` over the batch, ``example`` [B], ``token`` [B, 1] (an example has one target).
-    """
+    """The loss of :class:`tda.task.Task` for a classifier: cross-entropy in nats; an example has one token, [B, 1]."""
 
     def loss_fn(params: Params, batch: Examples, reduction: str = "mean") -> Tensor:
         if reduction not in ("mean", "sum", "example", "token"):
@@ -108,10 +97,7 @@ def outputs_function(model: nn.Module) -> Callable[[Params, Examples], tuple[Ten
 
 def encoders(model: nn.Module, params: Params) -> dict[str, Callable]:
     """``Task.encode``: group (the given class) and features (what the last layer sees)."""
-    return {
-        "group": lambda examples: examples["entity"],
-        "features": lambda examples: features(model, params, examples),
-    }
+    return {"group": lambda examples: examples["entity"], "features": lambda x: features(model, params, x)}
 
 
 def accuracy(model: nn.Module, params: Params, examples: Examples) -> float:
@@ -126,8 +112,5 @@ def features(model: nn.Sequential, params: Params, examples: Examples, chunk: in
     last = str(len(model) - 1)
     body, kept = model[:-1], {k: v for k, v in params.items() if not k.startswith(f"{last}.")}
     with torch.no_grad():
-        parts = [
-            functional_call(body, kept, (take(examples, c)["inputs"],)).flatten(1)
-            for c in chunks(n_examples(examples), chunk)
-        ]
+        parts = [functional_call(body, kept, (inputs,)).flatten(1) for inputs in examples["inputs"].split(chunk)]
     return torch.cat(parts).numpy().astype(np.float32)

@@ -1,9 +1,7 @@
 """Many small models trained side by side: one step of all of them is a few batched products.
 
-A retraining bank of small classifiers is hundreds of models of a few thousand parameters. One at a time, most of the
-time goes into calling functions; stacked along a first axis, with ``vmap`` over it, a step of 64 models takes about as
-long as a step of three. Every model keeps its own initial parameters, seed (data order) and mask, and ends where
-:func:`tda.training.train` with the same recipe would have taken it, up to rounding.
+Stacked along a first axis, with ``vmap`` over it, a step of 64 models of a few thousand parameters takes about as long
+as a step of three. Every model ends where :func:`tda.training.train` would have taken it, up to rounding.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ def train_many(
 
     ``init`` and the result: dicts of [M, ...] tensors (:func:`stack`). ``masks`` [M, N] bool: the examples of each
     model, applied by ``how`` as in :mod:`tda.recipe`. ``seeds`` [M]: the data order of each model. ``recipe``: SGD,
-    not clipped. Memory: ``chunk`` x (3 parameters + batch x activations) and chunk x steps x batch x 12 bytes of plan.
+    not clipped. Memory: ``chunk`` x (3 parameters + batch x activations + steps x batch x 12 bytes).
     Raises ``ValueError`` for masks, seeds or parameters that do not fit together, and for a loss that diverges.
     """
     masks, count, n = np.asarray(masks), n_examples(init), n_examples(data)
@@ -59,9 +57,10 @@ def train_many(
             f"{count} initial models, {n} examples, {len(seeds)} seeds, masks {masks.dtype} {masks.shape}: masks must "
             f"be bool [models, examples] with at least one example each, and there must be one seed a model."
         )
-    done = []
-    for part in chunks(count, chunk):
-        done.append(_train({k: v[part] for k, v in init.items()}, loss_fn, data, recipe, masks[part], seeds[part], how))
+    done = [
+        _train({k: v[part] for k, v in init.items()}, loss_fn, data, recipe, masks[part], seeds[part], how)
+        for part in chunks(count, chunk)
+    ]
     return {k: torch.cat([params[k] for params in done]) for k in init}
 
 
@@ -70,11 +69,7 @@ def _train(init: Params, loss_fn, data: Examples, recipe: Recipe, masks: np.ndar
     rows, weights, rates = _plan(recipe, masks, seeds, how, next(iter(init.values())).dtype)
     params = {k: v.detach().clone().requires_grad_() for k, v in init.items()}
     momentum = {k: torch.zeros_like(v) for k, v in init.items()}
-
-    def weighted(one: Params, batch: Examples, weight: Tensor) -> Tensor:
-        return (loss_fn(one, batch, "example") * weight).sum()
-
-    objective = vmap(weighted)
+    objective = vmap(lambda one, batch, weight: (loss_fn(one, batch, "example") * weight).sum())
     for row, weight, rate in zip(rows, weights, rates, strict=True):
         losses = objective(params, {k: v[row] for k, v in inputs.items()}, weight)
         gradients = torch.autograd.grad(losses.sum(), list(params.values()))
@@ -89,9 +84,8 @@ def _train(init: Params, loss_fn, data: Examples, recipe: Recipe, masks: np.ndar
 
 
 def _plan(recipe: Recipe, masks: np.ndarray, seeds, how: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Examples [S, M, B], their weights in the step's loss [S, M, B], and learning rates [S, M].
-
-    Where a model has fewer examples in a step, or fewer steps, the rest has weight or rate zero: it moves nothing.
+    """Examples [S, M, B], their weights in the step's loss [S, M, B], and learning rates [S, M]; zero where a model has
+    fewer examples or steps.
     """
     orders = {seed: data_order(masks.shape[1], recipe.epochs, seed) for seed in dict.fromkeys(seeds)}
     plans = [steps_of(orders[seed], recipe.batch, mask, how) for mask, seed in zip(masks, seeds, strict=True)]

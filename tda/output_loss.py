@@ -18,7 +18,6 @@ The Hessian is also given as a sum of u u^T over vectors u [B, T, C], by the kin
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -33,36 +32,15 @@ FISHERS = ("exact", "sampled", "empirical")
 PASSES = 1000  # most backward passes a batch that the exact kind may take
 
 
-class OutputLoss(ABC):
-    """One loss; all outputs are [B, T, C], its targets as the module's text says."""
+class OutputLoss:
+    """One loss, of outputs [B, T, C] and targets as the module's text says. Each offers
 
-    @abstractmethod
-    def misfit(self, outputs: Tensor, targets: Tensor) -> str:
-        """What is wrong with the shapes or types of what ``outputs_fn`` gives; empty if nothing is."""
-
-    @abstractmethod
-    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """l_i, [B]."""
-
-    @abstractmethod
-    def hessian(self, outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
-        """``v [B, T, C] -> H v``, the Hessian of the l_i in the outputs."""
-
-    @abstractmethod
-    def noise(self, rng: np.random.Generator, positions: int, width: int) -> np.ndarray:
-        """What the sampled kind draws for one example with outputs [positions, width]."""
-
-    @abstractmethod
-    def directions(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
-        """The vectors u of the exact kind."""
-
-    @abstractmethod
-    def sampled(self, outputs: Tensor, targets: Tensor, noise: Tensor) -> Tensor:
-        """The vector u of the sampled kind."""
-
-    @abstractmethod
-    def slope(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The gradient of the l_i in the outputs, the vector u of the empirical kind."""
+    - ``misfit``: what is wrong with the shapes or types of what ``outputs_fn`` gives; empty if nothing is;
+    - ``losses``: l_i, [B];
+    - ``hessian``: ``v [B, T, C] -> H v``, the Hessian of the l_i in the outputs;
+    - ``noise``: what the sampled kind draws for one example with outputs [positions, width];
+    - ``directions``, ``sampled``, ``slope``: the vectors u of the exact, sampled and empirical kind.
+    """
 
     def real(self, targets: Tensor) -> Tensor | None:
         """[B, T] bool, positions up to an example's last target; ``None`` where no position is padding."""
@@ -70,19 +48,20 @@ class OutputLoss(ABC):
 
     def vectors(self, outputs: Tensor, targets: Tensor, fisher: str, noise: Tensor | None = None) -> Iterator[Tensor]:
         """The vectors u of one kind; ``noise`` [B, >=T, ...] of :meth:`noise` for ``sampled``."""
-        if fisher not in FISHERS:
-            raise ValueError(f"fisher={fisher!r}; one of {FISHERS}.")
-        if fisher != "exact":
-            sampled = fisher == "sampled"
-            yield self.sampled(outputs, targets, noise) if sampled else self.slope(outputs, targets)
-            return
         _, positions, width = outputs.shape
-        if positions * width > PASSES:
+        if fisher == "exact" and positions * width > PASSES:
             raise ValueError(
                 f"fisher='exact' takes a backward pass for each of {positions} positions x {width} outputs; at most "
                 f"{PASSES} are allowed. Use fisher='sampled'."
             )
-        yield from self.directions(outputs, targets)
+        if fisher == "exact":
+            yield from self.directions(outputs, targets)
+        elif fisher == "sampled":
+            yield self.sampled(outputs, targets, noise)
+        elif fisher == "empirical":
+            yield self.slope(outputs, targets)
+        else:
+            raise ValueError(f"fisher={fisher!r}; one of {FISHERS}.")
 
 
 class CrossEntropy(OutputLoss):
@@ -92,10 +71,8 @@ class CrossEntropy(OutputLoss):
         if targets.dtype != torch.int64:
             return f"targets of {targets.dtype}; int64 are expected."
         if outputs.dim() != 3 or outputs.shape[:2] != targets.shape:
-            return (
-                f"logits {tuple(outputs.shape)} and targets {tuple(targets.shape)}; [B, T, C] and [B, T] are expected "
-                f"(a classifier has T = 1)."
-            )
+            shapes = f"logits {tuple(outputs.shape)} and targets {tuple(targets.shape)}"
+            return f"{shapes}; [B, T, C] and [B, T] are expected (a classifier has T = 1)."
         return ""
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -5,8 +5,7 @@ Leaving examples out comes in two forms:
 - ``filter`` (random subsets): the epoch's permutation without the left-out examples, cut into full batches; a
   subset model takes fewer steps, at equal epochs;
 - ``mask`` (targeted removal): the batches of the full run, in which left-out examples contribute nothing and the sum
-  is still divided by the full batch size. The run stays paired with the full run, step by step, so that their
-  difference is the effect of the documents and not of another data order.
+  is still divided by the full batch size. The run stays paired with the full run, step by step.
 """
 
 from __future__ import annotations
@@ -21,12 +20,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Recipe:
-    """The ``training`` section of a testbed, as used by :func:`tda.training.train`.
-
-    ``beta1`` and ``beta2`` belong to the optimiser ``adamw``, ``momentum`` to ``sgd``. ``schedule`` is what follows the
-    warm-up, see :func:`schedule`. ``clip`` is the largest gradient norm of a step; ``None`` does not clip, as methods
-    that differentiate through training need it.
-    """
+    """The ``training`` section of a testbed. ``clip``: the largest gradient norm of a step; ``None`` does not clip."""
 
     epochs: int
     batch: int
@@ -48,9 +42,7 @@ class Recipe:
     def make(self, params: Iterable[Tensor]) -> torch.optim.Optimizer:
         """The optimiser of this recipe; training sets its learning rate at every step."""
         if self.optimizer == "sgd":
-            return torch.optim.SGD(
-                params, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True
-            )
+            return torch.optim.SGD(params, self.lr, self.momentum, weight_decay=self.weight_decay, fused=True)
         if self.optimizer != "adamw":
             raise ValueError(f"optimizer={self.optimizer!r}; 'adamw' or 'sgd'.")
         return torch.optim.AdamW(params, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay, fused=True)

@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from tda.output_loss import IGNORE
-from tda.task import Examples, n_examples
+from tda.saved import longest_context
+from tda.task import Examples, n_examples, tensors
 
 PAD_ID, BOUNDARY_ID = 0, 1  # where the tokenizers made here put padding and the document boundary
 
@@ -36,9 +37,8 @@ def encode(
     """Texts as tensors: ``input_ids`` and ``labels`` [N, T], right-padded, each text after a document boundary.
 
     With ``targets`` (the last part of each text) only its tokens are labels. A special token that is written out in a
-    text is text, so the tokenizer is set to encode it so. ``names`` are what errors call the texts (``text 0``, ...).
-    Raises ``ValueError`` for an empty text, a text longer than the context, a word outside a closed vocabulary, a query
-    without target tokens, and a tokenizer that pads or cuts.
+    text is text. ``names`` are what errors call the texts. Raises ``ValueError`` for an empty text, one longer than the
+    context, a word outside a closed vocabulary, a query without target tokens, and a tokenizer that pads or cuts.
     """
     if tokenizer.padding is not None or tokenizer.truncation is not None:
         raise ValueError(
@@ -80,6 +80,56 @@ def encode(
     return {"input_ids": ids, "labels": labels, "text": list(texts)}
 
 
+def check_examples(model: torch.nn.Module, examples: Examples, what: str) -> None:
+    """Refuse examples that the loss of a language model would read as something else than they are. ``labels_<name>``
+    (of another output) may stand beside ids, labels and a mask.
+    """
+    columns = {k: v for k, v in tensors(examples).items() if not k.startswith("labels_")}
+    if lists := sorted({"attention_mask", "position_ids", "token_type_ids"} & set(examples) - set(columns)):
+        raise ValueError(f"{what}: {lists} are lists; give them as tensors [N, T], or leave them out.")
+    if missing := [k for k in ("input_ids", "labels") if k not in columns]:
+        kinds = {k: type(v).__name__ for k, v in examples.items()}
+        raise ValueError(f"{what}: {missing} must be tensors [N, T]; the columns are {kinds}.")
+    if foreign := sorted(set(columns) - {"input_ids", "labels", "attention_mask"}):
+        raise ValueError(
+            f"{what}: the loss of a language model reads input_ids and labels, not {foreign}. Remove these columns, or "
+            f"write a loss that reads them."
+        )
+    ids, labels, vocabulary = columns["input_ids"], columns["labels"], model.get_input_embeddings().weight.shape[0]
+    if ids.dim() != 2 or labels.shape != ids.shape or {ids.dtype, labels.dtype} != {torch.int64}:
+        raise ValueError(
+            f"{what}: input_ids are {ids.dtype} {tuple(ids.shape)} and labels {labels.dtype} {tuple(labels.shape)}; "
+            f"both must be int64 [N, T]. Texts with one label each need a loss of their own."
+        )
+    mask = columns.get("attention_mask", torch.ones_like(ids)) != 0
+    if mask.shape != ids.shape:
+        raise ValueError(f"{what}: attention_mask has shape {tuple(mask.shape)}, input_ids {tuple(ids.shape)}.")
+    before, after = labels[:, :-1] != IGNORE, labels[:, 1:] != IGNORE
+    if (labels[:, :-1] == ids[:, 1:])[before].all() and not (labels[:, 1:] == ids[:, 1:])[after].all() and before.any():
+        raise ValueError(
+            f"{what}: labels are input_ids moved by one, and the loss moves them itself. Give labels equal to the ids "
+            f"where there is a target."
+        )
+    longest = int(min(longest_context(model), ids.shape[1]))
+    problems = {
+        f"hold ids that are no tokens of the model (0 to {vocabulary - 1})": (ids < 0) | (ids >= vocabulary),
+        f"hold labels that are neither tokens (0 to {vocabulary - 1}) nor {IGNORE}, the mark of what is no target": (
+            (labels != IGNORE) & ((labels < 0) | (labels >= vocabulary))
+        ),
+        "are padded on the left or in their midst; set padding_side='right' (the mask must be ones, then zeros)": (
+            mask[:, 1:] & ~mask[:, :-1]
+        ),
+        f"have targets where attention_mask is 0; mark what is no target by {IGNORE}": ~mask & (labels != IGNORE),
+        f"have no target tokens after their first; give each at least one label other than {IGNORE}": (
+            (labels[:, 1:] == IGNORE).all(1, keepdim=True)
+        ),
+        f"are longer than the model's context of {longest}; shorten them": mask[:, longest:],
+    }
+    for problem, bad in problems.items():
+        if bad.any():
+            raise ValueError(f"{what}: rows {torch.nonzero(bad.any(1)).flatten()[:5].tolist()} {problem}.")
+
+
 def is_sequence(batch: Examples) -> bool:
     """Whether these are sequences with a label for every token; a classifier of texts has one label an example."""
     ids, labels = batch.get("input_ids"), batch.get("labels")
@@ -87,10 +137,8 @@ def is_sequence(batch: Examples) -> bool:
 
 
 def trim(batch: Examples) -> Examples:
-    """Cut the columns that are padding in the whole batch (a third of the work in a mixed batch).
-
-    Padding is what lies behind every example's last target and, where there is an attention mask, outside of it. What
-    is not a sequence stays as it is.
+    """Cut the columns that are padding in the whole batch: behind every example's last target and, where there is an
+    attention mask, outside of it. What is not a sequence stays as it is.
     """
     if not is_sequence(batch):
         return batch
@@ -102,10 +150,7 @@ def trim(batch: Examples) -> Examples:
 
 
 def real_tokens(batch: Examples) -> Tensor:
-    """[N, T] bool, true up to each example's last target; what follows is padding, whatever id it carries.
-
-    Of examples that are not sequences (a classifier has one label each): [N, 1], all true.
-    """
+    """[N, T] bool, true up to each example's last target; [N, 1], all true, of examples that are not sequences."""
     if not is_sequence(batch):
         return torch.ones(n_examples(batch), 1, dtype=torch.bool)
     return (batch["labels"] != IGNORE).flip(1).cummax(1).values.flip(1)

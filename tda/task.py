@@ -1,8 +1,5 @@
 """The contract between *what is trained and measured* and *how it is attributed*.
 
-A :class:`Task` is a model seen through its loss. A language model, a classifier, a logistic regression and a
-denoiser are four tasks; a method that works on one works on all of them, if the task offers what it needs.
-
 Examples are plain dicts with the example axis first: tensors (``input_ids``, ``labels``, ...) that the loss reads,
 and lists of strings (``text``, ``entity``, ...) that describe them and that only non-gradient methods read.
 """
@@ -10,6 +7,7 @@ and lists of strings (``text``, ``entity``, ...) that describe them and that onl
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -27,12 +25,9 @@ Params = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One recorded moment of training.
-
-    ``lr`` is the learning rate of its last step, ``lr_sum`` the sum of the learning rates of all steps since the
-    previous checkpoint (what a checkpoint stands for when a method integrates along training). ``params`` and
-    ``optimizer`` (AdamW's moments ``{"exp_avg": ..., "exp_avg_sq": ...}``, SGD's ``{"momentum_buffer": ...}``) are read
-    from disk when asked for.
+    """One recorded moment of training: the learning rate of its last step, and the sum of the learning rates of all
+    steps since the previous checkpoint. ``params`` and ``optimizer`` (AdamW's moments ``{"exp_avg": ..., "exp_avg_sq":
+    ...}``, SGD's ``{"momentum_buffer": ...}``) are read from disk when asked for.
     """
 
     step: int
@@ -51,15 +46,10 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """The record of one training run: checkpoints, learning rates, optimiser states, data order, and a way to
-    repeat it.
-
-    ``order`` is an int array [epochs, N]: the order in which the examples were visited. ``retrain(mask, seed)``
-    trains the same recipe on the examples where ``mask`` [N] is true and returns the final parameters.
-
-    What it takes to repeat the run step by step: ``initial`` (step 0), ``steps[t] = (examples of step t, divisor of
-    their summed loss)``, ``learning_rates[t]``, and ``recipe`` with ``optimizer``, ``momentum``, ``weight_decay`` and
-    ``clip``.
+    """The record of one training run. ``order`` int [epochs, N]: the examples as they were visited. ``retrain(mask,
+    seed)`` trains on the examples where ``mask`` [N] is true and returns the final parameters. ``initial`` (step 0),
+    ``steps[t] = (examples of step t, divisor of their summed loss)``, ``learning_rates[t]`` and ``recipe`` are what it
+    takes to repeat the run step by step.
     """
 
     seed: int
@@ -75,7 +65,7 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class Task:
-    """A trained model as attribution methods see it.
+    """A trained model as attribution methods see it: a language model, a classifier, a regression, a denoiser.
 
     ``loss_fn(params, batch, reduction)`` is pure and works under ``torch.func``. With l_i the mean negative
     log-likelihood of example i over its target tokens (nats):
@@ -85,14 +75,10 @@ class Task:
     - ``"example"``: l_i, [B];
     - ``"token"``: the negative log-likelihood of every token, [B, T], zero where a position is not a target.
 
-    ``outputs_fn(params, batch) -> (outputs [B, T, C], targets)`` is the same loss taken apart, for methods that use the
-    curvature of the loss in the outputs; ``output_loss`` names what joins them (:mod:`tda.output_loss`):
-    ``cross_entropy`` of logits and classes [B, T] (a classifier has T = 1), or ``squared_error`` of outputs and targets
-    [B, T, C]. It runs the modules of ``model``, so that hooks on its layers see inputs and outputs.
-
-    ``params`` are the trained parameters, ``run`` the training record, ``encode`` a dict of feature extractors:
-    ``encode["text"](examples)`` a list of strings, ``encode["features"](examples)`` an array [N, D],
-    ``encode["group"](examples)`` the metadata label (person, author, class) of every example.
+    ``outputs_fn(params, batch) -> (outputs [B, T, C], targets)`` is the same loss taken apart; ``output_loss`` names
+    what joins them (:mod:`tda.output_loss`). It runs the modules of ``model``, so that hooks on its layers see inputs
+    and outputs. ``encode["text"](examples)`` gives a list of strings, ``encode["features"]`` an array [N, D],
+    ``encode["group"]`` the metadata label (person, author, class) of every example.
     """
 
     name: str
@@ -138,11 +124,8 @@ def say_once(line: str) -> None:
 def use_threads() -> int:
     """One thread unless OMP_NUM_THREADS says otherwise: bit-equal results need a fixed count. Returns the count.
 
-    Also lets torch flush subnormal numbers to zero; a memorised example otherwise slows its backward pass several
-    times.
+    Also lets torch flush subnormal numbers to zero, which slow the backward pass of memorised examples several times.
     """
-    import os
-
     count = int(os.environ.get("OMP_NUM_THREADS", "1"))
     torch.set_num_threads(count)
     torch.set_flush_denormal(True)

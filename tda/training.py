@@ -1,17 +1,15 @@
 """One plain, deterministic training loop for every model of the compendium, and what it records.
 
-AdamW, or SGD with heavy-ball momentum and (coupled) weight decay, as in ``torch.optim``:
-
-    b <- momentum * b + gradient + weight_decay * theta;    theta <- theta - rate * b.
-
-The same seed gives the same bits: initialisation, data order and every update run on one thread in a fixed order.
-
-Which examples a step sees, and what is left out, is said in :mod:`tda.recipe`.
+AdamW, or SGD with heavy-ball momentum and (coupled) weight decay, as in ``torch.optim``. The same seed gives the same
+bits: initialisation, data order and every update run on one thread in a fixed order. Which examples a step sees, and
+what is left out, is said in :mod:`tda.recipe`. A checkpoint is one file that says what it belongs to and carries a
+checksum.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,9 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from tda import checkpoints
+from tda.artefacts import ArtefactError, atomic, check_record, digest, reading, require, seal
 from tda.lm import losses
 from tda.recipe import Recipe, data_order, schedule, steps_of
 from tda.sequences import real_tokens, trim
@@ -30,9 +30,7 @@ from tda.task import Checkpoint, Examples, Params, TrainingRun, n_examples, take
 
 @dataclass(frozen=True)
 class Trained:
-    """Final parameters, curves, learning rates [steps], data order [epochs, N], seconds, and tokens trained on (of a
-    classifier: examples).
-    """
+    """The result: learning rates [steps], data order [epochs, N]; tokens trained on (of a classifier: examples)."""
 
     params: Params
     learning_rates: np.ndarray
@@ -58,12 +56,11 @@ def train(
 ) -> Trained:
     """Minimise the mean example loss from ``init`` (left untouched).
 
-    Parameters: ``mask`` [N] bool, the examples to train on (all by default); ``how`` as in the module's text;
-    ``folder``, where the initial parameters (step 0) and ``recipe.checkpoints`` checkpoints go, evenly spaced in steps
-    and including the last, each with its seed, its step, a checksum and what it belongs to (``about``); ``watch``,
-    examples whose mean loss is recorded once an epoch; ``progress``, called with one line an epoch; ``keep(step, lr,
-    lr_sum, params, optimiser state)``, called where a checkpoint is due (:func:`train_recorded`). Raises ``ValueError``
-    for an empty subset and for a loss that is no longer finite.
+    ``mask`` [N] bool: the examples to train on (all by default), by ``how`` as in :mod:`tda.recipe`; ``folder``: where
+    the initial parameters (step 0) and ``recipe.checkpoints`` checkpoints go, evenly spaced in steps and including the
+    last, each with what it belongs to (``about``); ``watch``: examples whose mean loss is recorded once an epoch;
+    ``progress``: called with one line an epoch; ``keep``: called where a checkpoint is due, as :func:`save` is. Raises
+    ``ValueError`` for an empty subset and for a loss that is no longer finite.
     """
     n = n_examples(data)
     mask = np.ones(n, bool) if mask is None else np.asarray(mask)
@@ -77,7 +74,7 @@ def train(
     params = {k: v.detach().clone().requires_grad_() for k, v in init.items()}
     optimizer = recipe.make(params.values())
     if folder:
-        keep = functools.partial(checkpoints.save, folder, {**(about or {}), "seed": seed})
+        keep = functools.partial(save, folder, {**(about or {}), "seed": seed})
     if keep and recipe.checkpoints > len(steps):
         raise ValueError(
             f"training.checkpoints={recipe.checkpoints}, but the run has {len(steps)} steps. Lower it, or train longer."
@@ -135,18 +132,9 @@ def _state(optimizer: torch.optim.Optimizer, params: Params) -> dict[str, Params
 
 
 def train_recorded(
-    loss_fn: Callable[..., Tensor],
-    init: Params,
-    data: Examples,
-    recipe: Recipe,
-    seed: int,
-    mask: np.ndarray | None = None,
-    how: str = "filter",
+    loss_fn: Callable[..., Tensor], init: Params, data: Examples, recipe: Recipe, seed: int
 ) -> tuple[Params, TrainingRun]:
-    """:func:`train` with its record in memory instead of a folder: ``(final parameters, run)``.
-
-    ``run.initial`` and ``run.checkpoints`` hold ``recipe.checkpoints + 1`` copies of the parameters.
-    """
+    """:func:`train` on all examples, with its record in memory: ``(final parameters, run)``."""
     kept: list[Checkpoint] = []
 
     def keep(step: int, lr: float, lr_sum: float, params: Params, state: dict[str, Params]) -> None:
@@ -154,9 +142,8 @@ def train_recorded(
         loaded = copied[0], dict(zip(state, copied[1:], strict=True))
         kept.append(Checkpoint(step, lr, lr_sum, lambda: loaded))
 
-    done = train(loss_fn, init, data, recipe, seed, mask, how, keep=keep)
-    everyone = np.ones(n_examples(data), bool) if mask is None else mask
-    steps = tuple(steps_of(done.order, recipe.batch, everyone, how))
+    done = train(loss_fn, init, data, recipe, seed, keep=keep)
+    steps = tuple(steps_of(done.order, recipe.batch, np.ones(n_examples(data), bool), "filter"))
 
     def retrain(mask: np.ndarray, seed: int) -> Params:
         return train(loss_fn, init, data, recipe, seed, mask, "mask").params
@@ -166,12 +153,76 @@ def train_recorded(
     return done.params, run
 
 
-def matmul_rate(size: int = 1024, repeats: int = 20) -> float:
-    """Multiply-add rate of this core in FLOP/s: the best of ``repeats`` square float32 products of the given size."""
-    a = torch.randn(size, size)
-    best = float("inf")
-    for _ in range(repeats):
-        began = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - began)
-    return 2.0 * size**3 / best
+def save(
+    folder: Path, about: Mapping, step: int, lr: float, lr_sum: float, params: Params, state: dict[str, Params]
+) -> None:
+    parts = {"params": params, **state}
+    flat = {f"{name}/{k}": v.detach() for name, part in parts.items() for k, v in part.items()}
+    record = {**about, "kind": "checkpoint", "step": step, "lr": lr, "lr_sum": lr_sum, "sha256": _checksum(flat)}
+    with atomic(folder / f"step_{step:06d}.safetensors") as path:
+        try:
+            save_file(flat, path, metadata={"record": json.dumps(seal(record))})
+        except SafetensorError as error:  # a full disk, which the library does not report as an OSError
+            raise OSError(str(error)) from error
+
+
+def _checksum(flat: Mapping[str, Tensor]) -> str:
+    values = {f"{name} {v.dtype} {tuple(v.shape)}": v.cpu().contiguous().reshape(-1) for name, v in flat.items()}
+    return digest({name: v.view(torch.uint8).numpy() for name, v in values.items()})
+
+
+def _open(path: Path, expect: Mapping, tensors: bool) -> tuple[dict, dict[str, Tensor]]:
+    """``(record, tensors)`` of a checkpoint, checked; without ``tensors`` their checksum waits until they are read."""
+    cure, flat = f"delete {path.parents[1]} and train again", {}
+    with reading(path, cure):
+        expect = {**expect, "step": int(path.stem.removeprefix("step_"))}
+        with safe_open(path, "pt") as handle:
+            record = json.loads(handle.metadata()["record"])
+            if tensors:
+                flat = {name: handle.get_tensor(name) for name in handle.keys()}
+    check_record(path, record, "checkpoint", expect, cure)
+    if tensors:
+        require(_checksum(flat) == record["sha256"], path, "its tensors differ from their checksum", cure)
+    return record, flat
+
+
+def read_checkpoint(path: Path, expect: Mapping | None = None) -> tuple[Params, dict[str, Params]]:
+    """``(params, optimiser state)`` of a checkpoint file. Refuses a damaged one, one whose step is not that of its
+    name, and one whose record does not say ``expect`` (``seed``, ``sha256`` and the ``about`` of the training).
+    """
+    parts: dict[str, Params] = {"params": {}}
+    for name, value in _open(path, expect or {}, tensors=True)[1].items():
+        kind, key = name.split("/", 1)
+        parts.setdefault(kind, {})[key] = value
+    return parts.pop("params"), parts
+
+
+def checkpoint_checksums(folder: Path) -> dict[str, str]:
+    """``step -> sha256`` of the tensors of every checkpoint of a run, to be kept in its record."""
+    records = [_open(path, {}, tensors=False)[0] for path in sorted(folder.glob("step_*.safetensors"))]
+    return {str(record["step"]): record["sha256"] for record in records}
+
+
+def load_run(folder: Path, record: dict, retrain=None, about: Mapping[str, str] | None = None) -> TrainingRun:
+    """The run of a folder written by :func:`train`; ``record`` is its JSON record, with the checksums of its
+    checkpoints, ``about`` what the training was given. Refuses checkpoints of another run, seed or step.
+    """
+    found = []
+    for path in sorted(folder.glob("step_*.safetensors")):
+        known = record["checkpoints"].get(path.stem.removeprefix("step_").lstrip("0") or "0")
+        expect = {**(about or {}), "seed": record["seed"], "sha256": known}
+        meta = _open(path, expect, tensors=False)[0]
+        load = lambda path=path, expect=expect: read_checkpoint(path, expect)  # noqa: E731
+        found.append(Checkpoint(meta["step"], meta["lr"], meta["lr_sum"], load))
+    recipe = Recipe.of(record["recipe"])
+    initial, later = ([c for c in found if (c.step == 0) == first] for first in (True, False))
+    if len(initial) != 1 or len(later) != recipe.checkpoints:
+        steps = {int(step) for step in record["checkpoints"]} - {c.step for c in found}
+        lost = [f"step_{step:06d}.safetensors" for step in sorted(steps)]
+        raise ArtefactError(
+            f"{folder} holds {len(later)} checkpoints and {len(initial)} initial models, its record says "
+            f"{recipe.checkpoints} and 1 (lost: {', '.join(lost)}); delete {folder.parent} and train again"
+        )
+    rates, order = np.asarray(record["learning_rates"]), data_order(record["examples"], recipe.epochs, record["seed"])
+    steps = tuple(steps_of(order, recipe.batch, np.ones(record["examples"], bool), "filter"))
+    return TrainingRun(record["seed"], tuple(later), rates, order, record["curves"], retrain, recipe, initial[0], steps)

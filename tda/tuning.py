@@ -49,7 +49,7 @@ def row_of(testbed: Testbed, row_id: str) -> dict:
 
 
 def options_of(testbed: Testbed, row: dict) -> dict:
-    """The options that a row runs with: its own, and those that its ``tune`` grid leaves to the tune queries."""
+    """The options that a row runs with: its own, and those that the tune queries choose."""
     return {**tuned(testbed, row)["options"], **row["options"]}
 
 
@@ -72,10 +72,9 @@ def tune(testbed: Testbed, row: dict, taken: dict | None = None) -> dict:
     """Choose a row's tuned options by LDS (design ``half``, main loss) on the held-out **tune** queries (one in
     ``row["tune_every"]`` of them); kept on disk.
 
-    ``row["tune"]`` maps options to candidate values. One option at a time, in the order given, each at the best
-    value of those before it; ``taken`` are options that another row has chosen. Returns ``{"options", "trials",
-    "seconds", "retrainings", ...}``: what was chosen, every trial, and what choosing cost, which counts as the row's
-    set-up.
+    ``row["tune"]`` maps options to candidate values. One option at a time, in the order given, each at the best value
+    of those before it; ``taken`` are options that another row has chosen. Returns ``{"options", "trials", "seconds",
+    "retrainings", ...}``; what choosing costs counts as the row's set-up.
     """
     path = testbed.folder / "tuned" / f"{row['id']}.json"
     given = (taken or {}) | row["options"]
@@ -100,9 +99,8 @@ def tune(testbed: Testbed, row: dict, taken: dict | None = None) -> dict:
                 options = {**given, **best, option: value}
                 same = key_of(_with_defaults(row, options))  # a later option's default was tried along with the first
                 if same not in lds_of:
-                    part = take(queries, chosen)
                     seeded = {"seed": testbed.config["seed"]} | options
-                    lds_of[same] = _trial(row, task, testbed.train, part, seeded, truth, chosen)
+                    lds_of[same] = _trial(row, task, testbed.train, take(queries, chosen), seeded, truth, chosen)
                 trials.append({**best, option: value, "lds_tune": lds_of[same]})
             usable = [trial for trial in trials[-len(values) :] if trial["lds_tune"] is not None]
             if not usable:

@@ -10,9 +10,8 @@ from tda.config import ROOT
 # From the ground up. A name is a module of tda or a package with all that it holds.
 FLOORS = (
     ("files", "artefacts", "config_checks", "config_files", "config_schema", "config", "provenance", "words"),
-    ("task", "output_loss", "saved", "sequences", "neox", "lm", "classifiers")
-    + ("recipe", "checkpoints", "training", "many"),
-    ("testbeds", "queries", "models", "retrain", "designs", "bank", "notebook", "plotting"),
+    ("task", "output_loss", "saved", "sequences", "lm", "classifiers") + ("recipe", "training", "many"),
+    ("testbeds", "queries", "models", "retrain", "bank", "notebook", "plotting"),
     ("tools",),
     ("curvature",),
     ("steering",),

@@ -12,7 +12,7 @@ from torch import nn
 
 from tda import lm
 from tda.attribution import attribute, stride
-from tda.steering import fitting, operators, recovery, snapshot
+from tda.steering import fitting, operators, recovery
 from tda.steering.fitting import Descent, Sampler, Weights
 from tda.task import n_examples, take, tensors
 
@@ -38,7 +38,7 @@ def explicit_effects(ops, task, examples):
     y = np.zeros((len(ops.codes), n_examples(examples)))
     for i in range(n_examples(examples)):
         one = take(examples, slice(i, i + 1))
-        shot, (logits, targets) = snapshot.snapshot(task, one, ops.layer), logits_of(task, one)
+        shot, (logits, targets) = operators.snapshot(task, one, ops.layer), logits_of(task, one)
         o, labels = logits[0][targets[0] != lm.IGNORE], targets[0][targets[0] != lm.IGNORE]
         for k, code in enumerate(ops.codes):
             shifted = o + ((shot.states - ops.mean) * ops.scale) @ ops.readout @ code
@@ -52,7 +52,7 @@ def explicit_effects(ops, task, examples):
 @pytest.mark.parametrize("chunk", [3, 100])
 def test_snapshot_of_a_language_model_is_its_last_block(task, tiny, chunk):
     few = take(tiny.train, slice(0, 9))
-    shot = snapshot.snapshot(task, few, 1, chunk)
+    shot = operators.snapshot(task, few, 1, chunk)
     logits, targets = logits_of(task, few)
     real = targets != lm.IGNORE
     torch.testing.assert_close(shot.probabilities, logits[real].softmax(-1), rtol=1e-4, atol=1e-6)
@@ -69,18 +69,18 @@ def test_snapshot_of_a_language_model_is_its_last_block(task, tiny, chunk):
 def test_a_snapshot_that_does_not_fit_is_refused(images, monkeypatch):
     task, data, _ = images
     asked = []
-    monkeypatch.setattr(snapshot, "require", lambda size, *text: asked.append(size))
-    snapshot.snapshot(task, data, 1, chunk=30)
+    monkeypatch.setattr(operators, "require", lambda size, *text: asked.append(size))
+    operators.snapshot(task, data, 1, chunk=30)
     assert asked == [10 * (16 + 10) * 8, 0], "ten images to come, of activations and outputs in float64"
     monkeypatch.undo()
     monkeypatch.setattr("tda.tools.memory_limit.SHARE", 0.0)
     with pytest.raises(ValueError, match="a snapshot of 26 numbers a target position needs"):
-        snapshot.snapshot(task, data, 1, chunk=30)
+        operators.snapshot(task, data, 1, chunk=30)
 
 
 def test_depth_zero_is_what_enters_the_first_block(task, tiny):
     few = take(tiny.train, slice(0, 2))
-    shot = snapshot.snapshot(task, few, 0)
+    shot = operators.snapshot(task, few, 0)
     ids = few["input_ids"][logits_of(task, few)[1] != lm.IGNORE]
     torch.testing.assert_close(shot.states, task.params["gpt_neox.embed_in.weight"][ids])
 
@@ -88,14 +88,14 @@ def test_depth_zero_is_what_enters_the_first_block(task, tiny):
 def test_depths_of_a_classifier_are_its_hidden_layers(images):
     task, data, _ = images
     hidden = task.model[1](task.model[0](data["inputs"]))
-    assert torch.equal(snapshot.snapshot(task, data, 0).states, data["inputs"])
+    assert torch.equal(operators.snapshot(task, data, 0).states, data["inputs"])
     task = replace(task, params=dict(task.model.named_parameters()))
-    torch.testing.assert_close(snapshot.snapshot(task, data, -1).states, hidden.detach())
+    torch.testing.assert_close(operators.snapshot(task, data, -1).states, hidden.detach())
 
 
 def test_positions_without_a_target_are_left_out():
     task, data = small("sequence")
-    shot, targets = snapshot.snapshot(task, data, chunk=5), data["labels"][:, 1:]
+    shot, targets = operators.snapshot(task, data, chunk=5), data["labels"][:, 1:]
     assert torch.equal(shot.labels, targets[targets != lm.IGNORE])
     assert torch.equal(shot.start.diff(), (targets != lm.IGNORE).sum(1))
     torch.testing.assert_close(shot.weights, 1 / (targets != lm.IGNORE).sum(1)[shot.example].double())
@@ -105,7 +105,7 @@ def test_the_default_layer_is_that_of_the_released_operators(images):
     model = nn.Module()
     for blocks, published in ((12, 8), (16, 10), (20, 12), (24, 15)):
         model.layers = nn.ModuleList([nn.Linear(1, 1) for _ in range(blocks)])
-        assert snapshot.depth(replace(images[0], model=model), -1) == published
+        assert operators.depth(replace(images[0], model=model), -1) == published
 
 
 # --- the losses
@@ -148,7 +148,7 @@ def test_linearity_is_a_ridge_on_the_sketch():
 
 def descent(images, weights, measure, sample=None, seed=0):
     task, data, _ = images
-    shot = snapshot.snapshot(task, data)
+    shot = operators.snapshot(task, data)
     X = (shot.states - shot.states.mean(0)) / 4
     slopes = fitting.subset_slopes(X, shot, measure)
     generator = np.random.default_rng(seed)
@@ -216,7 +216,7 @@ def test_sampler_draws_documents_evenly_and_then_positions():
 def test_start_is_the_minimum_of_the_bound(images):
     """Class by class, with the second moment of the read-out weighted by that class's probability, by loops."""
     task, data, _ = images
-    shot, measure = snapshot.snapshot(task, data), recovery.left_regular(N, 12, 3, 0)
+    shot, measure = operators.snapshot(task, data), recovery.left_regular(N, 12, 3, 0)
     ops = fitting.train(shot, measure, 1, 5, Weights(2.0, 7.0, 1.0), steps=0)
     B, p = ops.read(shot.states), shot.probabilities
     torch.testing.assert_close(B.T @ B / N, torch.eye(5).double(), atol=1e-8, rtol=0)
@@ -231,7 +231,7 @@ def test_start_is_the_minimum_of_the_bound(images):
 def test_slopes_are_gradients_of_the_mean_losses_of_documents():
     """Several targets a document: the mean over targets first, then over documents, by autograd."""
     task, data = small("sequence")
-    shot, measure = snapshot.snapshot(task, data), recovery.left_regular(12, 4, 2, 0)
+    shot, measure = operators.snapshot(task, data), recovery.left_regular(12, 4, 2, 0)
     found = fitting.subset_slopes(shot.states, shot, measure)
     logits, targets = logits_of(task, data)
     for k, members in enumerate(measure):
@@ -256,7 +256,7 @@ def full_objective(ops, shot, weights):
 @pytest.mark.parametrize("stability", [1.0, 10.0])
 def test_descent_lowers_the_objective_of_the_start(images, stability):
     task, data, _ = images
-    shot, measure = snapshot.snapshot(task, data), recovery.left_regular(N, 20, 4, 0)
+    shot, measure = operators.snapshot(task, data), recovery.left_regular(N, 20, 4, 0)
     weights = Weights(1.0, stability, 0.0)
     values = [full_objective(fitting.train(shot, measure, 1, 5, weights, steps=s), shot, weights) for s in (0, 60)]
     frozen = 0.0
@@ -266,7 +266,7 @@ def test_descent_lowers_the_objective_of_the_start(images, stability):
 def test_dropping_the_linearity_loss_changes_nothing_else(images):
     """Its sketches and probes have their own numbers: a weight of next to nothing is a weight of nothing."""
     task, data, _ = images
-    shot, measure = snapshot.snapshot(task, data), recovery.left_regular(N, 20, 4, 0)
+    shot, measure = operators.snapshot(task, data), recovery.left_regular(N, 20, 4, 0)
     none, little = (fitting.train(shot, measure, 1, 5, Weights(1, 10, w), steps=8) for w in (0.0, 1e-12))
     torch.testing.assert_close(none.codes, little.codes, rtol=1e-7, atol=1e-10)
     torch.testing.assert_close(none.readout, little.readout, rtol=1e-7, atol=1e-10)
@@ -274,7 +274,7 @@ def test_dropping_the_linearity_loss_changes_nothing_else(images):
 
 def test_linearity_loss_makes_effects_more_linear(images):
     task, data, _ = images
-    shot, measure = snapshot.snapshot(task, data), recovery.left_regular(N, 60, 15, 0)
+    shot, measure = operators.snapshot(task, data), recovery.left_regular(N, 60, 15, 0)
     left = []
     for weight in (0.0, 30.0):
         y = operators.effects(fitting.train(shot, measure, 1, 5, Weights(1, 1, weight), 60), shot)
@@ -301,7 +301,7 @@ def test_the_closed_form_start_is_influence_with_the_curvature_of_the_bound(imag
     ops = stride.operators(task, data, stride.Options(subsets=80, degree=8, rank=5, stability=1e7, steps=0))
 
     def gradients(examples):
-        shot, rows = snapshot.snapshot(task, examples), []
+        shot, rows = operators.snapshot(task, examples), []
         for i in range(n_examples(examples)):
             code = torch.zeros(5, 10, dtype=torch.float64, requires_grad=True)
             o = logits_of(task, examples)[0][i, 0] + ops.read(shot.states[i]) @ code
@@ -309,7 +309,7 @@ def test_the_closed_form_start_is_influence_with_the_curvature_of_the_bound(imag
             rows.append(code.grad)
         return torch.stack(rows)
 
-    shot = snapshot.snapshot(task, data)
+    shot = operators.snapshot(task, data)
     B, p = ops.read(shot.states), shot.probabilities
     solved = torch.zeros(N, 5, 10, dtype=torch.float64)
     for c in range(10):
@@ -337,24 +337,22 @@ def test_effects_are_shifted_losses(images, monkeypatch):
 
 
 def test_sparse_influences_are_recovered_exactly_without_noise():
-    """Through the designs that STRIDE draws: fewer subsets than documents, five documents that matter."""
+    """Through the design that STRIDE draws: fewer subsets than documents, five documents that matter."""
     rng, n, K = np.random.default_rng(0), 120, 60
     w = np.zeros((3, n))
     for row in w:
         row[rng.permutation(n)[:5]] = rng.choice([-1, 1], 5) * rng.uniform(0.5, 2, 5)
-    for design in stride.DESIGNS:
-        measure = stride.draw(design, n, K, 8, 0)
-        found = recovery.recover(measure, measure @ w.T + 0.3, "lasso", penalty=1e-4)
-        np.testing.assert_allclose(found, w, atol=0.01)
-        assert np.abs(recovery.recover(measure, measure @ w.T, "ridge", penalty=1e-6) - w).max() > 0.3
+    measure = recovery.left_regular(n, K, 8, [0, 81])
+    found = recovery.recover(measure, measure @ w.T + 0.3, "lasso", penalty=1e-4)
+    np.testing.assert_allclose(found, w, atol=0.01)
+    assert np.abs(recovery.recover(measure, measure @ w.T, "ridge", penalty=1e-6) - w).max() > 0.3
 
 
-def test_designs_have_the_stated_degree():
-    measure = stride.draw("left_regular", 70, 140, 10, 3)
+def test_the_design_has_the_stated_degree():
+    measure = recovery.left_regular(70, 140, 10, [3, 81])
     assert (measure.sum(0) == 10).all() and (measure.sum(1) == 5).all()
     assert np.linalg.matrix_rank(measure - measure.mean(0)) == 69, "all that equal sizes leave is identified"
-    assert not np.array_equal(measure, stride.draw("left_regular", 70, 140, 10, 4))
-    assert abs(stride.draw("bernoulli", 400, 200, 10, 0).sum(0).mean() - 10) < 0.5
+    assert not np.array_equal(measure, recovery.left_regular(70, 140, 10, [4, 81]))
 
 
 def test_operators_are_trained_once_for_all_queries_and_recoveries(images, monkeypatch):
@@ -368,7 +366,7 @@ def test_operators_are_trained_once_for_all_queries_and_recoveries(images, monke
     part = attribute("stride", task, data, take(asked, slice(2, 4)), **options)
     assert len(calls) == 1
     np.testing.assert_allclose(part, whole[2:4], rtol=1e-5)
-    for recovery_only in ({"recovery": "correlation"}, {"penalty": 0.3}, {"sparsity": 2}):
+    for recovery_only in ({"recovery": "correlation"}, {"penalty": 0.3}):
         attribute("stride", task, data, asked, **options | recovery_only)
     assert len(calls) == 1
     for trained_with in ({"seed": 1}, {"stability": 7.0}, {"degree": 9}):
@@ -386,7 +384,6 @@ def test_operators_are_trained_once_for_all_queries_and_recoveries(images, monke
         ({"layer": -2}, "layer=-2"),
         ({"rank": 17}, "rank=17, but the layer has 16 activations; choose 1 to 16"),
         ({"rank": -1}, "rank=-1"),
-        ({"design": "expander"}, "design='expander'; one of"),
         ({"subsets": 500}, "leave some of 500 subsets empty"),
         ({"stability": -1.0}, "stability=-1.0; it must be a finite number of at least 0"),
         ({"fidelity": 0.0, "stability": 0.0}, "leave the codes nothing to train on"),
@@ -400,13 +397,6 @@ def test_bad_options_are_refused(images, options, message):
     task, data, asked = images
     with pytest.raises(ValueError, match=message):
         attribute("stride", task, data, asked, **{"linearity": 0.0} | options)
-
-
-def test_too_few_subsets_for_the_sparsity_warn_with_the_bound(images):
-    task, data, asked = images
-    options = {"subsets": 12, "degree": 3, "steps": 0, "recovery": "ridge"}
-    with pytest.warns(UserWarning, match=r"12 subsets for 10 of 40 documents; .* = 14"):
-        attribute("stride", task, data, asked, sparsity=10, **options)
 
 
 def test_subsets_that_cannot_be_trained_are_refused(images):

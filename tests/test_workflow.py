@@ -193,7 +193,7 @@ import tda.config
 from tda import plotting
 figure, ax = plt.subplots()
 ax.plot([0, 1])
-plotting.save(figure, tda.config.load(profile, overrides), "99_alone")
+plotting.save_to(figure, tda.config.figures_dir(tda.config.load(profile, overrides)) / "99_alone.png")
 """
 ALONE_FILE = """
 testbeds: []
@@ -251,7 +251,7 @@ for name in ("chapter_98_toy_on_people", "chapter_99_alone", "leaderboard"):
         f"{people}/scores/toy.npz", f"{people}/scores/toy.npz.json", f"{people}/metrics/toy.csv",
         "data/smoke/figures/98_toy_people.png",
     ]  # fmt: skip
-    methods = {"tda/attribution/gradient_dot.py", "tda/attribution/bm25.py"}
+    methods = {"tda/attribution/gradient_dot.py", "tda/attribution/lexical.py"}
     banks = {f"{people}/bank_half.npz", f"{people}/bank_leave_group.npz"}
     read = methods | banks | {"notebooks/98_toy.ipynb", f"{people}/model/record.json", f"{people}/scores/random.npz"}
     assert read <= set(toy[0]), "its row's method and the one it names, the truth, and the row that its claim names"

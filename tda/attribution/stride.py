@@ -1,26 +1,16 @@
 """STRIDE (Dagli et al. 2026): influences recovered from what simulated training on random subsets would change.
 
-Datamodels retrain on many random subsets and regress a query's loss on membership. STRIDE keeps the regression and
-replaces retraining by steering: every subset A_k owns a small code on top of the frozen model
-(:mod:`tda.steering.operators`), trained so that the steered model fits A_k and stays as it was elsewhere
-(:mod:`tda.steering.fitting`). A query's K measurements
+Datamodels retrain on many random subsets and regress a query's loss on membership. STRIDE replaces retraining by
+steering: every subset A_k owns a small code on top of the frozen model (:mod:`tda.steering.operators`), trained so that
+the steered model fits A_k and stays as it was elsewhere (:mod:`tda.steering.fitting`). A query's K measurements
 
     y_k = loss(frozen) - loss(steered by code k)        (positive: the subset helps)
 
 come from one forward pass, and its weights solve y = b + M w (:mod:`tda.steering.recovery`).
 
-From the paper: the shift of the logits, the three losses, the measurement, the left-regular design and the Lasso;
-K = 1000, d = 10, r = 16, a layer at about 0.6 of the depth. Ours, since unpublished: everything the training module
-lists, the weights of the losses, the choice of the penalty, the intercept (y and M are centred). Ours and not the
-paper's: the mean over target positions, all of one weight (the paper sums them with weights omega_t in [0, 1], which
-are not known).
-
-**The closed-form start (steps = 0), at a strong stability loss,** has small codes, measurements that are linear in
-them, and scores that are influence with a low-rank output head, seen through M (a test shows it). The curvature is
-E[p_c B B^T], one block a class: that of the upper bound 1/2 E_p[delta^2] of KL = 1/2 Var_p[delta], not the Gauss-Newton
-matrix, which couples the classes. Where training ends is another matter.
-
-Only the order of measurements is simulated: their size is about inverse to the weight of the stability loss.
+Ours, since unpublished: what the training module lists, the weights of the losses, the choice of the penalty, the
+intercept, the plain mean over target positions. With steps = 0 and a strong stability loss the scores are influence
+with a low-rank output head, seen through M. Only the order of measurements is simulated, not their size.
 """
 
 from __future__ import annotations
@@ -32,14 +22,12 @@ import numpy as np
 from tda.attribution.registry import method
 from tda.steering import recovery
 from tda.steering.fitting import Weights, train
-from tda.steering.operators import Operators, effects
-from tda.steering.snapshot import depth, snapshot
+from tda.steering.operators import Operators, depth, effects, snapshot
 from tda.task import Examples, Task, n_examples
 from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK
 from tda.tools.options import Count, NotNegative, Share, Whole, one_of, option, whole
 
-DESIGNS = ("left_regular", "bernoulli")
 SUBSETS, RANK = 1000, 16  # as published, where documents and activations allow it
 
 
@@ -50,10 +38,9 @@ class Options:
     seed: Whole = option(0, "draws everything")
     chunk: Count = option(CHUNK, "examples in a forward pass")
     subsets: Whole = option(0, "K; 0: twice the documents, at most 1000")
-    degree: Count = option(10, "d, the subsets that a document joins; its mean for design bernoulli")
+    degree: Count = option(10, "d, the subsets that a document joins")
     rank: Whole = option(0, "r; 0: 16, at most the width")
     layer: whole(-1) = option(-1, "depth at which activations are read; -1: 0.6 of the blocks")
-    design: one_of(DESIGNS) = option("left_regular", "how subsets are drawn")
     fidelity: NotNegative = option(1.0, "weight of that loss; 0 drops it")
     stability: NotNegative = option(100.0, "weight of that loss; 0 drops it")
     linearity: NotNegative = option(1.0, "weight of that loss; 0 drops it")
@@ -61,42 +48,31 @@ class Options:
     rate: Share = option(0.05, "of the descent")
     recovery: one_of(recovery.METHODS) = option("lasso", "how documents' weights are solved for")
     penalty: NotNegative = option(0.0, "relative, of lasso and ridge; 0: by held-out measurements")
-    sparsity: Whole = option(0, "k: warn where K is below k log(n / k)")
 
     def of_operators(self) -> Options:
         """Without what only the recovery reads: equal for all recoveries from the same operators."""
-        return replace(self, recovery="lasso", penalty=0.0, sparsity=0)
+        return replace(self, recovery="lasso", penalty=0.0)
 
 
-@method(
-    "stride",
-    family="simulation",
-    paper="STRIDE",
-    needs=("params", "outputs"),
-    signed=True,
-    options_type=Options,
-)
+@method("stride", family="simulation", paper="STRIDE", needs=("params", "outputs"), signed=True)
 def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
-    """STRIDE scores [Q, N]: simulated nats per document of a subset, on a scale that ``stability`` sets; their order
-    within a query is what counts.
+    """STRIDE scores [Q, N]: simulated nats per document of a subset, on a scale that ``stability`` sets.
 
-    Raises ``ValueError`` for empty subsets, a layer that does not exist, a rank above the width, and measurements that
-    do not vary (no fidelity, for example).
+    Raises ``ValueError`` for empty subsets, no such layer, a rank above the width, measurements that do not vary.
     """
     trained = operators(task, train, options.of_operators())
     y = measurements(trained, task, queries, options.chunk)
-    penalty, sparsity = options.penalty or None, options.sparsity or None
-    return recovery.recover(trained.measure, y, options.recovery, seed=options.seed, penalty=penalty, sparsity=sparsity)
+    return recovery.recover(trained.measure, y, options.recovery, options.seed, options.penalty or None)
 
 
 @remembered(2)
 def operators(task: Task, train: Examples, options: Options) -> Operators:
-    """The operators of a design of random subsets: the set-up, to which no query is known.
+    """The operators of random left-regular subsets: the set-up, to which no query is known.
 
     Shared by recoveries, which ask with :meth:`Options.of_operators`.
     """
     n = n_examples(train)
-    subsets = draw(options.design, n, options.subsets or min(SUBSETS, 2 * n), options.degree, options.seed)
+    subsets = recovery.left_regular(n, options.subsets or min(SUBSETS, 2 * n), options.degree, [options.seed, 81])
     return operators_for(task, train, subsets, options)
 
 
@@ -114,18 +90,6 @@ def operators_for(task: Task, train_examples: Examples, measure: np.ndarray, opt
     return train(shot, measure, layer, rank, weights, steps=options.steps, rate=options.rate, seed=options.seed)
 
 
-def draw(design: str, n: int, subsets: int, degree: int, seed: int) -> np.ndarray:
-    """Random subsets bool [K, n] of a named design, independent of any retraining bank."""
-    if design not in DESIGNS:
-        raise ValueError(f"stride: design={design!r}; one of {DESIGNS}.")
-    seed = [seed, 81]
-    if design == "bernoulli":
-        return recovery.bernoulli(n, subsets, degree / subsets, seed)
-    return recovery.left_regular(n, subsets, degree, seed)
-
-
 def measurements(trained: Operators, task: Task, queries: Examples, chunk: int = CHUNK) -> np.ndarray:
-    """y [K, Q]: frozen minus steered loss of every query under every operator, in nats of the steered model (their size
-    is set by ``stability``); the cost of a further query.
-    """
+    """y [K, Q], in nats: frozen minus steered loss of every query under every operator."""
     return effects(trained, snapshot(task, queries, trained.layer, chunk))

@@ -8,31 +8,26 @@ For subset A_k with complement R_k, and means over documents of means over targe
 
     minimise   sum_k (fidelity F_k + stability S_k) + linearity L
 
-over the codes and the read-out together. The three losses are published; their weights, gamma, the sketch's width, the
-optimiser and its schedule are not, and these are ours:
+over the codes and the read-out together. The three losses are published; all else is ours:
 
 - F_k is, up to the frozen loss, ``-<G_k, a_k>`` plus the same KL on A_k, where G_k = mean of B (e_y - p)^T. The first
-  part is exact here; only the KLs are sampled (``POSITIONS`` a subset and step), so that the noise of sampling vanishes
-  with the code instead of drowning it.
+  part is exact here; only the KLs are sampled, so that the noise of sampling vanishes with the code.
 - To second order KL = 1/2 Var_p[delta] <= 1/2 E_p[delta^2], and the minimum of the bound is known class by class: a_kc
-  = fidelity / (fidelity + stability) (E[p_c B B^T] + DAMPING)^-1 G_kc. E is over all documents, for A_k and R_k alike,
-  so that the start is regularised even at stability 0. Training starts there, and goes on by stochastic gradient steps
-  in the metric of the same matrix, more strongly damped; the read-out by Adam.
-- The read-out starts as a random projection with uncorrelated outputs of variance one; there is no bias.
-- R_k is the whole complement of A_k (the paper: a random part of it); L is a mean over probes, of centred y and M;
-  activations are standardised.
+  = fidelity / (fidelity + stability) (E[p_c B B^T] + DAMPING)^-1 G_kc, E over all documents. Training starts there, and
+  goes on by stochastic gradient steps in the metric of the same matrix, more strongly damped; the read-out by Adam.
+- The read-out starts as a random projection with uncorrelated outputs of variance one. R_k is the whole complement of
+  A_k (the paper: a random part of it); L is of centred y and M; activations are standardised.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tda.steering.operators import Operators, divergence, gain
-from tda.steering.snapshot import Snapshot
+from tda.steering.operators import Operators, Snapshot, divergence, gain
 from tda.task import chunks
 from tda.tools.memory_limit import require
 
@@ -43,19 +38,12 @@ DOCUMENTS = 64  # whose slopes are held at once
 SKETCH, GAMMA = 0.5, 1e-3  # q as a share of min(n, K); gamma in units of the mean diagonal of M~^T M~
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Weights of the three losses; 0 drops a loss. The best stability depends on the corpus (tune queries chose 1000,
-    the edge of the first grid, on two testbeds); the linearity loss is in nats^2 and next to nothing at weight 1.
-    """
+class Weights(NamedTuple):
+    """Weights of the three losses; 0 drops a loss. The linearity loss is in nats^2 and next to nothing at weight 1."""
 
-    fidelity: float = 1.0
-    stability: float = 100.0
-    linearity: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.fidelity + self.stability:
-            raise ValueError("stride: fidelity=0 and stability=0 leave the codes nothing to train on; keep one.")
+    fidelity: float
+    stability: float
+    linearity: float
 
 
 class Sampler:
@@ -76,8 +64,9 @@ class Sampler:
         return torch.from_numpy(begin + (v * (end - begin)).astype(int))
 
 
-def check(measure: np.ndarray, rank: int, width: int, steps: int, rate: float) -> None:
-    """Refuse designs and options that cannot be trained."""
+def _check(measure: np.ndarray, rank: int, width: int, weights: Weights, rate: float) -> None:
+    if not weights.fidelity + weights.stability:
+        raise ValueError("stride: fidelity=0 and stability=0 leave the codes nothing to train on; keep one.")
     if measure.dtype != bool or measure.ndim != 2:
         raise ValueError(f"stride: measure is {measure.dtype} {measure.shape}; give bool [subsets, documents].")
     for what, bad in (("hold no document", ~measure.any(1)), ("hold every document", measure.all(1))):
@@ -88,27 +77,27 @@ def check(measure: np.ndarray, rank: int, width: int, steps: int, rate: float) -
             )
     if not 1 <= rank <= width:
         raise ValueError(f"stride: rank={rank}, but the layer has {width} activations; choose 1 to {width}.")
-    if steps < 0 or not 0 < rate <= 1:
-        raise ValueError(f"stride: steps={steps}, rate={rate}; steps is at least 0, and 0 < rate <= 1.")
+    if not 0 < rate <= 1:
+        raise ValueError(f"stride: rate={rate}; choose one above 0, at most 1.")
 
 
 def train(
     shot: Snapshot,
     measure: np.ndarray,
     layer: int,
-    rank: int = 16,
-    weights: Weights | None = None,
+    rank: int,
+    weights: Weights,
     steps: int = 30,
     rate: float = 0.05,
     seed: int = 0,
 ) -> Operators:
     """Operators for the subsets ``measure`` bool [K, n] of the documents of ``shot``. Memory: K x D x C x 4 bytes."""
-    weights, (K, n) = weights or Weights(), measure.shape
-    width, classes = shot.states.shape[1], shot.probabilities.shape[1]
-    check(measure, rank, width, steps, rate)
+    (K, n), width, classes = measure.shape, shot.states.shape[1], shot.probabilities.shape[1]
+    _check(measure, rank, width, weights, rate)
     require(4.0 * K * width * classes, f"stride with {K} subsets and {classes} outputs", "Lower subsets.")
     total = shot.weights / n
-    mean, spread = _moments(shot.states, total)
+    mean = total @ shot.states
+    spread = (total @ (shot.states - mean).square()).sqrt()
     scale = torch.where(spread > 1e-6 * spread.max(), 1 / spread, 0.0) * width**-0.5
     X = (shot.states - mean) * scale
     slopes = subset_slopes(X, shot, measure)
@@ -152,9 +141,7 @@ class Descent:
         return loss
 
     def __call__(self, psi: Tensor, codes: Tensor, metric: Tensor, steps: int, rate: float) -> tuple[Tensor, Tensor]:
-        """``(psi, codes)`` after ``steps``; the rate falls linearly to 0. ``metric`` [C, r, r] multiplies the gradient
-        of a class's codes.
-        """
+        """``(psi, codes)`` after ``steps``; the rate falls to 0. ``metric`` [C, r, r] multiplies gradients of codes."""
         psi, codes = psi.clone().requires_grad_(), codes.clone().requires_grad_()
         adam = torch.optim.Adam([psi], lr=READOUT_RATE * float(psi.detach().square().mean().sqrt()))
         falling = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / steps)
@@ -175,9 +162,7 @@ def sketch(M: Tensor, generator: np.random.Generator) -> Tensor:
 
 
 def linearity(y: Tensor, mixed: Tensor) -> Tensor:
-    """Squared distance of centred effects y [K, x] from what a ridge on the sketch ``mixed`` [K, q] explains, summed
-    over subsets and averaged over x; nats^2.
-    """
+    """Squared distance of centred effects y [K, x] from a ridge on ``mixed`` [K, q], summed over K, mean over x."""
     y, second = y - y.mean(0), mixed.T @ mixed
     gamma = GAMMA * second.diagonal().mean()
     explained = mixed @ torch.linalg.solve(second + gamma * torch.eye(len(second), dtype=y.dtype), mixed.T @ y)
@@ -186,7 +171,7 @@ def linearity(y: Tensor, mixed: Tensor) -> Tensor:
 
 def subset_slopes(X: Tensor, shot: Snapshot, measure: np.ndarray) -> Tensor:
     """Minus the gradient of every subset's loss in a code whose read-out is X itself, at zero: the mean over its
-    documents of the mean of x (e_y - p)^T over their targets, [D, K, C]. A few documents at a time, for memory.
+    documents of the mean of x (e_y - p)^T over their targets, [D, K, C].
     """
     share = torch.from_numpy(measure / measure.sum(1, keepdims=True)).to(X.dtype)
     by_subset = torch.zeros(X.shape[1], len(share), shot.probabilities.shape[1], dtype=X.dtype)
@@ -205,16 +190,9 @@ def _document_slope(X: Tensor, shot: Snapshot, i: int) -> Tensor:
 
 
 def class_blocks(B: Tensor, p: Tensor, weights: Tensor) -> Tensor:
-    """E[p_c B B^T] for every class, [C, r, r]: second derivative of the bound 1/2 E_p[delta^2] in the class's codes
-    (the Gauss-Newton matrix, of 1/2 Var_p[delta], would couple the classes).
-    """
+    """E[p_c B B^T] for every class, [C, r, r]: second derivative of the bound 1/2 E_p[delta^2] in the class's codes."""
     products = (B[:, :, None] * B[:, None, :] * weights[:, None, None]).flatten(1)
     return (p.T @ products).view(-1, B.shape[1], B.shape[1])
-
-
-def _moments(states: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    mean = weights @ states
-    return mean, (weights @ (states - mean).square()).sqrt()
 
 
 def _uncorrelated(X: Tensor, weights: Tensor, rank: int, seed: int) -> Tensor:

@@ -1,21 +1,19 @@
-"""Designs of subsets, and the weights of documents from what was measured on those subsets.
+"""A design of subsets, and the weights of documents from what was measured on those subsets.
 
 A datamodel explains the effect y of training on a subset by a sum over its members: y = b + M w, with M the bool
-matrix [K, n] of memberships. With fewer subsets than documents this has many solutions; if only k documents matter,
-the sparse one is found by the Lasso
+matrix [K, n] of memberships. If only k documents matter, they are found by the Lasso
 
     w = argmin 1/2 ||y - b - M w||^2 + lambda ||w||_1
 
-and K of order k log(n / k) subsets suffice when M is the adjacency matrix of an expander, which a random left-regular
-graph (every document in exactly d subsets) is with high probability (Berinde et al. 2008, and STRIDE, where k = 50 of
-11.4 million documents gives the quoted 617). The penalty, the intercept and the alternatives to the Lasso are not
-published; here the penalty is chosen per query by the error on measurements held out from the fit.
+from K of order k log(n / k) subsets when M is the adjacency matrix of an expander, which a random left-regular graph
+(every document in exactly d subsets) is with high probability (Berinde et al. 2008). The penalty, the intercept and the
+alternatives to the Lasso are not published; here the penalty is chosen per query by the error on held-out measurements.
 """
 
 from __future__ import annotations
 
-import warnings
-from math import ceil, log
+from collections.abc import Callable
+from math import ceil
 
 import numpy as np
 from sklearn.linear_model import lasso_path
@@ -25,6 +23,7 @@ from tda.tools.options import is_whole
 METHODS = ("lasso", "ridge", "correlation")
 LASSO_PATH = np.geomspace(1.0, 1e-3, 25)  # in units of the penalty that leaves no document
 RIDGE_PATH = np.geomspace(1e3, 1e-5, 25)  # in units of the mean nonzero eigenvalue of the centred M^T M
+HELD_OUT = 0.2  # of the measurements, to choose a penalty by
 PATIENCE = 3  # penalties in a row that may fail to lower the held-out error before the path is left
 TOLERANCE = 1e-6  # of ||y||^2, the duality gap at which coordinate descent stops
 TRADES = 5  # a document: the subsets that only one of two documents is in are shared out again (Strona et al. 2014)
@@ -34,15 +33,13 @@ SWEEPS = 20_000  # at most, of coordinate descent
 def left_regular(n: int, K: int, d: int, seed: int = 0) -> np.ndarray:
     """K subsets of n documents, bool [K, n]: every document in exactly d, and sizes that differ by at most one.
 
-    Documents come in random order, each to the d subsets that are smallest so far, ties at random; then memberships are
-    traded, which keeps all sizes. Without the trades every K / d documents in a row share out all subsets among
-    themselves, so that the sums of their weights could not be told from each other. Raises ``ValueError`` unless
-    1 <= d < K, and where n * d memberships leave a subset empty.
+    Each document goes to the d subsets that are smallest so far; then memberships are traded: else every K / d of them
+    in a row would share out all subsets among themselves. Raises ``ValueError`` unless 1 <= d < K <= n * d.
     """
-    _check_sizes(n, K)
-    if not is_whole(d) or not 1 <= d < K:
+    if not (is_whole(n) and is_whole(K) and is_whole(d) and n >= 2 and 1 <= d < K):
         raise ValueError(
-            f"left_regular: d={d} with K={K} subsets; it must be a whole number from 1 to K - 1. Change d, or K."
+            f"left_regular: d={d}, K={K}, n={n}; each of n >= 2 documents is in d of K subsets, d a whole number from "
+            f"1 to K - 1. Change d, or K."
         )
     if n * d < K:
         raise ValueError(
@@ -63,68 +60,27 @@ def left_regular(n: int, K: int, d: int, seed: int = 0) -> np.ndarray:
     return measure
 
 
-def bernoulli(n: int, K: int, p: float, seed: int = 0) -> np.ndarray:
-    """K subsets of n documents, bool [K, n], every membership drawn with probability p.
-
-    A subset that comes out empty or whole is drawn again. Raises ``ValueError`` unless both p * n and (1 - p) * n are
-    at least 1.
-    """
-    _check_sizes(n, K)
-    if not (np.isfinite(p) and min(p, 1 - p) * n >= 1):
-        raise ValueError(
-            f"bernoulli: p={p} with {n} documents expects subsets of {p * n:.3g}; choose p from {1 / n:.3g} to "
-            f"{1 - 1 / n:.3g}."
-        )
-    random = np.random.default_rng(seed)
-    measure = random.random((K, n)) < p
-    while len(again := np.flatnonzero(measure.all(1) | ~measure.any(1))):
-        measure[again] = random.random((len(again), n)) < p
-    return measure
-
-
-def enough(n: int, k: int) -> int:
-    """Subsets that find k of n documents: k log(n / k) and at least k, the constant of the order being 1."""
-    if not is_whole(k) or not 1 <= k <= n:
-        raise ValueError(f"sparsity={k} of {n} documents; it must be a whole number from 1 to {n}.")
-    return max(k, ceil(k * log(n / k)))
-
-
 def recover(
-    measure: np.ndarray,
-    y: np.ndarray,
-    method: str = "lasso",
-    held_out: float = 0.2,
-    seed: int = 0,
-    penalty: float | np.ndarray | None = None,
-    sparsity: int | None = None,
+    measure: np.ndarray, y: np.ndarray, method: str = "lasso", seed: int = 0, penalty: float | np.ndarray | None = None
 ) -> np.ndarray:
     """Weights of documents, float64 [Q, n], in the unit of ``y`` per document; positive where ``y`` is raised.
 
     ``measure`` bool [K, n] says which documents a subset holds, ``y`` [K, Q] what was measured on it. Both are centred,
-    which is an unpenalised intercept. ``method``: ``lasso``; ``ridge``; or ``correlation``, M^T y over the squared
-    norm of the centred column, i.e. the mean of y over the subsets with a document less that over those without. A
-    document in no subset or in all has weight 0.
-
+    which is an unpenalised intercept. ``method``: ``lasso``, ``ridge``, or ``correlation``, the mean of y over the
+    subsets with a document less that over those without. A document in no subset or in all has weight 0.
     ``penalty`` (one number or one a query) is relative: to the smallest lambda that leaves no document (lasso), to the
-    mean nonzero eigenvalue of the centred M^T M (ridge). Without it :func:`penalties` chooses, by ``held_out`` and
-    ``seed``. ``sparsity`` k: warn where K is below k log(n / k).
+    mean nonzero eigenvalue of the centred M^T M (ridge). Without it :func:`penalties` chooses, by ``seed``.
     Raises ``ValueError`` for shapes that do not fit, an empty subset, a constant or not finite measurement.
     """
     measure, y = _checked(measure, y, method)
-    if sparsity is not None and len(measure) < (bound := enough(measure.shape[1], sparsity)):
-        warnings.warn(
-            f"{len(measure)} subsets for {sparsity} of {measure.shape[1]} documents; recovery needs of the order of "
-            f"k log(n / k) = {bound}. Measure more subsets, or expect fewer documents.",
-            stacklevel=2,
-        )
-    X, Y = _centred(measure), y - y.mean(0)
+    X, Y = measure - measure.mean(0), y - y.mean(0)
     if method == "correlation":
         if penalty is not None:
             raise ValueError("recover: correlation has no penalty; leave it out, or choose lasso or ridge.")
         squares = (X * X).sum(0)
         return np.divide(Y.T @ X, squares, out=np.zeros((Y.shape[1], X.shape[1])), where=squares > 1e-12)
     if penalty is None:
-        penalty = penalties(measure, y, method, held_out, seed)
+        penalty = penalties(measure, y, method, seed)
     penalty = np.broadcast_to(np.asarray(penalty, dtype=float), Y.shape[1:])
     if not (np.isfinite(penalty) & (penalty > 0)).all():
         raise ValueError(f"recover: penalty={penalty.min()}; it must be finite and above 0 (about 1e-3 to 1).")
@@ -132,27 +88,22 @@ def recover(
     return np.stack([solve(column, at) for column, at in zip(Y.T, penalty, strict=True)])
 
 
-def penalties(
-    measure: np.ndarray, y: np.ndarray, method: str = "lasso", held_out: float = 0.2, seed: int = 0
-) -> np.ndarray:
+def penalties(measure: np.ndarray, y: np.ndarray, method: str = "lasso", seed: int = 0) -> np.ndarray:
     """For every query the relative penalty of the path with the least squared error on held-out measurements, [Q].
 
-    The same share ``held_out`` of subsets, drawn by ``seed``, is left out for all queries. The Lasso's path is followed
-    downwards until ``PATIENCE`` penalties in a row have not lowered the error. Errors as in :func:`recover`.
+    The same fifth of the subsets, drawn by ``seed``, is left out for all queries. The Lasso's path is followed until
+    ``PATIENCE`` penalties in a row have not lowered the error. Errors as in :func:`recover`.
     """
     measure, y = _checked(measure, y, method)
     K = len(measure)
-    kept = round(K * (1 - held_out)) if 0 < held_out < 1 else 0
+    kept = round(K * (1 - HELD_OUT))
     if not 2 <= kept < K:
-        raise ValueError(
-            f"held_out={held_out} of {K} measurements; at least 2 must stay for the fit and 1 be held out. Choose a "
-            f"share between 0 and 1, or give a penalty."
-        )
+        raise ValueError(f"recover: {K} measurements are too few to hold some out; measure more, or give a penalty.")
     if method == "correlation":
         raise ValueError("penalties: correlation has no penalty; choose lasso or ridge.")
     order = np.random.default_rng(seed).permutation(K)
     fit, out = order[:kept], order[kept:]
-    X, Y = _centred(measure[fit]), y[fit] - y[fit].mean(0)
+    X, Y = measure[fit] - measure[fit].mean(0), y[fit] - y[fit].mean(0)
     X_held, Y_held = measure[out] - measure[fit].mean(0), y[out] - y[fit].mean(0)
     solve = _SOLVERS[method](X)
     path, patience = (LASSO_PATH, PATIENCE) if method == "lasso" else (RIDGE_PATH, len(RIDGE_PATH))
@@ -168,50 +119,34 @@ def penalties(
     return np.array(chosen)
 
 
-class _Lasso:
-    """Lasso solutions [n] of one centred design, by coordinate descent on its Gram matrix."""
+def _lasso(X: np.ndarray) -> Callable[..., np.ndarray]:
+    """``solve(y, penalty, start)`` [n] by coordinate descent; without a start down a path of six to this penalty."""
+    X, gram = np.asfortranarray(X), X.T @ X
 
-    def __init__(self, X: np.ndarray) -> None:
-        self.X, self.gram = np.asfortranarray(X), X.T @ X
-
-    def __call__(self, y: np.ndarray, penalty: float, start: np.ndarray | None = None) -> np.ndarray:
-        """At a relative penalty, from ``start``; without one, down a path of six penalties that ends at this one."""
-        towards = self.X.T @ y
+    def solve(y: np.ndarray, penalty: float, start: np.ndarray | None = None) -> np.ndarray:
+        towards = X.T @ y
         top = np.abs(towards).max() / len(y)
         if top <= 1e-12 * np.abs(y).max():  # no column explains anything: nothing to descend
             return np.zeros(len(towards))
         path = np.geomspace(1.0, penalty, 6) if start is None and penalty < 1 else np.array([penalty])
-        options = {"precompute": self.gram, "Xy": towards, "coef_init": start, "tol": TOLERANCE, "max_iter": SWEEPS}
-        return lasso_path(self.X, y, alphas=path * top, check_input=False, **options)[1][:, -1]
+        options = {"precompute": gram, "Xy": towards, "coef_init": start, "tol": TOLERANCE, "max_iter": SWEEPS}
+        return lasso_path(X, y, alphas=path * top, check_input=False, **options)[1][:, -1]
+
+    return solve
 
 
-class _Ridge:
-    """Ridge solutions [n] of one centred design, by its singular values."""
-
-    def __init__(self, X: np.ndarray) -> None:
-        self.left, s, self.right = np.linalg.svd(X, full_matrices=False)
-        self.s = np.where(s > 1e-9 * s[0], s, 0.0)
-        self.unit = (self.s**2).sum() / max(1, (self.s > 0).sum())
-
-    def __call__(self, y: np.ndarray, penalty: float, start: np.ndarray | None = None) -> np.ndarray:
-        """At a penalty in units of the mean nonzero eigenvalue; ``start`` is not needed."""
-        return self.right.T @ (self.s / (self.s**2 + penalty * self.unit) * (self.left.T @ y))
+def _ridge(X: np.ndarray) -> Callable[..., np.ndarray]:
+    """``solve(y, penalty)`` [n] by singular values, at a penalty in units of the mean nonzero eigenvalue."""
+    left, s, right = np.linalg.svd(X, full_matrices=False)
+    s = np.where(s > 1e-9 * s[0], s, 0.0)
+    unit = (s**2).sum() / max(1, (s > 0).sum())
+    return lambda y, penalty, start=None: right.T @ (s / (s**2 + penalty * unit) * (left.T @ y))
 
 
-_SOLVERS = {"lasso": _Lasso, "ridge": _Ridge}
-
-
-def _centred(measure: np.ndarray) -> np.ndarray:
-    return measure - measure.mean(0)
-
-
-def _check_sizes(n: int, K: int) -> None:
-    if not (is_whole(n) and is_whole(K) and n >= 2 and K >= 2):
-        raise ValueError(f"a design of K={K} subsets of n={n} documents; both must be whole numbers of at least 2.")
+_SOLVERS = {"lasso": _lasso, "ridge": _ridge}
 
 
 def _checked(measure: np.ndarray, y: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray]:
-    """``measure`` as bool and ``y`` as float64, or a refusal."""
     measure, y = np.asarray(measure), np.asarray(y, dtype=np.float64)
     if method not in METHODS:
         raise ValueError(f"recover: method={method!r}; one of {METHODS}.")

@@ -11,9 +11,7 @@ from torch.func import grad, vmap
 from tda.sequences import trim
 from tda.task import Examples, Params, Task, chunks, n_examples, say_once, take, tensors
 
-# Largest gradient block held at once, in examples. Memory of a block: chunk x parameters x 4 bytes, and about as much
-# again for the intermediate activations (32 examples of 420,000 parameters: 54 MB).
-CHUNK = 32
+CHUNK = 32  # examples whose gradients are held at once: chunk x parameters x 4 bytes, and as much for activations
 
 
 def flatten(tree: Params) -> Tensor:
@@ -22,9 +20,7 @@ def flatten(tree: Params) -> Tensor:
 
 
 def unflatten(vector: Tensor, like: Params) -> Params:
-    """The inverse for a matrix [B, P] (or a vector [P]): a dict of tensors shaped like ``like``, with the batch
-    axis kept.
-    """
+    """The inverse of a matrix [B, P] (or a vector [P]): a dict of tensors shaped like ``like``, the batch axis kept."""
     parts = vector.split([v.numel() for v in like.values()], dim=-1)
     return {k: part.reshape(*vector.shape[:-1], *v.shape) for part, (k, v) in zip(parts, like.items(), strict=True)}
 
@@ -37,16 +33,12 @@ def batch_of(examples: Examples) -> Examples:
 def example_gradient(task: Task) -> Callable[[Params, Examples], Params]:
     """``f(params, example) -> gradient`` of one example's loss; ``example`` has no batch axis."""
 
-    def loss(params: Params, example: Examples) -> Tensor:
-        return task.loss_fn(params, {k: v.unsqueeze(0) for k, v in example.items()}, "sum")
-
-    return grad(loss)
+    return grad(lambda params, example: task.loss_fn(params, {k: v.unsqueeze(0) for k, v in example.items()}, "sum"))
 
 
 def over_examples(function: Callable, in_dims: tuple[int | None, ...]) -> Callable:
-    """``vmap(function, in_dims)``; of a model that ``vmap`` cannot follow, one example at a time, and says so.
-
-    Such a model decides by the values of its inputs (an attention mask), or its kernels have no batching rule.
+    """``vmap(function, in_dims)``; where it cannot follow the model (it decides by the values of its inputs, or has
+    no batching rule), one example at a time, and says so.
     """
     batched = vmap(function, in_dims)
 
@@ -54,8 +46,8 @@ def over_examples(function: Callable, in_dims: tuple[int | None, ...]) -> Callab
         try:
             return batched(*arguments)
         except RuntimeError as error:
-            axes = [leaves for leaves, dim in zip(arguments, in_dims, strict=True) if dim == 0]
-            size = len(next(iter(axes[0].values())) if isinstance(axes[0], dict) else axes[0])
+            examples = arguments[in_dims.index(0)]
+            size = n_examples(examples) if isinstance(examples, dict) else len(examples)
             try:
                 rows = [function(*_row(arguments, in_dims, i)) for i in range(size)]
             except RuntimeError:
@@ -76,9 +68,7 @@ def _row(arguments: tuple, in_dims: tuple[int | None, ...], i: int) -> list:
 
 
 def blocks(task: Task, examples: Examples, chunk: int = CHUNK) -> Iterator[tuple[slice, Tensor]]:
-    """``(slice, gradients [b, P])`` over all examples, at most ``chunk`` at a time. The loss is each example's own
-    mean.
-    """
+    """``(slice, gradients [b, P])`` over all examples, at most ``chunk`` at a time; of each example's own mean loss."""
     per_example = over_examples(example_gradient(task), in_dims=(None, 0))
     for part in chunks(n_examples(examples), chunk):
         yield part, flatten(per_example(task.params, batch_of(take(examples, part)))).detach()

@@ -1,11 +1,8 @@
 """The two published ways of BGO to move a model towards or away from a query, and the sweep that reads the effect.
 
 Both start at the trained parameters, take T steps on one query, and are batched over queries by ``vmap``. ``sign`` +1
-ascends the query's loss (unlearns it), -1 descends it.
-
-The step size comes in two units. ``absolute`` is the published one. ``relative`` sets it per query from the change
-that it makes to the query's own loss: T steps change it by ``step`` times itself, to first order. That is free of the
-scale of the model and of the preconditioner.
+ascends the query's loss (unlearns it), -1 descends it. The unit of the step size is ``absolute``, the published one, or
+``relative``: to first order, T steps change the query's own loss by ``step`` times itself.
 """
 
 from __future__ import annotations
@@ -35,19 +32,15 @@ def natural_steps(
     unit: str,
     precondition: Callable[[Tensor], Tensor],
 ) -> tuple[Params, Tensor]:
-    """``theta <- theta + sign eta P g(theta)``, T times, P fixed: BGO in its natural-gradient form.
-
-    Returns parameters [B, ...] of the B models, and eta [B], in relative units ``step l_q / (T g^T P g)`` of the first
-    step. Raises ``ValueError`` for a query whose gradient is zero.
+    """``theta <- theta + sign eta P g(theta)``, T times, P fixed: parameters [B, ...] and eta [B], in relative units
+    ``step l_q / (T g^T P g)`` of the first step. Raises ``ValueError`` for a query whose gradient is zero.
     """
     theta, own, gradient = _start(task, queries)
     for done in range(steps):
         g = gradient(theta)
         direction = precondition(g)
         if not done:
-            slope = (g * direction).sum(1)
-            _refuse_flat(slope)
-            eta = step * own / (steps * slope) if unit == "relative" else torch.full_like(own, step)
+            eta = _step_sizes(own, (g * direction).sum(1), step, steps, unit)
         theta = theta + sign * eta.unsqueeze(1) * direction
     return unflatten(theta, task.params), eta
 
@@ -66,18 +59,15 @@ def ewc_steps(
     """T AdamW steps on the query under an elastic penalty ``weight sum_j F_j (theta_j - theta0_j)^2``.
 
     With s = -sign: ``released`` minimises ``s (loss + penalty)``, so that ascent *rewards* distance from the trained
-    model; otherwise ``s loss + penalty``, which restrains both directions. That sign is the only difference.
-    Returns parameters [B, ...] and AdamW's learning rate [B]; in relative units ``step l_q / (T |g|_1)``, because its
-    first step moves every parameter by the learning rate.
+    model; otherwise ``s loss + penalty``, which restrains both directions. Returns parameters [B, ...] and AdamW's
+    learning rate [B]; in relative units ``step l_q / (T |g|_1)``: its first step moves every parameter by the rate.
     """
     theta, own, gradient = _start(task, queries)
     origin, first, second = theta, torch.zeros_like(theta), torch.zeros_like(theta)
     for done in range(steps):
         g = gradient(theta)
         if not done:
-            size = g.abs().sum(1)
-            _refuse_flat(size)
-            rate = step * own / (steps * size) if unit == "relative" else torch.full_like(own, step)
+            rate = _step_sizes(own, g.abs().sum(1), step, steps, unit)
         pull = 2 * weight * fisher * (theta - origin)
         g = -sign * (g + pull) if released else -sign * g + pull
         g = g * (CLIP / g.norm(dim=1, keepdim=True).clamp(min=CLIP))
@@ -97,22 +87,22 @@ def _start(task: Task, queries: Examples) -> tuple[Tensor, Tensor, Callable[[Ten
     return origin.expand(len(own), -1), own, lambda theta: flatten(per_query(unflatten(theta, task.params), queries))
 
 
-def _refuse_flat(slope: Tensor) -> None:
+def _step_sizes(own: Tensor, slope: Tensor, step: float, steps: int, unit: str) -> Tensor:
     if not (slope > 0).all():
         raise ValueError(
             f"queries {torch.nonzero(~(slope > 0)).flatten().tolist()} of this batch have a gradient of zero (or not "
             "finite): there is no direction to move in. Leave them out, or attribute an earlier checkpoint."
         )
+    return step * own / (steps * slope) if unit == "relative" else torch.full_like(own, step)
 
 
 def sweep(task: Task, models: Params, train: Examples, tokens: int = SWEEP, reduction: str = "example") -> Tensor:
     """Losses [B, N] (or [B, N, T] of every token) of the documents under B models with a leading axis.
 
-    One model after the other, over batches of documents of similar length, at most ``tokens`` of them with padding (and
-    at least a document): measured three times faster on a CPU than one ``vmap`` over the models, whose activations
-    leave the cache.
+    One model after the other, over batches of at most ``tokens`` (and at least a document): three times faster on a CPU
+    than one ``vmap`` over the models, whose activations leave the cache.
     """
-    count, n = len(next(iter(models.values()))), n_examples(train)
+    count, n = n_examples(models), n_examples(train)
     batches = [(rows, batch_of(take(train, rows))) for rows in _of_similar_length(train, tokens)]
     shape = (count, n) if reduction == "example" else (count, *train["input_ids"].shape)
     losses = torch.zeros(shape, dtype=next(iter(models.values())).dtype)
@@ -120,11 +110,9 @@ def sweep(task: Task, models: Params, train: Examples, tokens: int = SWEEP, redu
         for b in range(count):
             params = {k: v[b] for k, v in models.items()}
             for rows, batch in batches:
-                batch_losses = task.loss_fn(params, batch, reduction)
-                if reduction == "example":
-                    losses[b, rows] = batch_losses
-                else:
-                    losses[b, rows, : batch_losses.shape[1]] = batch_losses
+                found = task.loss_fn(params, batch, reduction)
+                place = losses[b] if reduction == "example" else losses[b, :, : found.shape[1]]
+                place[rows] = found
     return losses
 
 

@@ -1,22 +1,18 @@
 """Random projections of per-example gradients, and what all projected methods share: features and a damped inverse.
 
-A gradient g [P] becomes S g [d] with a random S whose entries are independent of the data and for which
-``E <S a, S b> = <a, b>``. Three of them:
+A gradient g [P] becomes S g [d] with a random S for which ``E <S a, S b> = <a, b>``:
 
-- ``sparse``: every coordinate gets a random sign and is added to one of d sums (a count sketch, or sparse
-  Johnson-Lindenstrauss map with one entry a column);
-- ``rademacher``: dense, entries +-1 / sqrt(d), the published choice of TRAK;
-- ``gaussian``: dense, entries N(0, 1/d).
+- ``sparse``: every coordinate gets a random sign and is added to one of d sums (a count sketch);
+- ``rademacher``: dense, entries +-1 / sqrt(d), the published choice of TRAK.
 
-For fixed a and b the first two have the *same* variance, ``(|a|^2 |b|^2 + <a,b>^2 - 2 sum_j a_j^2 b_j^2) / d`` (a test
-measures it), but the sparse one costs P operations a gradient instead of P d. Dense matrices are held only while they
-are small (420,000 parameters times 512 would be 860 MB): else blocks of rows are drawn again for every chunk of
-gradients, from a seed and the block's number.
+For fixed a and b both have the *same* variance, ``(|a|^2 |b|^2 + <a,b>^2 - 2 sum_j a_j^2 b_j^2) / d``, but the
+sparse one costs P operations a gradient instead of P d. A dense matrix is held only while it is small: else blocks of
+its rows are drawn again for every chunk of gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -31,7 +27,7 @@ from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK, blocks
 from tda.tools.memory_limit import require
 
-KINDS = ("sparse", "rademacher", "gaussian", "none")
+KINDS = ("sparse", "rademacher", "none")
 OUTPUTS = ("margin", "loss")
 ROUNDING = 1e-6  # of the root mean square: second moments below its square hold rounding only
 BLOCK = 1 << 22  # entries of a dense projection drawn at once (16 MB)
@@ -40,10 +36,8 @@ HELD = 1 << 24  # entries of a dense projection that is drawn once and held (64 
 
 @remembered()
 def projector(kind: str, width: int, dimension: int, seed: int) -> Callable[[Tensor], Tensor]:
-    """``project(gradients [B, width]) -> [B, dimension]`` for one of :data:`KINDS`; the same arguments, the same map.
-    The last one is kept: queries are projected after documents.
-
-    ``none`` returns its argument. Memory: 12 bytes a parameter (sparse), at most 64 MB (dense).
+    """``project(gradients [B, width]) -> [B, dimension]`` for one of :data:`KINDS` (``none`` returns its argument); the
+    same arguments, the same map. Memory: 12 bytes a parameter (sparse), at most 64 MB (dense).
     """
     if kind == "none":
         return lambda gradients: gradients
@@ -55,35 +49,29 @@ def projector(kind: str, width: int, dimension: int, seed: int) -> Callable[[Ten
         matrix = csr_array((signs[order], order.astype(np.int32), ends.astype(np.int32)), shape=(dimension, width))
         return lambda gradients: torch.from_numpy((matrix @ gradients.numpy().T).T.copy()).to(gradients.dtype)
     rows = max(8, BLOCK // dimension // 8 * 8)
-    drawn = partial(_drawn, kind, width, dimension, seed, rows)
-    if width * dimension <= HELD:
-        held = list(drawn())
-        return lambda gradients: _dense(gradients, held, rows)
-    return lambda gradients: _dense(gradients, drawn(), rows)
+    drawn = partial(_drawn, width, dimension, seed, rows)
+    held = list(drawn()) if width * dimension <= HELD else None
+
+    def dense(gradients: Tensor) -> Tensor:
+        pairs = zip(gradients.split(rows, dim=1), held or drawn(), strict=True)
+        total = sum(part @ block.to(part.dtype) for part, block in pairs)
+        return total / total.shape[1] ** 0.5
+
+    return dense
 
 
-def _dense(gradients: Tensor, drawn: Iterable[Tensor], rows: int) -> Tensor:
-    products = (part @ block.to(part.dtype) for part, block in zip(gradients.split(rows, dim=1), drawn, strict=True))
-    total = sum(products)
-    return total / total.shape[1] ** 0.5
-
-
-def _drawn(kind: str, width: int, dimension: int, seed: int, rows: int) -> Iterator[Tensor]:
+def _drawn(width: int, dimension: int, seed: int, rows: int) -> Iterator[Tensor]:
     """The entries of a dense projection times sqrt(d), block after block of its rows."""
     for number, start in enumerate(range(0, width, rows)):
         rng, shape = np.random.default_rng([seed, 72, number]), (min(rows, width - start), dimension)
-        if kind == "gaussian":
-            drawn = rng.standard_normal(shape, dtype=np.float32)
-        else:
-            bits = np.frombuffer(rng.bytes(-(-shape[0] * dimension // 8)), np.uint8)
-            drawn = np.unpackbits(bits, count=shape[0] * dimension).reshape(shape).astype(np.float32) * 2 - 1
-        yield torch.from_numpy(drawn)
+        bits = np.frombuffer(rng.bytes(-(-shape[0] * dimension // 8)), np.uint8)
+        signs = np.unpackbits(bits, count=shape[0] * dimension).reshape(shape).astype(np.float32) * 2 - 1
+        yield torch.from_numpy(signs)
 
 
 def log_odds(task: Task, params: Params, batch: Examples) -> tuple[Tensor, Tensor]:
-    """``log(p / (1 - p))`` of every target [B, T] (0 where there is none) and the mask of targets [B, T].
-
-    As the logit of the target minus the log-sum-exp of the *others*: exact where p is 1 to float32.
+    """``log(p / (1 - p))`` of every target [B, T] (0 where there is none), exact where p is 1 to float32, and the mask
+    of targets [B, T].
     """
     logits, targets = task.outputs_fn(params, batch)
     place, target = targets.clamp(min=0).unsqueeze(-1), targets != IGNORE
@@ -107,10 +95,8 @@ def features(
     chunk: int = CHUNK,
     moments: bool = False,
 ) -> Tensor:
-    """Projected gradients of the examples' ``output`` (one of :data:`OUTPUTS`), [n, d] (d = P without a projection).
-
-    With ``moments`` every gradient is first divided by the root of the optimiser's second moments
-    (:func:`inverse_root_moments`). Memory: n x d x 4 bytes, and chunk x P x 4 for the gradients in flight.
+    """Projected gradients of the examples' ``output`` (one of :data:`OUTPUTS`), [n, d] (d = P without a projection),
+    with ``moments`` times :func:`inverse_root_moments` first. Memory: n x d x 4 bytes, and chunk x P x 4 in flight.
     """
     if output == "margin" and task.outputs_fn is None:
         raise ValueError(
@@ -148,10 +134,9 @@ def inverse_root_moments(task: Task) -> Tensor:
     """``1 / sqrt(V)`` [P], with V AdamW's ``exp_avg_sq`` at the last recorded checkpoint; 0 where V is nothing.
 
     Nothing is less than 1e-6 of the root mean square of sqrt(V): a parameter that never had a gradient (the embedding
-    of a word that no document holds), or one whose gradient is zero by construction and rounding in practice (the bias
-    of attention's keys). No document taught it anything, and dividing by it would let it drown the others. Adam's bias
-    correction is a common factor of V and left out.
-    Raises ``ValueError`` for a run without these moments, of other parameters, or of another model.
+    of a word that no document holds), or only rounding (the bias of attention's keys). Dividing by it would let it
+    drown the others. Adam's bias correction is a common factor of V and left out. Raises ``ValueError`` for a run
+    without these moments, of other parameters, or of another model.
     """
     known = () if task.run is None else task.run.checkpoints
     if not known:
@@ -178,10 +163,8 @@ def inverse_root_moments(task: Task) -> Tensor:
 def damped_inverse(rows: Tensor, damping: float, name: str) -> Callable[[Tensor], Tensor]:
     """``apply(v [B, d]) -> v (X^T X + delta)^-1`` for X = ``rows`` [n, d]; delta = damping * tr(X^T X) / min(n, d).
 
-    delta is in units of the mean of the eigenvalues that can differ from zero. The smaller of X^T X and X X^T is
-    factored (Woodbury). Raises ``ValueError`` where damping is 0 and X^T X is singular, which it always is for d >= n:
-    every document can then be told from the others exactly, and the scores of the documents among themselves are the
-    identity matrix.
+    The smaller of X^T X and X X^T is factored (Woodbury). Raises ``ValueError`` where damping is 0 and X^T X is
+    singular, which it always is for d >= n: the scores of the documents among themselves are then the identity.
     """
     n, d = rows.shape
     dual = d > n

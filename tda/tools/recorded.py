@@ -25,10 +25,8 @@ State = tuple[Tensor, Tensor]  # theta and v, flat
 
 @dataclass(frozen=True)
 class Recording:
-    """All that a run can be repeated from.
-
-    ``initial``: the parameters it started from; ``steps``: for every step the examples of its batch (their rows in the
-    training data) and the divisor of their summed loss, as :func:`tda.training.steps_of` returns them; ``rates`` [T].
+    """All that a run can be repeated from: ``initial`` parameters; of every step the rows of its batch in the training
+    data and the divisor of their summed loss (:func:`tda.recipe.steps_of`); ``rates`` [T].
     """
 
     initial: Params
@@ -70,16 +68,16 @@ def sgd_run(task: Task, name: str) -> TrainingRun:
     return run
 
 
-def recording_of(task: Task, train: Examples, name: str = "unroll") -> Recording:
-    """The :class:`Recording` of a task's run; refuses, for the method ``name``, a record that is not complete."""
-    run = sgd_run(task, name)
+def recording_of(task: Task, train: Examples) -> Recording:
+    """The :class:`Recording` of a task's run, for the method unroll; refuses a record that is not complete."""
+    run = sgd_run(task, "unroll")
     if run.initial is None or not run.steps:
         raise ValueError(
-            f"{name}: the record of {task.name!r} lacks its start or the batches of its steps. Train again."
+            f"unroll: the record of {task.name!r} lacks its start or the batches of its steps. Train again."
         )
     if run.order.shape[1] != n_examples(train):
         raise ValueError(
-            f"{name}: the run visited {run.order.shape[1]} training examples, {n_examples(train)} were given. Only the "
+            f"unroll: the run visited {run.order.shape[1]} training examples, {n_examples(train)} were given. Only the "
             f"examples of the run can be attributed; give all of them, in their order."
         )
     return Recording(run.initial.params, run.steps, run.learning_rates, run.recipe.momentum, run.recipe.weight_decay)

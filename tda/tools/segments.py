@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,11 +19,7 @@ GROWTH = 1e3  # a perturbation that a segment multiplies by more than this has l
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of training.
-
-    ``tasks``: the task at its checkpoints; ``rates``: the learning rate of each of its steps; ``members`` [N] bool: the
-    examples its batches were drawn from.
-    """
+    """A stretch of training: the task at its checkpoints, its learning rates, the examples drawn from (bool [N])."""
 
     tasks: tuple[Task, ...]
     rates: np.ndarray
@@ -30,11 +27,9 @@ class Segment:
 
 
 def segments_of(task: Task, checkpoints: Sequence[Checkpoint], rates: np.ndarray, count: int, n: int) -> list[Segment]:
-    """``count`` consecutive segments of (nearly) equally many of the recorded checkpoints, each ending with its last.
-
-    ``rates`` [T]: the learning rate of every step of the run; ``n``: the number of training examples, all of which are
-    members of every segment (``dataclasses.replace(segment, members=...)`` for training in stages).
-    Raises ``ValueError`` if the checkpoints do not end with the last step, or there are fewer than segments.
+    """``count`` consecutive segments of (nearly) equally many checkpoints, each ending with its last, with all ``n``
+    examples as members. ``rates`` [T]: the learning rate of every step. Raises ``ValueError`` if the checkpoints do not
+    end with the last step, or there are fewer than segments.
     """
     if not checkpoints or not 0 < count <= len(checkpoints) or count != int(count):
         raise ValueError(
@@ -50,8 +45,7 @@ def segments_of(task: Task, checkpoints: Sequence[Checkpoint], rates: np.ndarray
     at, segments = _tasks_at(task, checkpoints), []
     for begin, end in zip([0, *last[:-1]], last, strict=True):
         first_step = checkpoints[begin - 1].step if begin else 0
-        taken = np.asarray(rates)[first_step : checkpoints[end - 1].step]
-        segments.append(Segment(at[begin:end], taken, np.ones(n, bool)))
+        segments.append(Segment(at[begin:end], rates[first_step : checkpoints[end - 1].step], np.ones(n, bool)))
     return segments
 
 
@@ -62,10 +56,9 @@ def _tasks_at(task: Task, checkpoints: Sequence[Checkpoint]) -> tuple[Task, ...]
 
 
 def responses(eigenvalues: Tensor, rates: np.ndarray, momentum: float) -> Tensor:
-    """What one segment of SGD does to the derivatives (p by theta, u by v) along eigenvectors, [3, 2, W].
-
-    Row 0: what it adds to the score's direction, rows 1 and 2: what leaves it as p and as u; column 0 per unit of p,
-    column 1 per unit of u that enter. The recursion of :mod:`tda.attribution.unroll` with the Hessian a number.
+    """What one segment of SGD does to the derivatives (p by theta, u by v) along eigenvectors, [3, 2, W]: the recursion
+    of :mod:`tda.attribution.unroll` with the Hessian a number. Row 0: what it adds to the score's direction, rows 1 and
+    2: what leaves it as p and as u; column 0 per unit of p, column 1 per unit of u that enter.
     """
     w = eigenvalues.double()
     enter = torch.eye(2, dtype=w.dtype).reshape(2, 2, *(1,) * w.dim())
@@ -85,17 +78,16 @@ def propagate(
     weight_decay: float,
     variant: str,
 ) -> list[Tensor]:
-    """The directions ``r_l S_{l+1} ... S_L g_q``, [Q, P] for each segment l, from ``query_gradients`` [Q, P].
-
-    ``operators``: the mean curvature of each segment, anything with ``function(f, V [B, P]) -> V f(H)``; ``rates``: its
-    learning rates. Raises ``ValueError`` where frozen curvature makes a perturbation explode.
+    """The directions ``r_l S_{l+1} ... S_L g_q``, [Q, P] for each segment l, from ``query_gradients`` [Q, P] and the
+    mean curvature of each segment, anything with ``function(f, V [B, P]) -> V f(H)``. Raises ``ValueError`` where a
+    perturbation explodes.
     """
     p, u, directions = query_gradients, torch.zeros_like(query_gradients), []
     through = _recursion if variant == "exact" else _exponential
     for place in reversed(range(len(operators))):
         try:
             direction, p, u = through(operators[place], np.asarray(rates[place], float), p, u, momentum, weight_decay)
-        except _Explodes as explosion:
+        except OverflowError as explosion:
             raise ValueError(
                 f"source: segment {place + 1} of {len(operators)} multiplies a perturbation by {explosion.args[0]:.3g} "
                 f"(variant={variant!r}): its curvature is negative, or too large for the learning rate, over that many "
@@ -103,10 +95,6 @@ def propagate(
             ) from None
         directions.append(direction)
     return directions[::-1]
-
-
-class _Explodes(Exception):
-    pass
 
 
 def _exponential(operator, rates: np.ndarray, p: Tensor, u: Tensor, momentum: float, weight_decay: float):
@@ -120,27 +108,23 @@ def _exponential(operator, rates: np.ndarray, p: Tensor, u: Tensor, momentum: fl
     def passed(w: Tensor) -> Tensor:
         return _bounded(torch.exp(-total * (w.double() + weight_decay)))
 
-    after = operator.function(passed, p)
+    after = operator.function(passed, p)  # first, as it may be refused
     return operator.function(injected, p), after, u
 
 
 def _recursion(operator, rates: np.ndarray, p: Tensor, u: Tensor, momentum: float, weight_decay: float):
-    def factor(row: int, column: int):
-        def f(w: Tensor) -> Tensor:
-            response = responses(w.double() + weight_decay, rates, momentum)
-            _bounded(response[1, 0])
-            return response[row, column]
-
-        return f
+    def factor(row: int, column: int, w: Tensor) -> Tensor:
+        response = responses(w.double() + weight_decay, rates, momentum)
+        _bounded(response[1, 0])
+        return response[row, column]
 
     entering = (p, u) if momentum else (p,)
-    leaving = [sum(operator.function(factor(row, c), v) for c, v in enumerate(entering)) for row in range(3)]
-    return leaving[0], leaving[1], leaving[2]
+    return [sum(operator.function(partial(factor, row, c), v) for c, v in enumerate(entering)) for row in range(3)]
 
 
 def _bounded(factor: Tensor) -> Tensor:
     if not factor.abs().max() <= GROWTH:
-        raise _Explodes(float(factor.abs().max()))
+        raise OverflowError(float(factor.abs().max()))
     return factor
 
 
