@@ -5,7 +5,7 @@
 #   snakemake --cores 2 data/smoke/people/scores/gradient_dot.npz --config profile=smoke     one file
 #   snakemake -n | --lint | --report report.html   dry run, style check, self-contained report
 #
-# Profiles are in workflow/config, machines in workflow/profiles, one stage per file in workflow/rules.
+# Profiles are in workflow/config, machines in workflow/profiles, the notebooks' rules in workflow/rules/stages.smk.
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -15,18 +15,8 @@ min_version("9.0")
 include: "workflow/rules/common.smk"
 # functions that the rules call
 include: "workflow/rules/helpers.smk"
-# 01: documents and probes of every testbed
-include: "workflow/rules/corpora.smk"
-# 02: base models, checkpoints, queries
-include: "workflow/rules/training.smk"
-# 03: the retrained ground truth, in shards
-include: "workflow/rules/bank.smk"
-# every other chapter, from its file in workflow/config/chapters
-include: "workflow/rules/chapters.smk"
-# 05: retraining without the top k
-include: "workflow/rules/removal.smk"
-# 60: tables, claims, manifest
-include: "workflow/rules/leaderboard.smk"
+# a rule for every notebook: corpora, models, banks, chapters, removals, the leaderboard
+include: "workflow/rules/stages.smk"
 # 00 quickstart, the picture of the workflow, re-extraction of the committed text
 include: "workflow/rules/leaves.smk"
 

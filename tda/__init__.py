@@ -8,14 +8,13 @@ import sys
 
 __version__ = "0.1.0"
 
-# jsonschema imports this optional check of international addresses where it is installed, and that builds a parser: a
-# second at the start of every job, for a format that no schema here uses. None makes the import fail at once.
+# jsonschema imports this optional check where it is installed: a second at the start of every job, for a format that no
+# schema here uses. None makes the import fail at once.
 sys.modules.setdefault("rfc3987_syntax", None)
 
 
 def __getattr__(name: str):
-    # Loaded on first use: `import tda` stays cheap for the workflow, which needs only the configuration.
-    if name in ("attribute", "METHODS"):
+    if name in ("attribute", "METHODS"):  # on first use: `import tda` stays cheap for the workflow
         from tda import attribution
 
         return getattr(attribution, name)

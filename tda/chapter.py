@@ -35,9 +35,8 @@ class Saving:
         declared = config.declared_figures(self.name, self.bed and self.bed.name)
         if name not in declared:
             raise ValueError(
-                f"{name} is not declared: workflow/config/chapters/{self.name}.yaml "
-                f"lists {', '.join(declared) or 'none'} under "
-                f"figures. Add it there, or change what the notebook saves."
+                f"{name} is not declared: workflow/config/chapters/{self.name}.yaml lists "
+                f"{', '.join(declared) or 'none'} under figures. Add it there, or change what the notebook saves."
             )
         return config.figures_dir(self.config) / name
 
@@ -68,34 +67,10 @@ class Saving:
         return evidence.before_correction(self.name, self.config, self.bed).round(3)
 
 
-class Chapter(Saving):
-    """A notebook on a testbed, or on none: ``bed`` is then ``None``, and ``beds`` has all of the profile."""
+class Asking:
+    """The model of a chapter's testbed, its queries, and what retraining says about them."""
 
-    def __init__(
-        self, name: str, *, profile: str = "smoke", testbed: str | None = None, overrides: dict | None = None, **more
-    ) -> None:
-        on = {"testbed": testbed} if testbed is not None else {}
-        received(profile=profile, **on, **more, overrides=overrides or {})
-        self.name = name
-        self._load = lambda other: load(other, profile, overrides)
-        self.bed = self._load(testbed) if testbed is not None else None
-        self.config = self.bed.config if self.bed else config.load(profile, overrides)
-        self.level: float = self.config["statistics"]["level"]
-
-    @cached_property
-    def beds(self) -> dict[str, Testbed]:
-        """Every testbed of the profile."""
-        return {name: self._load(name) for name in self.config["testbeds"]}
-
-    @cached_property
-    def row_ids(self) -> list[str]:
-        """Rows of the config that this chapter runs on its testbed."""
-        return [row["id"] for row in config.rows(self.config, self.bed.name, self.name)]
-
-    @cached_property
-    def all_row_ids(self) -> list[str]:
-        """Rows of all chapters on the testbed."""
-        return [row["id"] for row in config.rows(self.config, self.bed.name)]
+    bed: Testbed | None
 
     @cached_property
     def task(self) -> Task:
@@ -133,6 +108,24 @@ class Chapter(Saving):
         """The retrained truth: ``subsets`` [M, N], ``outputs`` [M, R, Q], ..."""
         return bank.load(self.bed, design)
 
+
+class Rows:
+    """The rows of a chapter: their options, scores and metrics."""
+
+    name: str
+    config: dict
+    bed: Testbed | None
+
+    @cached_property
+    def row_ids(self) -> list[str]:
+        """Rows of the config that this chapter runs on its testbed."""
+        return [row["id"] for row in config.rows(self.config, self.bed.name, self.name)]
+
+    @cached_property
+    def all_row_ids(self) -> list[str]:
+        """Rows of all chapters on the testbed."""
+        return [row["id"] for row in config.rows(self.config, self.bed.name)]
+
     def row(self, row_id: str) -> dict:
         return tuning.row_of(self.bed, row_id)
 
@@ -146,12 +139,12 @@ class Chapter(Saving):
             return scores.load(self.bed, row_id)[0]
         return scores.over_seeds(self.bed, self.row(row_id), self.options(row_id) | other)
 
-    def run(self, row_ids: Sequence[str] | None = None) -> pd.DataFrame:
-        """Tune and run the chapter's rows (or some of them), and print their progress. Returns, a row a line, its
-        options, which of those that the tune queries chose are at the edge of their grid, and the seconds of both.
+    def run(self) -> pd.DataFrame:
+        """Tune and run the chapter's rows, and print their progress. Returns, a row a line, its options, which of those
+        that the tune queries chose are at the edge of their grid, and the seconds of both.
         """
         say, lines = progress(), {}
-        for row_id in self.row_ids if row_ids is None else row_ids:
+        for row_id in self.row_ids:
             choice, grid = tuning.tuned(self.bed, self.row(row_id)), self.row(row_id)["tune"]
             scores.run(self.bed, row_id)
             seconds = scores.load(self.bed, row_id)[1]["seconds"]
@@ -172,3 +165,24 @@ class Chapter(Saving):
         if self.row_ids:
             measures.write(self.bed, self.row_ids)
         return measures.of_chapter(self.bed, self.name)
+
+
+class Chapter(Saving, Asking, Rows):
+    """A notebook on a testbed, or on none: ``bed`` is then ``None``, and ``beds`` has all of the profile."""
+
+    def __init__(
+        self, name: str, *, profile: str = "smoke", testbed: str | None = None, overrides: dict | None = None, **more
+    ) -> None:
+        on = {"testbed": testbed} if testbed is not None else {}
+        received(profile=profile, **on, **more, overrides=overrides or {})
+        self.name = name
+        self._load = lambda other: load(other, profile, overrides)
+        self.bed = self._load(testbed) if testbed is not None else None
+        self.config = self.bed.config if self.bed else config.load(profile, overrides)
+        tuning.check_rows(self.config)
+        self.level: float = self.config["statistics"]["level"]
+
+    @cached_property
+    def beds(self) -> dict[str, Testbed]:
+        """Every testbed of the profile."""
+        return {name: self._load(name) for name in self.config["testbeds"]}

@@ -1,8 +1,5 @@
 """The configuration: a profile with its chapters, defaults from the schema, overrides, validation, and where its data
-lives.
-
-``workflow/config/schema.yaml`` describes every key and holds its default. ``load`` returns one plain dict
-in which every key is present, so no code elsewhere repeats a default.
+lives. Every key is present in what :func:`load` returns, so no code elsewhere repeats a default.
 """
 
 from __future__ import annotations
@@ -14,7 +11,7 @@ from typing import Any
 
 from tda import config_files, config_schema
 from tda.artefacts import key_of
-from tda.config_checks import ConfigError, cross_checks, finite, numbers_as_text, row_testbeds
+from tda.config_checks import ConfigError, located, number_faults, reference_faults, refuse, row_testbeds
 from tda.config_files import PROFILES, ROOT, merge
 
 __all__ = ["PROFILES", "ROOT", "ConfigError"]
@@ -23,44 +20,44 @@ BASELINE_ROWS = ("random", "same_entity", "bm25", "tfidf", "minilm", "hidden_cos
 
 
 def load(profile: str = "smoke", overrides: dict | None = None, *, as_text: bool = False) -> dict[str, Any]:
-    """The validated configuration of ``profile``, with every default filled in.
+    """The validated configuration of ``profile``, a plain dict with every default of
+    ``workflow/config/schema.yaml`` filled in; :func:`tda.tuning.check_rows` checks the methods of its rows.
 
     ``profile`` is a name in ``workflow/config`` or a path to a YAML file (whose ``profile`` key, if any,
     equals the file's name). A profile with a ``base`` states only what differs from that one.
     ``overrides`` is merged into it: maps merge key by key, lists and values replace, ``None`` removes a
     design or ``removals``. With ``as_text`` they come from a command line that hands on numbers as text, and
-    :func:`tda.config_schema.typed` reads them. The result holds ``overrides`` (``{}`` when there are none). Raises
-    :class:`ConfigError`.
+    :func:`tda.config_schema.typed` reads them. The result holds ``overrides`` (``{}`` when there are none) and
+    ``places``, for :func:`tda.config_checks.located`. Raises :class:`ConfigError`.
     """
     path = config_files.profile_path(profile)
-    where = path.name
-    raw = config_files.profile(profile)
+    raw = config_files.profile(path)
     stated = raw.setdefault("profile", path.stem)
     if stated != path.stem:
         raise ConfigError(
-            f"{where}: profile: {stated!r} differs from the file's name; write {path.stem!r} or rename the "
+            f"{path.name}: profile: {stated!r} differs from the file's name; write {path.stem!r} or rename the "
             "file, so that two profiles never share a folder"
         )
     overrides = copy.deepcopy(overrides) if overrides else {}
-    if not isinstance(overrides, dict) or {"profile", "base", "overrides"} & set(overrides):
+    if not isinstance(overrides, dict) or {"profile", "base", "overrides", "places"} & set(overrides):
         raise ConfigError(f"overrides: must be a map of config keys other than 'profile' and 'base', got {overrides!r}")
     if as_text:
         overrides = config_schema.typed(overrides, merge(raw, overrides))
     config = merge(raw, overrides)
-    for testbed in _maps(config.get("testbeds")):
-        if isinstance(testbed.get("designs"), dict):
+    testbeds = config.get("testbeds")
+    for testbed in testbeds.values() if isinstance(testbeds, dict) else ():
+        if isinstance(testbed, dict) and isinstance(testbed.get("designs"), dict):
             testbed["designs"] = {name: design for name, design in testbed["designs"].items() if design is not None}
-    placed = config_files.origins(config, f"{where} with overrides" if overrides else where)
-    finite(config, placed)
+    places = config_files.origins(config, f"{path.name} with overrides" if overrides else path.name)
+    refuse(number_faults(config), places)
     config = config_schema.filled(config)
     if problem := config_schema.problem(config):
-        raise ConfigError(placed(problem))
+        raise ConfigError(located(places, problem))
     for claim in config["claims"]:
-        claim.setdefault("kind", _kind(claim))
-    numbers_as_text(config, placed)
-    cross_checks(config, placed)
-    config["overrides"] = overrides
-    return config
+        paired = "parity" if claim["direction"] == "parity" else "difference"
+        claim.setdefault("kind", paired if claim["against"] else "value")
+    refuse(reference_faults(config), places)
+    return config | {"overrides": overrides, "places": places}
 
 
 def data_dir(config: dict) -> Path:
@@ -87,12 +84,17 @@ def rows(config: dict, testbed: str | None = None, notebook: str | None = None) 
     return [row for row in chosen if _installed(row["requires"])]
 
 
+def claims_of(config: dict, testbed: str | None, notebook: str) -> list[dict]:
+    """Claims of a chapter on a testbed, or on findings of no testbed."""
+    return [claim for claim in config["claims"] if (claim["notebook"], claim["testbed"]) == (notebook, testbed)]
+
+
 def compared_rows(config: dict, testbed: str, notebook: str) -> list[str]:
     """Ids of the rows that a chapter shows, in config order: its own, those of its claims, those that its file says it
     reads, and the baselines.
     """
     reads = config_files.chapters().get(notebook, {}).get("reads", [])
-    claims = [claim for claim in config["claims"] if (claim["notebook"], claim["testbed"]) == (notebook, testbed)]
+    claims = claims_of(config, testbed, notebook)
     others = {claim[part] for claim in claims for part in ("row", "against")} | {*BASELINE_ROWS, *reads}
     return [row["id"] for row in rows(config, testbed) if row["notebook"] == notebook or row["id"] in others]
 
@@ -141,22 +143,8 @@ def skipped_rows(config: dict) -> dict[str, str]:
     }
 
 
-def _kind(claim: dict) -> str:
-    """How a claim is judged: by a threshold on one row or finding, or by a paired comparison of two rows."""
-    if not claim["against"]:
-        return "value"
-    return "parity" if claim["direction"] == "parity" else "difference"
-
-
-def _maps(value: Any) -> list[dict]:
-    return [item for item in value.values() if isinstance(item, dict)] if isinstance(value, dict) else []
-
-
 def _installed(package: str) -> bool:
-    if not package:
-        return True
     try:
-        importlib.metadata.version(package)
+        return not package or bool(importlib.metadata.version(package))
     except importlib.metadata.PackageNotFoundError:
         return False
-    return True

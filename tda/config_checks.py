@@ -6,29 +6,37 @@ import difflib
 import importlib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
+
+METRICS = (
+    r"lds_(half|leave_5|leave_group)(_answer|_passage)?|mrr|average_precision|recall_at_[0-9]+|precision_at_10"
+    r"|tailpatch_(each|joint_abs|joint_dlogp)_[0-9]+|low_overlap_lift_at_10|removal_[0-9]+|removal_growth"
+    r"|finding_[a-z0-9_]+"
+)
+Faults = Iterator[tuple[str, Any, str]]  # key, value given, what is allowed
 
 
 class ConfigError(ValueError):
-    """One line: the dotted key, the value given, what is allowed."""
+    """One line: the file, the dotted key, the value given, what is allowed."""
 
 
-def _choice_of_others(config: dict, index: int, testbed: str, refuse) -> None:
-    """Rows whose choice a row takes, and those that they take theirs from: on the same testbed, each other options."""
-    here = {row["id"]: row for row in config["rows"] if testbed in row_testbeds(config["testbeds"], row)}
-    row, key = config["rows"][index], f"rows[{index}].tune_like"
-    seen, chosen, name = [row["id"]], set(row["tune"]), row["tune_like"]
-    while name:
-        if name in seen:
-            refuse(key, row["tune_like"], "rows that take each other's choice never choose")
-        other = here.get(name, {"tune": {}, "tune_like": ""})
-        if chosen & set(other["tune"]) or not (other["tune"] or other["tune_like"]):
-            allowed = "it must name a row with a tune grid on the same testbeds, and not of the row's own options"
-            refuse(key, row["tune_like"], allowed)
-        seen.append(name)
-        chosen |= set(other["tune"])
-        name = other["tune_like"]
+def located(places: dict, message: str) -> str:
+    """``message``, which starts with its key, behind the file that says it, of a row or claim the place in that file.
+
+    ``places`` is what :func:`tda.config_files.origins` returns.
+    """
+    entry, dot, rest = message.partition(".")
+    if not dot or entry not in places:
+        return f"{places['']}: {message}"
+    key = re.split(r"[:.[]", rest, maxsplit=1)[0]
+    return f"{places[entry].get(key, places[entry][''])}.{rest}"
+
+
+def refuse(faults: Faults, places: dict) -> None:
+    """Raises :class:`ConfigError` for the first fault, if there is one."""
+    for key, given, allowed in faults:
+        raise ConfigError(located(places, f"{key}: {given!r} is not allowed{allowed}"))
 
 
 def row_testbeds(testbeds: Any, row: dict) -> list[str]:
@@ -36,143 +44,118 @@ def row_testbeds(testbeds: Any, row: dict) -> list[str]:
     return [name for name in testbeds if not row["testbeds"] or name in row["testbeds"]]
 
 
-METRICS = (
-    r"lds_(half|leave_5|leave_group)(_answer|_passage)?|mrr|average_precision|recall_at_[0-9]+|precision_at_10"
-    r"|tailpatch_(each|joint_abs|joint_dlogp)_[0-9]+|low_overlap_lift_at_10|removal_[0-9]+|removal_growth"
-    r"|finding_[a-z0-9_]+"
-)
-
-
-def cross_checks(config: dict, placed: Callable[[str], str]) -> None:
-    """What a schema cannot say: references between sections and relations between numbers.
-
-    ``placed`` puts the file and the place of a key before a message that starts with the key.
-    """
-
-    def refuse(key: str, given: Any, allowed: str) -> None:
-        raise ConfigError(placed(f"{key}: {given!r} is not allowed; {allowed}"))
-
-    ids, of = [row["id"] for row in config["rows"]], {name: [] for name in config["testbeds"]}
+def reference_faults(config: dict) -> Faults:
+    """References between the sections of a whole configuration, and relations between its numbers."""
+    testbeds, rows_on = config["testbeds"], {name: {} for name in config["testbeds"]}
     for index, row in enumerate(config["rows"]):
-        for name in row["testbeds"]:
-            if name not in config["testbeds"]:
-                refuse(
-                    f"rows[{index}].testbeds",
-                    name,
-                    f"testbeds of this profile: {_list(config['testbeds'], name)}",
-                )
-        if any(row["id"] in of[name] for name in row_testbeds(config["testbeds"], row)):
-            refuse(f"rows[{index}].id", row["id"], "row ids must be unique on a testbed, each names a score file")
-        for name in row_testbeds(config["testbeds"], row):
-            of[name].append(row["id"])
-        _options_fit(row, f"rows[{index}]", refuse)
-        if row["tune_every"] > 1 and not row["tune"]:
-            refuse(f"rows[{index}].tune_every", row["tune_every"], "it needs a tune grid of the row's own; drop it")
-        for name in row_testbeds(config["testbeds"], row) if row["tune_like"] else ():
-            _choice_of_others(config, index, name, refuse)
-    for name, testbed in config["testbeds"].items():
-        key, corpus = f"testbeds.{name}", testbed["corpus"]
-        _kinds_fit(testbed, key, refuse)
-        for low, high in (("docs_min", "docs_max"), ("tokens_min", "tokens_max")):
-            if low in corpus and corpus[low] > corpus[high]:
-                refuse(f"{key}.corpus.{low}", corpus[low], f"it must be at most {high} ({corpus[high]})")
-        if testbed["designs"] and "half" not in testbed["designs"]:
-            refuse(f"{key}.designs", sorted(testbed["designs"]), "half must be among them; every table needs it")
-        if testbed["removals"]:
-            for row_id in testbed["removals"]["rows"]:
-                if row_id not in ids:
-                    refuse(f"{key}.removals.rows", row_id, f"rows of this profile: {_list(ids, row_id)}")
-                if row_id not in of[name]:
-                    refuse(f"{key}.removals.rows", row_id, f"that row does not run on testbed {name}")
-            for row_id, more in testbed["removals"]["more_k"].items():
-                if row_id not in testbed["removals"]["rows"]:
-                    refuse(f"{key}.removals.more_k", row_id, "it must be one of removals.rows")
-                if testbed["removals"]["k"] in more:
-                    refuse(f"{key}.removals.more_k.{row_id}", more, "removals.k is removed anyway; name other k")
-    claim_ids = [claim["id"] for claim in config["claims"]]
+        yield from _row_faults(f"rows[{index}]", row, testbeds, rows_on)
+    for index, row in enumerate(config["rows"]):
+        for name in row_testbeds(testbeds, row) if row["tune_like"] else ():
+            yield from _choice_faults(f"rows[{index}].tune_like", row, rows_on[name])
+    for name in testbeds:
+        yield from _testbed_faults(f"testbeds.{name}", name, config, rows_on)
     for index, claim in enumerate(config["claims"]):
-        key = f"claims[{index}]"
-        if claim_ids.count(claim["id"]) > 1:
-            refuse(f"{key}.id", claim["id"], "claim ids must be unique")
-        if claim["testbed"] is None:
-            _without_testbed(config, claim, key, refuse)
-        elif claim["testbed"] not in config["testbeds"]:
-            refuse(
-                f"{key}.testbed",
-                claim["testbed"],
-                f"testbeds of this profile: {_list(config['testbeds'], claim['testbed'])}",
-            )
-        if (claim["kind"] == "value") == bool(claim["against"]):
-            refuse(
-                f"{key}.against",
-                claim["against"],
-                "kinds difference and parity name a second row here, kind value names none",
-            )
-        finding = claim["metric"].startswith("finding_")
-        if finding == bool(claim["row"]):
-            refuse(f"{key}.row", claim["row"], "a claim on a finding names no row, any other claim names one")
-        if finding and claim["kind"] != "value":
-            refuse(f"{key}.kind", claim["kind"], "a claim on a finding is of kind value")
-        for part in ("row", "against"):
-            if claim[part] and claim[part] not in ids:
-                refuse(f"{key}.{part}", claim[part], f"rows of this profile: {_list(ids, claim[part])}")
-            if claim[part] and claim[part] not in of[claim["testbed"]]:
-                refuse(f"{key}.{part}", claim[part], f"that row does not run on testbed {claim['testbed']}")
-        if not re.fullmatch(METRICS, claim["metric"]):
-            refuse(f"{key}.metric", claim["metric"], f"metrics are {METRICS}")
-        design = re.match(r"lds_(half|leave_5|leave_group)", claim["metric"])
-        if design and design[1] not in config["testbeds"][claim["testbed"]]["designs"]:
-            refuse(f"{key}.metric", claim["metric"], f"testbed {claim['testbed']} has no design {design[1]}")
-        if claim["kind"] == "parity" and claim["margin"] <= 0:
-            refuse(f"{key}.margin", claim["margin"], "parity needs a margin greater than 0")
+        yield from _claim_faults(f"claims[{index}]", claim, config, rows_on)
 
 
-def _options_fit(row: dict, key: str, refuse: Callable[[str, Any, str], None]) -> None:
-    """The method exists, and every option and every value of the tune grid is one that it accepts."""
-    # Only once a configuration is whole, since it imports torch; by name, since no rule of the workflow depends on all
-    # methods (tda.provenance.modules_used reads import statements).
-    methods = importlib.import_module("tda.attribution").METHODS
-    check = importlib.import_module("tda.tools.options").check
-    if row["method"] not in methods:
-        refuse(f"{key}.method", row["method"], f"registered methods: {_list(methods, row['method'])}")
-    given = [("options", name, value) for name, value in row["options"].items()]
-    given += [("tune", name, value) for name, values in row["tune"].items() for value in values]
-    for part, name, value in given:
-        try:
-            check(row["method"], methods[row["method"]].rules, {name: value})
-        except ValueError as error:
-            refuse(f"{key}.{part}.{name}", value, str(error))
+def _unknown(key: str, name: str, names: Any, what: str) -> Faults:
+    if name not in names:
+        yield key, name, f"; {what} of this profile: {listed(names, name)}"
 
 
-def _without_testbed(config: dict, claim: dict, key: str, refuse: Callable[[str, Any, str], None]) -> None:
-    """A claim may do without a testbed if it is on a finding of a chapter that runs on no testbed at all."""
-    if not claim["metric"].startswith("finding_"):
-        names = ", ".join(config["testbeds"])
-        refuse(f"{key}.testbed", None, f"only a claim on a finding_ may have no testbed; name one of {names}")
+def _does_not_run(key: str, row_id: str, testbed: str, config: dict, rows_on: dict) -> Faults:
+    yield from _unknown(key, row_id, [row["id"] for row in config["rows"]], "rows")
+    if row_id not in rows_on[testbed]:
+        yield key, row_id, f"; that row does not run on testbed {testbed}"
+
+
+def _row_faults(key: str, row: dict, testbeds: dict, rows_on: dict) -> Faults:
+    for name in row["testbeds"]:
+        yield from _unknown(f"{key}.testbeds", name, testbeds, "testbeds")
+    for name in row_testbeds(testbeds, row):
+        if rows_on[name].setdefault(row["id"], row) is not row:
+            yield f"{key}.id", row["id"], "; row ids must be unique on a testbed, each names a score file"
+    if row["tune_every"] > 1 and not row["tune"]:
+        yield f"{key}.tune_every", row["tune_every"], "; it needs a tune grid of the row's own; drop it"
+
+
+def _choice_faults(key: str, row: dict, here: dict) -> Faults:
+    """Rows whose choice a row takes, and those that they take theirs from, each choose other options."""
+    seen, chosen, name = [row["id"]], set(row["tune"]), row["tune_like"]
+    while name:
+        if name in seen:
+            yield key, row["tune_like"], "; rows that take each other's choice never choose"
+        other = here.get(name, {"tune": {}, "tune_like": ""})
+        if chosen & set(other["tune"]) or not (other["tune"] or other["tune_like"]):
+            allowed = "; it must name a row with a tune grid on the same testbeds, and not of the row's own options"
+            yield key, row["tune_like"], allowed
+        seen.append(name)
+        chosen |= set(other["tune"])
+        name = other["tune_like"]
+
+
+def _testbed_faults(key: str, name: str, config: dict, rows_on: dict) -> Faults:
+    testbed = config["testbeds"][name]
+    corpus, designs, removals = testbed["corpus"], testbed["designs"], testbed["removals"]
+    kinds = importlib.import_module("tda.testbeds").KINDS  # by name: no rule of the workflow depends on all of them
+    for part, given, allowed in kinds[corpus["kind"]].check(testbed):
+        yield f"{key}.{part}", given, f"; {allowed}"
+    for low, high in (("docs_min", "docs_max"), ("tokens_min", "tokens_max")):
+        if low in corpus and corpus[low] > corpus[high]:
+            yield f"{key}.corpus.{low}", corpus[low], f"; it must be at most {high} ({corpus[high]})"
+    if designs and "half" not in designs:
+        yield f"{key}.designs", sorted(designs), "; half must be among them; every table needs it"
+    for row_id in removals["rows"] if removals else ():
+        yield from _does_not_run(f"{key}.removals.rows", row_id, name, config, rows_on)
+    for row_id, more in removals["more_k"].items() if removals else ():
+        if row_id not in removals["rows"]:
+            yield f"{key}.removals.more_k", row_id, "; it must be one of removals.rows"
+        if removals["k"] in more:
+            yield f"{key}.removals.more_k.{row_id}", more, "; removals.k is removed anyway; name other k"
+
+
+def _claim_faults(key: str, claim: dict, config: dict, rows_on: dict) -> Faults:
+    testbed, kind, metric = claim["testbed"], claim["kind"], claim["metric"]
+    finding = metric.startswith("finding_")
     others = [*config["rows"], *(other for other in config["claims"] if other["testbed"])]
-    if any(other["notebook"] == claim["notebook"] for other in others):
-        refuse(f"{key}.testbed", None, f"{claim['notebook']} runs on testbeds (other rows or claims say so); name one")
+    if [other["id"] for other in config["claims"]].count(claim["id"]) > 1:
+        yield f"{key}.id", claim["id"], "; claim ids must be unique"
+    if testbed is not None:
+        yield from _unknown(f"{key}.testbed", testbed, config["testbeds"], "testbeds")
+    elif not finding:
+        names = ", ".join(config["testbeds"])
+        yield f"{key}.testbed", None, f"; only a claim on a finding_ may have no testbed; name one of {names}"
+    elif any(other["notebook"] == claim["notebook"] for other in others):
+        allowed = f"; {claim['notebook']} runs on testbeds (other rows or claims say so); name one"
+        yield f"{key}.testbed", None, allowed
+    if (kind == "value") == bool(claim["against"]):
+        allowed = "; kinds difference and parity name a second row here, kind value names none"
+        yield f"{key}.against", claim["against"], allowed
+    if finding == bool(claim["row"]):
+        yield f"{key}.row", claim["row"], "; a claim on a finding names no row, any other claim names one"
+    if finding and kind != "value":
+        yield f"{key}.kind", kind, "; a claim on a finding is of kind value"
+    for part in ("row", "against"):
+        if claim[part]:
+            yield from _does_not_run(f"{key}.{part}", claim[part], testbed, config, rows_on)
+    if not re.fullmatch(METRICS, metric):
+        yield f"{key}.metric", metric, f"; metrics are {METRICS}"
+    design = re.match(r"lds_(half|leave_5|leave_group)", metric)
+    if design and design[1] not in config["testbeds"][testbed]["designs"]:
+        yield f"{key}.metric", metric, f"; testbed {testbed} has no design {design[1]}"
+    if kind == "parity" and claim["margin"] <= 0:
+        yield f"{key}.margin", claim["margin"], "; parity needs a margin greater than 0"
 
 
-def _kinds_fit(testbed: dict, key: str, refuse: Callable[[str, Any, str], None]) -> None:
-    """The settings ask for nothing that the kind of corpus refuses (:meth:`tda.testbeds.modality.Modality.check`)."""
-    kinds = importlib.import_module("tda.testbeds").KINDS  # late and by name, as the methods are
-    for part, given, allowed in kinds[testbed["corpus"]["kind"]].check(testbed):
-        refuse(f"{key}.{part}", given, allowed)
-
-
-def finite(config: Any, placed: Callable[[str], str]) -> None:
-    for path, value in _leaves(config):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(placed(f"{dotted(path)}: {value!r} is not allowed; it must be a finite number"))
-
-
-def numbers_as_text(config: dict, placed: Callable[[str], str]) -> None:
-    """The options of a row, of which the schema says nothing, hold numbers as numbers."""
-    for index, row in enumerate(config["rows"]):
-        for path, value in _leaves({part: row[part] for part in ("options", "tune")}, ("rows", index)):
-            if number(value) is not None:
-                raise ConfigError(placed(f"{dotted(path)}: {value!r} is not allowed{as_number(value, 'number')}"))
+def number_faults(value: Any, path: tuple = ()) -> Faults:
+    """Numbers that are not finite, and those of rows' options, of which the schema says nothing, that are text."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from number_faults(item, (*path, key))
+    if isinstance(value, float) and not math.isfinite(value):
+        yield dotted(path), value, "; it must be a finite number"
+    if path[:1] == ("rows",) and path[2:3] in (("options",), ("tune",)) and (hint := as_number(value, "number")):
+        yield dotted(path), value, hint
 
 
 def number(text: Any) -> int | float | None:
@@ -196,23 +179,15 @@ def as_number(given: Any, kinds: str) -> str:
     return f" (that is text: write {plain})"
 
 
-def _leaves(value: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        yield path, value
-    for key, item in items or ():
-        yield from _leaves(item, (*path, key))
-
-
 def dotted(path: Any) -> str:
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.lstrip(".") or "the configuration"
 
 
-def close(given: str, allowed: Any) -> str:
+def close(given: Any, allowed: Any) -> str:
     match = difflib.get_close_matches(str(given), [str(name) for name in allowed], n=1)
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
-def _list(names: Any, given: str) -> str:
+def listed(names: Any, given: Any) -> str:
     return ", ".join(names) + close(given, names)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,12 @@ CHOICE = {"tune", "tune_like", "tune_every"}
 ORIGIN = ("origin",)  # key under which an entry carries the places of its keys; no file can hold it
 
 
-def profile(name: str) -> dict[str, Any]:
+def profile(path: Path) -> dict[str, Any]:
     """The content of a profile, with the chapters' rows and claims and laid over its base.
 
-    ``name`` as for :func:`tda.config.load`. Maps merge key by key. A row or claim takes the place of all entries of the
-    base that have its id; new ids are added at the end.
+    Maps merge key by key. A row or claim takes the place of all entries of the base that have its id; new ids are added
+    at the end.
     """
-    path = profile_path(name)
     raw = _with_chapters(path)
     if not raw.get("base"):
         return raw
@@ -50,9 +48,15 @@ def profile(name: str) -> dict[str, Any]:
 
 
 def _with_chapters(path: Path) -> dict:
-    raw = read(path.read_bytes(), path.name)
+    """A profile's file, with the rows and claims of all chapters (with a base, of the ids that a section names)."""
+    raw, found = read(path.read_bytes(), path.name), chapters()
     for part in WHOLE:
-        entries = _entries(part, path.stem, based=bool(raw.get("base")))
+        own = {name: _listed(part, name, chapter) for name, chapter in found.items()}
+        entries = [entry for listed in own.values() for entry in listed]
+        if path.stem != HOME:
+            changes = {name: _listed(part, name, chapter, path.stem) for name, chapter in found.items()}
+            named = {entry["id"] for listed in changes.values() for entry in listed} if raw.get("base") else set()
+            entries = [entry for name in own for entry in _changed(part, name, own[name], changes[name], named)]
         if entries and isinstance(raw.get(part, []), list):
             raw[part] = _by_id(entries, raw.get(part, []))
     return raw
@@ -94,17 +98,6 @@ def _chapter(name: str, content: bytes) -> dict:
     return chapter
 
 
-def _entries(part: str, profile: str, based: bool) -> list[dict]:
-    """Rows or claims (``part``) of all chapters in a profile; with a base, those of an id that some section names."""
-    found = chapters()
-    own = {name: _listed(part, name, chapter) for name, chapter in found.items()}
-    if profile == HOME:
-        return [entry for entries in own.values() for entry in entries]
-    changes = {name: _listed(part, name, chapter, profile) for name, chapter in found.items()}
-    named = {entry["id"] for entries in changes.values() for entry in entries} if based else set()
-    return [entry for name in own for entry in _changed(part, name, own[name], changes[name], named)]
-
-
 def _listed(part: str, name: str, chapter: dict, section: str = "") -> list[dict]:
     """The entries of a list in a chapter's file as maps; whole ones hold what the file says once for all of them."""
     testbeds = chapter.get("testbeds", [])
@@ -126,19 +119,16 @@ def _changed(part: str, name: str, own: list[dict], changes: list[dict], named: 
     known = sorted({entry["id"] for entry in own})
     whole = [entry for entry in changes if WHOLE[part] in entry]
     over: dict[str, dict] = {}
-    for entry in changes:
-        if WHOLE[part] in entry:
-            continue
+    for entry in (change for change in changes if WHOLE[part] not in change):
+        problem = None
         if entry["id"] not in known:
             problem = f"{part} of {name}: {', '.join(known) or 'none'}; with a {WHOLE[part]} it is a new one"
-        elif entry["id"] in over or entry["id"] in {other["id"] for other in whole}:
+        elif entry["id"] in {*over, *(other["id"] for other in whole)}:
             problem = "it is listed twice; list it once"
-        else:
-            over[entry["id"]] = entry
-            continue
-        raise ConfigError(
-            f"{entry[ORIGIN]['']}.id: {entry['id']!r} is not allowed; {problem}{close(entry['id'], known)}"
-        )
+        if problem:
+            given = f"{entry[ORIGIN]['']}.id: {entry['id']!r}"
+            raise ConfigError(f"{given} is not allowed; {problem}{close(entry['id'], known)}")
+        over[entry["id"]] = entry
     wanted = named | {entry["id"] for entry in changes}
     return _by_id([_over(entry, over.get(entry["id"])) for entry in own if entry["id"] in wanted], whole)
 
@@ -151,53 +141,39 @@ def _over(entry: dict, change: dict | None) -> dict:
     return kept | change | {ORIGIN: origin}
 
 
-def origins(config: dict, where: str) -> Callable[[str], str]:
-    """Takes the places of the chapters' entries out of ``config``; returns a function that puts one before a message.
-
-    The message starts with its key. One on ``rows[57].tune`` then names the chapter's file and the place in it, any
-    other ``where``.
+def origins(config: dict, where: str) -> dict[str, Any]:
+    """Takes the places of the chapters' entries out of ``config`` and returns them, for
+    :func:`tda.config_checks.located`: ``rows[57]`` -> key -> the chapter's file and the place in it, and for all other
+    keys ``""`` -> ``where``.
     """
-    places = {}
+    places: dict[str, Any] = {"": where}
     for part in WHOLE:
         for index, entry in enumerate(config[part] if isinstance(config.get(part), list) else []):
             if isinstance(entry, dict) and ORIGIN in entry:
                 places[f"{part}[{index}]"] = entry.pop(ORIGIN)
-
-    def placed(message: str) -> str:
-        entry, dot, rest = message.partition(".")
-        if not dot or entry not in places:
-            return f"{where}: {message}"
-        key = rest.split(":")[0].split(".")[0].split("[")[0]
-        return f"{places[entry].get(key, places[entry][''])}.{rest}"
-
-    return placed
+    return places
 
 
 def profile_path(name: str) -> Path:
     """The file of a profile: a name in ``workflow/config``, or a path to a YAML file."""
-    names = sorted(path.stem for path in PROFILES.glob("*.yaml") if path.stem != "schema")
+    names, text, path = sorted({path.stem for path in PROFILES.glob("*.yaml")} - {"schema"}), str(name), Path(str(name))
     if not names:
         raise ConfigError(f"{PROFILES}: no profiles found; install tda from its repository: pip install -e . --no-deps")
-    text = str(name)
     if text in names:
         return PROFILES / f"{text}.yaml"
-    path = Path(text)
     if path.suffix not in (".yaml", ".yml"):
-        raise ConfigError(
-            f"profile: {text!r} is unknown; allowed: {', '.join(names)}, or a path to a .yaml file{close(text, names)}"
-        )
+        known = f"{', '.join(names)}, or a path to a .yaml file{close(text, names)}"
+        raise ConfigError(f"profile: {text!r} is unknown; allowed: {known}")
     if path.stem in ("banks", "sources", "scratch", "downloads"):
         raise ConfigError(f"profile: {text!r} would write into data/{path.stem}, which is taken; rename the file")
-    path = next((found for found in (path, ROOT / path) if found.is_file()), None)
-    if path is None:
-        raise ConfigError(
-            f"profile: no file {text!r}; give a path to an existing .yaml file or one of {', '.join(names)}"
-        )
-    if path.stem in names and path.resolve() != PROFILES / f"{path.stem}.yaml":
-        raise ConfigError(
-            f"profile: {text!r} has the name of a built-in profile; rename the file, it also names the data"
-        )
-    return path
+    found = next((file for file in (path, ROOT / path) if file.is_file()), None)
+    if found is None:
+        known = f"give a path to an existing .yaml file or one of {', '.join(names)}"
+        raise ConfigError(f"profile: no file {text!r}; {known}")
+    if found.stem in names and found.resolve() != PROFILES / f"{found.stem}.yaml":
+        problem = "has the name of a built-in profile; rename the file, it also names the data"
+        raise ConfigError(f"profile: {text!r} {problem}")
+    return found
 
 
 class _Loader(yaml.SafeLoader):
@@ -227,26 +203,23 @@ def read(text: bytes, where: str) -> dict:
 
 
 def _by_id(base: list, own: list) -> list:
-    def name(entry: Any) -> str:  # as text: what is not a map with a name is for the validator to refuse
-        return str(entry.get("id")) if isinstance(entry, dict) else ""
-
     named: dict[str, list] = {}
     for entry in own:
-        named.setdefault(name(entry), []).append(entry)
+        named.setdefault(_id(entry), []).append(entry)
     joined, placed = [], set()
     for entry in base:
-        joined += [] if name(entry) in placed else named.get(name(entry), [entry])
-        placed |= {name(entry)} & set(named)
+        joined += [] if _id(entry) in placed else named.get(_id(entry), [entry])
+        placed |= {_id(entry)} & named.keys()
     return joined + [entry for key, entries in named.items() if key not in placed for entry in entries]
+
+
+def _id(entry: Any) -> str:
+    """As text: what is not a map with a name is for the validator to refuse."""
+    return str(entry.get("id")) if isinstance(entry, dict) else ""
 
 
 def merge(base: Any, over: Any) -> Any:
     """A copy of ``base`` with ``over`` laid over it: maps merge key by key, anything else replaces what was there."""
     if isinstance(base, dict) and isinstance(over, dict):
-        return {
-            key: merge(base[key], over[key])
-            if key in base and key in over
-            else copy.deepcopy(over.get(key, base.get(key)))
-            for key in [*base, *(key for key in over if key not in base)]
-        }
+        return copy.deepcopy(base) | {key: merge(base.get(key), value) for key, value in over.items()}
     return copy.deepcopy(over)

@@ -2,15 +2,16 @@
 
 A *finding* is a number that no row of the leaderboard holds: a chapter that trains models of its own (a grid of
 settings, say) saves its findings under names that start with ``finding_``, and a claim of the config whose metric is
-such a name is judged by them like any other. The table is one of the chapter's declared files, so that the verdicts of
-chapter 60 wait for it. A chapter runs on testbeds, with a table of findings for each, or on none: ``testbed`` is then
-``None`` throughout, and its claims name no testbed.
+such a name is judged by them like any other. A chapter runs on testbeds, with a table of findings for each, or on none:
+``testbed`` is then ``None`` throughout, and its claims name no testbed.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,32 +22,48 @@ from tda.artefacts import ArtefactError, read_table, write_table
 from tda.config import figures_dir
 from tda.evaluation import removal
 from tda.evaluation.ceiling import Ceiling, ceiling
-from tda.evaluation.claims import Criterion, Measurement
 from tda.evaluation.intervals import Interval, mean_interval
 from tda.testbeds import Testbed
 
 COLUMNS = ("finding", "value", "low", "high", "df")
 
 
-def interval_of(claim: dict, config: dict, testbed: Testbed | None) -> Measurement:
-    """The interval that decides a claim of the config: a row's metric, its paired difference to another row, or a
-    finding.
+@dataclass(frozen=True)
+class Criterion:
+    """A region of values: direction greater or less than `margin`, or parity (absolute value below `margin` > 0)."""
+
+    direction: str
+    margin: float = 0.0
+
+    @property
+    def region(self) -> tuple[float, float]:
+        """Open interval of the values for which the claim is true."""
+        greater, less, parity = (self.margin, math.inf), (-math.inf, self.margin), (-self.margin, self.margin)
+        return {"greater": greater, "less": less, "parity": parity}[self.direction]
+
+    def __str__(self) -> str:
+        return {"greater": "> ", "less": "< ", "parity": "within +-"}[self.direction] + f"{self.margin:g}"
+
+
+def interval_of(claim: dict, config: dict, testbed: Testbed | None) -> Interval:
+    """The interval that decides a claim of the config, at the config's level: a row's metric, its paired difference to
+    another row, or a finding.
     """
-    if claim["metric"].startswith("finding_"):
+    metric, row, other = claim["metric"], claim["row"], claim["against"]
+    if metric.startswith("finding_"):
         return _finding(claim, config, testbed)
-    level = measures.level_of(testbed)
-    if claim["metric"].startswith("removal_"):
-        interval = _of_removal(claim, testbed)
-        return Measurement(interval.value, interval.low, interval.high, interval.df, level)
-    against = (claim["against"],) if claim["against"] else ()
-    results = measures.on_queries(testbed, [claim["row"]], claim["query_set"], against, claim["metric"])
-    if claim["metric"] not in results:
-        raise ValueError(
-            f"claim {claim['id']!r}: no metric {claim['metric']!r} on {testbed.name}; there are {sorted(results)}."
-        )
-    result = results[claim["metric"]][0][claim["row"]]
-    interval = result.difference[against[0]] if against else result.value
-    return Measurement(interval.value, interval.low, interval.high, interval.df, level)
+    if metric.startswith("removal_"):  # above random documents, or above another row's
+        planned = measures.removals(testbed)
+        outputs = removal.load(testbed, planned)
+        values = removal.claimed(planned, outputs, row, metric)
+        if other:
+            values = values - removal.claimed(planned, outputs, other, metric)
+        return mean_interval(values, level=measures.level_of(testbed))
+    results = measures.on_queries(testbed, [row], claim["query_set"], (other,) if other else (), metric)
+    if metric not in results:
+        raise ValueError(f"claim {claim['id']!r}: no metric {metric!r} on {testbed.name}; there are {sorted(results)}.")
+    result = results[metric][0][row]
+    return result.difference[other] if other else result.value
 
 
 def ceiling_of(claim: dict, testbed: Testbed | None) -> Ceiling | None:
@@ -54,7 +71,7 @@ def ceiling_of(claim: dict, testbed: Testbed | None) -> Ceiling | None:
     if testbed is None:
         return None
     for design in testbed.settings["designs"]:
-        second = testbed.modality.second_output(testbed)
+        second = testbed.modality.SECOND
         if claim["metric"] in (f"lds_{design}", f"lds_{design}_{second}"):
             truth = bank.load(testbed, design)
             losses = truth.outputs if claim["metric"] == f"lds_{design}" else truth.outputs_second
@@ -65,23 +82,20 @@ def ceiling_of(claim: dict, testbed: Testbed | None) -> Ceiling | None:
 
 
 def before_correction(notebook: str, config: dict, testbed: Testbed | None) -> pd.DataFrame:
-    """The measurements behind a chapter's claims on a testbed, before the correction for their number (chapter 60).
+    """The intervals behind a chapter's claims on a testbed, before the correction for their number (chapter 60).
 
     Claims on removals are left to chapter 60, since chapter 05 trains their models.
     """
     name, lines = testbed and testbed.name, []
     for claim in config["claims"]:
         if (claim["notebook"], claim["testbed"]) == (notebook, name) and "removal" not in claim["metric"]:
-            interval = interval_of(claim, config, testbed)
-            numbers = {"value": interval.value, "low": interval.low, "high": interval.high}
+            numbers = dict(zip(("value", "low", "high"), interval_of(claim, config, testbed), strict=True))
             region = str(Criterion(claim["direction"], claim["margin"]))
             lines.append({"claim": claim["claim"]} | numbers | {"true if": region})
     return pd.DataFrame(lines)
 
 
-def save_findings(
-    notebook: str, config: dict, testbed: Testbed | None, intervals: Mapping[str, Interval]
-) -> pd.DataFrame:
+def save_findings(notebook: str, config: dict, testbed: Testbed | None, intervals: Mapping[str, Interval]) -> None:
     """Write the findings of a chapter, all of them at once; the intervals are at the config's level.
 
     Raises ``ValueError`` for a name that does not start with ``finding_`` and for numbers out of order or not finite.
@@ -92,40 +106,26 @@ def save_findings(
         if not interval.low <= interval.value <= interval.high or not np.isfinite([interval.low, interval.high]).all():
             raise ValueError(f"{name} is {tuple(interval)}; value and interval must be finite, low <= value <= high.")
     frame = pd.DataFrame([(name, *i, i.df) for name, i in intervals.items()], columns=list(COLUMNS))
-    write_table(findings_path(notebook, config, testbed), frame, _about(notebook, config, testbed))
-    return frame
+    path, about = _findings(notebook, config, testbed)
+    write_table(path, frame, about)
 
 
-def findings_path(notebook: str, config: dict, testbed: Testbed | None) -> Path:
-    """``<figures>/tables/<number of the notebook>_findings[_<testbed>].csv``."""
-    suffix = f"_{testbed.name}" if testbed else ""
-    return figures_dir(config) / "tables" / f"{notebook[:2]}_findings{suffix}.csv"
-
-
-def _about(notebook: str, config: dict, testbed: Testbed | None) -> dict:
-    """What a table of findings says of itself; its record lies beside it, the committed ones' too."""
-    name, key = (testbed.name, models.model_key(testbed)) if testbed else (None, None)
-    made = {"notebook": notebook, "profile": config["profile"], "seed": config["seed"]}
-    return {"kind": "findings", "testbed": name, "key": key, **made}
-
-
-def _finding(claim: dict, config: dict, testbed: Testbed | None) -> Measurement:
+def _finding(claim: dict, config: dict, testbed: Testbed | None) -> Interval:
     """The finding that decides a claim; :class:`ArtefactError` where its chapter has not saved it."""
-    chapter, where = claim["notebook"], f" on {testbed.name}" if testbed else ""
-    path = findings_path(chapter, config, testbed)
-    cure, about = f"delete {path.name} and run {chapter}{where} again", _about(chapter, config, testbed)
+    again = f"{claim['notebook']}{f' on {testbed.name}' if testbed else ''} again"
+    path, about = _findings(claim["notebook"], config, testbed)
+    cure = f"delete {path.name} and run {again}"
     saved = read_table(path, "findings", COLUMNS, about, cure).set_index("finding") if path.exists() else pd.DataFrame()
     if claim["metric"] not in saved.index:
-        raise ArtefactError(f"claim {claim['id']!r}: {path} has no {claim['metric']!r}. Run {chapter}{where} again.")
+        raise ArtefactError(f"claim {claim['id']!r}: {path} has no {claim['metric']!r}. Run {again}.")
     line = saved.loc[claim["metric"]]
-    return Measurement(line["value"], line["low"], line["high"], line["df"], config["statistics"]["level"])
+    return Interval(line["value"], line["low"], line["high"], df=line["df"])
 
 
-def _of_removal(claim: dict, testbed: Testbed) -> Interval:
-    """A claim on removals: above random documents, or above another row's."""
-    planned = measures.removals(testbed)
-    outputs = removal.load(testbed, planned)
-    values = removal.claimed(planned, outputs, claim["row"], claim["metric"])
-    if claim["against"]:
-        values = values - removal.claimed(planned, outputs, claim["against"], claim["metric"])
-    return mean_interval(values, level=measures.level_of(testbed))
+def _findings(notebook: str, config: dict, testbed: Testbed | None) -> tuple[Path, dict]:
+    """The table of a chapter's findings, one of its declared files, and what it says of itself."""
+    suffix = f"_{testbed.name}" if testbed else ""
+    path = figures_dir(config) / "tables" / f"{notebook[:2]}_findings{suffix}.csv"
+    name, key = (testbed.name, models.model_key(testbed)) if testbed else (None, None)
+    made = {"notebook": notebook, "profile": config["profile"], "seed": config["seed"]}
+    return path, {"kind": "findings", "testbed": name, "key": key, **made}

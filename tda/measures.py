@@ -51,9 +51,8 @@ def write(testbed: Testbed, row_ids: Sequence[str]) -> pd.DataFrame:
     """All metrics of some rows on the test queries, one line per query set and metric; writes ``metrics/<row_id>.csv``.
 
     Differences to gradient dot and BM25 (where the testbed has that row) are paired. Metrics: ``lds_<design>`` on the
-    main loss and ``lds_<design>_<second>`` on the second, if there is one (the scores stay those of the main loss);
-    provenance (recall, reciprocal rank, average precision on stated facts; precision at 10 for authors and classes);
-    the three tail-patch forms on held-out queries of language models.
+    main loss and ``lds_<design>_<second>`` on the second, if there is one (the scores stay those of the main loss); the
+    modality's provenance metrics; the three tail-patch forms on held-out queries of language models.
     """
     lines: list[dict] = []
     described = {row_id: scores.describe(testbed, row_id) for row_id in row_ids}
@@ -82,9 +81,8 @@ def on_queries(
     chosen = np.array([(r["query_set"], r["split"]) == (query_set, "test") for r in models.query_rows(testbed)])
     clusters = models.query_clusters(testbed, chosen)
     if len(set(clusters)) < 2:
-        print(
-            f"{testbed.name}, {query_set}: {len(clusters)} test queries of {len(set(clusters))} cluster; not measured"
-        )
+        few = f"{len(clusters)} test queries of {len(set(clusters))} cluster"
+        print(f"{testbed.name}, {query_set}: {few}; not measured")
         return {}
     of_rows = {row_id: scores.load(testbed, row_id)[0][chosen] for row_id in dict.fromkeys([*row_ids, *references])}
     results = {}
@@ -135,7 +133,7 @@ def _kept(testbed: Testbed, row_ids: Sequence[str]) -> list[pd.DataFrame]:
 
 
 def _causal(testbed: Testbed, scores: dict, chosen: np.ndarray, clusters: list[str], references: Sequence[str]) -> dict:
-    results, second, level = {}, testbed.modality.second_output(testbed), level_of(testbed)
+    results, second, level = {}, testbed.modality.SECOND, level_of(testbed)
     for design in testbed.settings["designs"]:
         truth = bank.load(testbed, design)
         losses_of = {"": truth.outputs} | ({f"_{second}": truth.outputs_second} if second else {})

@@ -21,12 +21,11 @@ from tda.training import checkpoint_checksums, load_run, train
 
 def model_key(testbed: Testbed) -> str:
     """Changes with the corpus, the architecture, the recipe and the choice of queries."""
-    s = testbed.settings
-    return key_of([testbed.corpus_key, s["model"], s["training"], s["queries"]])
+    return key_of([testbed.corpus_key, *(testbed.settings[name] for name in ("model", "training", "queries"))])
 
 
 def initial(testbed: Testbed, seed: int) -> tuple[torch.nn.Module, Params]:
-    """A fresh model and its parameters as a dict; every model of a testbed starts here, with its own seed."""
+    """A fresh model and its parameters as a dict."""
     model = testbed.modality.new_model(testbed, seed)
     return model, {k: v.detach() for k, v in model.named_parameters()}
 
@@ -37,14 +36,9 @@ def seeds_of(testbed: Testbed) -> list[int]:
 
 
 def train_base(testbed: Testbed, progress: Callable[[str], None] | None = None) -> dict:
-    """Train every seed, choose the queries with the first, write ``<folder>/model`` and ``<folder>/queries``.
-
-    Returns the record: curves, knowledge (recall of probes, or accuracy), held-out losses, seconds. Replaces what was
-    there.
+    """Train every seed, choose the queries with the first, write ``<folder>/model`` and ``<folder>/queries`` anew.
+    Returns the record: curves, knowledge (recall of probes, or accuracy), held-out losses, seconds.
     """
-    from datasets import disable_progress_bars
-
-    disable_progress_bars()
     testbed.require_corpus()
     recipe, modality = Recipe.of(testbed.settings["training"]), testbed.modality
     watch_set = modality.held_out(testbed)
@@ -53,10 +47,9 @@ def train_base(testbed: Testbed, progress: Callable[[str], None] | None = None) 
         remove(folder)
         for seed in seeds_of(testbed):
             model, init = initial(testbed, seed)
-            loss_fn = modality.loss_function(model)
+            loss_fn, place = modality.loss_function(model), folder / f"seed_{seed}"
+            say = (lambda line, seed=seed: progress(f"seed {seed}, {line}")) if progress else None
             with Stopwatch() as watch:
-                say = (lambda line, seed=seed: progress(f"seed {seed}, {line}")) if progress else None
-                place = folder / f"seed_{seed}"
                 done = train(loss_fn, init, testbed.train, recipe, seed, None, "filter", place, watch_set, say, about)
             run = {
                 "seed": seed,
@@ -64,7 +57,7 @@ def train_base(testbed: Testbed, progress: Callable[[str], None] | None = None) 
                 "examples": len(testbed.documents),
                 "learning_rates": done.learning_rates,
                 "curves": done.curves,
-                "checkpoints": checkpoint_checksums(folder / f"seed_{seed}"),
+                "checkpoints": checkpoint_checksums(place),
                 "seconds": done.seconds,
                 "peak_mb": watch.peak_mb,
                 "flops": modality.flops(model, done.tokens),
@@ -72,13 +65,13 @@ def train_base(testbed: Testbed, progress: Callable[[str], None] | None = None) 
                 "final_held_out_loss": float(lm.losses(loss_fn, done.params, watch_set).mean()),
                 "knowledge": modality.knowledge(testbed, model, done.params),
             }
-            runs.append(run)
-            if seed == seeds_of(testbed)[0]:
+            if not runs:
                 rows, report = modality.choose_queries(testbed, model, done.params)
                 digest = save_rows(testbed.folder / "queries", rows)
                 modality.save_pretrained(testbed, model, done.params)
-        details = {"kind": "base models", **about, "runs": runs, "queries": report, "queries_sha256": digest}
-        made = record(testbed.settings["training"], seeds_of(testbed), **details)
+            runs.append(run)
+        made = {**about, "runs": runs, "queries": report, "queries_sha256": digest}
+        made = record(testbed.settings["training"], seeds_of(testbed), kind="base models", **made)
         write_record(folder / "record.json", made)
     load_queries.cache_clear()
     _task.cache_clear()
@@ -100,9 +93,7 @@ def _about(testbed: Testbed) -> dict[str, str]:
 
 
 def query_rows(testbed: Testbed) -> list[dict]:
-    """The chosen queries as dicts (query_id, query_set, split, prompt, target, text, entity, attribute, value,
-    work).
-    """
+    """The chosen queries, as :class:`tda.testbeds.modality.Modality` describes them."""
     return load_queries(testbed.folder, base_record(testbed)["queries_sha256"])
 
 
@@ -127,20 +118,15 @@ def query_clusters(testbed: Testbed, chosen: np.ndarray) -> list[str]:
 
 
 def relevance(testbed: Testbed) -> np.ndarray:
-    """[Q, N] bool provenance: documents that state the queried fact (`people`), share the query's entity (other texts),
-    or show the queried class (`digits`).
-    """
+    """[Q, N] bool provenance: documents that state the queried fact, share its entity or show its class."""
     return testbed.modality.relevance(testbed, query_rows(testbed))
 
 
 def load_task(testbed: Testbed, seed: int | None = None) -> Task:
-    """The trained model of a testbed as a :class:`Task` (the first seed unless told otherwise), trained if missing.
-
-    Its ``encode`` offers ``group`` (entity), ``features`` (of a language model mean-pooled final hidden states, of a
-    classifier what its last layer sees) and, for language models, ``text``.
+    """The trained model of a testbed as a :class:`Task` (the first seed unless told otherwise), trained if missing. Its
+    ``encode`` offers ``group`` (entity), ``features`` and, for language models, ``text``.
     """
-    seed = seeds_of(testbed)[0] if seed is None else seed
-    return _task(testbed, seed, base_record(testbed)["key"])
+    return _task(testbed, seeds_of(testbed)[0] if seed is None else seed, base_record(testbed)["key"])
 
 
 @lru_cache(maxsize=4)
@@ -148,18 +134,15 @@ def _task(testbed: Testbed, seed: int, key: str) -> Task:
     """One object per trained model, so that what methods derive from it (a Fisher) can be kept with it."""
     runs = {run["seed"]: run for run in base_record(testbed)["runs"]}
     if seed not in runs:
-        raise ValueError(
-            f"testbed {testbed.name!r} has no base model of seed {seed}; trained seeds are {sorted(runs)}."
-        )
-    model, init = initial(testbed, seed)
+        raise ValueError(f"testbed {testbed.name!r}: no base model of seed {seed}; trained seeds are {sorted(runs)}.")
+    model, _ = initial(testbed, seed)
     modality, recipe = testbed.modality, Recipe.of(testbed.settings["training"])
     loss_fn = modality.loss_function(model)
 
     def retrain(mask: np.ndarray, seed: int) -> Params:
         return train(loss_fn, initial(testbed, seed)[1], testbed.train, recipe, seed, mask, "mask").params
 
-    folder = testbed.folder / "model" / f"seed_{seed}"
-    run = load_run(folder, runs[seed], retrain, _about(testbed))
+    run = load_run(testbed.folder / "model" / f"seed_{seed}", runs[seed], retrain, _about(testbed))
     params = run.checkpoints[-1].params
     model.load_state_dict(params, strict=False)
     encode, outputs_fn = modality.encoders(model, params), modality.outputs_function(model)

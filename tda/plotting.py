@@ -13,7 +13,6 @@ import pandas as pd
 from matplotlib.colors import to_rgb
 
 from tda.artefacts import atomic
-from tda.config import figures_dir
 
 # Okabe and Ito's palette: distinguishable with any common colour blindness, and in grey by lightness.
 COLOURS = {
@@ -32,24 +31,13 @@ SHADES = {True: "#E69F00", False: "#56B4E9"}  # words with positive and with neg
 
 def style() -> None:
     """Set matplotlib's defaults for the compendium: sizes that stay readable at half width."""
-    plt.rcParams.update(
-        {
-            "figure.dpi": 110,
-            "savefig.dpi": 200,
-            "font.size": 11,
-            "axes.titlesize": 12,
-            "axes.titlelocation": "left",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "legend.frameon": False,
-            "figure.constrained_layout.use": True,
-            "svg.hashsalt": "tda",
-        }
-    )
-
-
-def save(figure, config: dict, name: str) -> None:
-    save_to(figure, figures_dir(config) / f"{name}.png")
+    plt.rc("figure", dpi=110)
+    plt.rc("figure.constrained_layout", use=True)
+    plt.rc("savefig", dpi=200)
+    plt.rc("font", size=11)
+    plt.rc("axes", titlesize=12, titlelocation="left")
+    plt.rc("axes.spines", top=False, right=False)
+    plt.rc("legend", frameon=False)
 
 
 def save_to(figure, path: Path) -> None:
@@ -81,24 +69,17 @@ def interval(ax, place: float, interval, colour: str, across: bool = True, **opt
     ax.plot(*(dot if across else dot[::-1]), "o", color=colour, **options)
 
 
-def dot_intervals(
-    ax, frame: pd.DataFrame, label: str, ceiling: bool = True, order: Sequence[str] | None = None
-) -> None:
+def dot_intervals(ax, frame: pd.DataFrame, label: str, order: Sequence[str] | None = None) -> None:
     """One dot and interval per row of a leaderboard part (columns row_id, family, value, ci_low, ci_high, ceiling).
 
     Rows are sorted by value unless ``order`` names them from bottom to top. The noise ceiling is a dashed line.
     """
-    frame = (
-        frame.set_index("row_id").loc[list(order)]
-        if order is not None
-        else frame.sort_values("value").set_index("row_id")
-    )
+    frame = frame.sort_values("value").set_index("row_id")
+    frame = frame if order is None else frame.loc[list(order)]
     for y, (_, line) in enumerate(frame.iterrows()):
-        colour = COLOURS.get(line.family, FALLBACK)
-        ax.plot([line.ci_low, line.ci_high], [y, y], color=colour, lw=2, solid_capstyle="butt")
-        ax.plot(line.value, y, "o", color=colour, ms=6)
+        interval(ax, y, (line.value, line.ci_low, line.ci_high), COLOURS.get(line.family, FALLBACK), ms=6)
     ax.axvline(0, color="0.6", lw=0.8, zorder=0)
-    if ceiling and frame.ceiling.notna().any():
+    if frame.ceiling.notna().any():
         ax.axvline(frame.ceiling.dropna().iloc[0], color="0.2", lw=1.2, ls="--", zorder=0)
     ax.set_yticks(range(len(frame)), [name.replace("_", " ") for name in frame.index], parse_math=False)
     ax.set_xlabel(label)
@@ -106,14 +87,11 @@ def dot_intervals(
 
 def family_legend(figure, families: Sequence[str], ceiling: bool = True) -> None:
     """A legend below the panels: one colour per family, and the dashed line of the noise ceiling."""
-    handles = [
-        plt.Line2D([], [], marker="o", color=COLOURS.get(f, FALLBACK), lw=2, label=f) for f in dict.fromkeys(families)
-    ]
+    names = dict.fromkeys(families)
+    handles = [plt.Line2D([], [], marker="o", color=COLOURS.get(f, FALLBACK), lw=2, label=f) for f in names]
     if ceiling:
         handles.append(plt.Line2D([], [], color="0.2", ls="--", lw=1.2, label="noise ceiling of the bank"))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), int(figure.get_figwidth() / 1.9))
-    )
+    legend_below(figure, ncols=min(len(handles), int(figure.get_figwidth() / 1.9)), handles=handles)
 
 
 class Markup(str):
@@ -133,22 +111,15 @@ def shaded(words: Sequence[str], weights: np.ndarray, largest: float | None = No
 
 
 def ranking_html(lines: Sequence[tuple[str, str]]) -> Markup:
-    """A query above its documents as a table of (note, text); the first line is the query. What is not
-    :class:`Markup` (:func:`shaded` is) is escaped.
-    """
+    """A table of (note, text), the query above its documents; what is not :class:`Markup` is escaped."""
     cell = "<td style='text-align:left;vertical-align:top'>"
     escaped = [[part if isinstance(part, Markup) else html.escape(part) for part in line] for line in lines]
-    return Markup(
-        "<table class='tex2jax_ignore mathjax_ignore'>"
-        + "".join(f"<tr>{cell}{note}</td>{cell}{text}</td></tr>" for note, text in escaped)
-        + "</table>"
-    )
+    body = "".join(f"<tr>{cell}{note}</td>{cell}{text}</td></tr>" for note, text in escaped)
+    return Markup(f"<table class='tex2jax_ignore mathjax_ignore'>{body}</table>")
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """A self-contained HTML page (no scripts, no outside files) around ``parts``, which are HTML, such as
-    :func:`ranking_html`.
-    """
+    """A self-contained HTML page (no scripts, no outside files) around ``parts``, which are HTML."""
     look = "body{font:15px sans-serif;max-width:60em;margin:2em auto}td{padding:.3em .6em;vertical-align:top}"
     body = "\n<hr>\n".join(parts)
     return (
@@ -184,9 +155,8 @@ def shaded_text(title: str, lines: Sequence[tuple[str, Sequence[str], np.ndarray
     for column, row, word, weight in placed:
         if weight is not None:
             alpha = min(1.0, abs(weight)) * 0.9
-            ax.add_patch(
-                plt.Rectangle((column, row - 0.45), len(word), 0.9, color=SHADES[weight > 0], alpha=alpha, lw=0)
-            )
+            colour = SHADES[weight > 0]
+            ax.add_patch(plt.Rectangle((column, row - 0.45), len(word), 0.9, color=colour, alpha=alpha, lw=0))
         tone = "0.35" if weight is None else "0"
         ax.text(column, row, word, fontsize=size, family="monospace", va="center", color=tone, parse_math=False)
     return figure

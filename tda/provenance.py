@@ -1,6 +1,4 @@
-"""Where a number came from: versions, machine, code hashes, seconds and memory, written beside every
-artefact.
-"""
+"""Where a number came from: versions, machine, code hashes, seconds and memory, written beside every artefact."""
 
 from __future__ import annotations
 
@@ -8,9 +6,11 @@ import ast
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -23,31 +23,15 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 TREES = ("tda", "notebooks", "workflow")
-PACKAGES = (
-    "torch",
-    "transformers",
-    "datasets",
-    "tokenizers",
-    "numpy",
-    "scipy",
-    "pandas",
-    "pyarrow",
-    "scikit-learn",
-    "bm25s",
-    "snakemake",
-    "papermill",
-)
+PACKAGES = "torch transformers datasets tokenizers numpy scipy pandas pyarrow scikit-learn bm25s snakemake papermill"
 # modules that cannot change a number
 PLUMBING = ("__init__", "config", "config_checks", "config_files", "config_schema", "provenance", "run_notebook")
-_IGNORED = {"__pycache__", ".ipynb_checkpoints"}
 
 
 def tree_hash(folder: str | os.PathLike) -> str:
-    """SHA-256 over relative paths and contents of a folder, in hexadecimal; 64 zeros for a folder that does
-    not exist.
+    """SHA-256 over relative paths and contents of a folder, in hexadecimal; 64 zeros for a folder that does not exist.
 
-    Caches are left out. A notebook counts through the type and source of its cells, so opening or running
-    it in JupyterLab changes nothing and editing it does.
+    Caches are left out. A notebook counts through the type and source of its cells: running it changes nothing.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -55,8 +39,10 @@ def tree_hash(folder: str | os.PathLike) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*"), key=lambda item: item.relative_to(folder).as_posix()):
         relative = path.relative_to(folder)
-        if path.is_file() and not _IGNORED & set(relative.parts) and path.suffix != ".pyc":
-            content = _cells(path) if path.suffix == ".ipynb" else path.read_bytes()
+        cached = {"__pycache__", ".ipynb_checkpoints"} & set(relative.parts) or path.suffix == ".pyc"
+        if path.is_file() and not cached:
+            cells = _cells(path) if path.suffix == ".ipynb" else None
+            content = path.read_bytes() if cells is None else json.dumps(cells, ensure_ascii=False).encode()
             digest.update(f"{relative.as_posix()}\0{len(content)}\0".encode())
             digest.update(content)
     return digest.hexdigest()
@@ -65,7 +51,7 @@ def tree_hash(folder: str | os.PathLike) -> str:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change a number."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in PACKAGES.split():
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -101,12 +87,9 @@ class Stopwatch:
     """Context manager: ``.seconds`` (wall clock, and what was charged for remembered results), ``.cpu_seconds`` and
     ``.peak_mb`` of a block.
 
-    ``peak_mb`` is the largest resident set of *this process* (not of its children), in 10^6 bytes, sampled
-    every 0.1 s by a thread and once at either end; a spike shorter than that can be missed, and memory that
-    was already in use counts.
+    ``peak_mb`` is the largest resident set of *this process* (not of its children), in 10^6 bytes, sampled every 0.1 s
+    by a thread and once at either end: a shorter spike can be missed, and memory that was already in use counts.
     """
-
-    interval = 0.1
 
     def __enter__(self) -> Self:
         self.seconds = self.cpu_seconds = self.peak_mb = 0.0
@@ -128,113 +111,79 @@ class Stopwatch:
         self._sample()
 
     def _watch(self) -> None:
-        while not self._stop.wait(self.interval):
+        while not self._stop.wait(0.1):
             self._sample()
 
     def _sample(self) -> None:
         self.peak_mb = max(self.peak_mb, self._process.memory_info().rss / 1e6)
 
 
-def record(
-    parameters: dict, seeds: Iterable[int] | int, inputs: dict[str, str] | None = None, **extra: Any
-) -> dict[str, Any]:
-    """The JSON record of an artefact: ``parameters``, ``seeds``, ``inputs`` (path -> sha256), the
-    environment and ``extra``.
+def record(parameters: dict, seeds: Iterable[int] | int, **extra: Any) -> dict[str, Any]:
+    """The JSON record of an artefact: ``parameters``, ``seeds``, the environment and ``extra``.
 
-    Pass ``watch=stopwatch`` to store ``seconds``, ``cpu_seconds`` and ``peak_mb`` of a finished
-    :class:`Stopwatch`.
+    ``watch=stopwatch`` stores ``seconds``, ``cpu_seconds`` and ``peak_mb`` of a finished :class:`Stopwatch`.
     """
-    watch = extra.pop("watch", None)
-    if watch is not None:
-        extra |= {
-            "seconds": round(watch.seconds, 3),
-            "cpu_seconds": round(watch.cpu_seconds, 3),
-            "peak_mb": round(watch.peak_mb, 1),
-        }
-    seeds = [int(seeds)] if isinstance(seeds, int) else [int(seed) for seed in seeds]
-    named = {_relative(path): digest for path, digest in (inputs or {}).items()}
-    return {
-        "parameters": parameters,
-        "seeds": seeds,
-        "inputs": named,
-        "environment": environment_record(),
-        **extra,
-    }
+    if watch := extra.pop("watch", None):
+        extra |= {"seconds": round(watch.seconds, 3), "cpu_seconds": round(watch.cpu_seconds, 3)}
+        extra["peak_mb"] = round(watch.peak_mb, 1)
+    seeds = [int(seed) for seed in ([seeds] if isinstance(seeds, int) else seeds)]
+    return {"parameters": parameters, "seeds": seeds, "inputs": {}, "environment": environment_record(), **extra}
 
 
 def modules_used(*paths: str | os.PathLike) -> list[Path]:
-    """Files of the ``tda`` package that the given notebooks or modules import, directly or through each
-    other, sorted.
+    """Files of the ``tda`` package that the given notebooks or modules import, directly or through each other, sorted.
 
-    Found in the syntax tree: ``import tda.x``, ``from tda.x import y``, ``from tda import x`` and the
-    dotted name ``tda.x.y``. ``tda/__init__.py`` is left out (it only re-exports), the given files are not
-    part of the answer.
+    Found in the syntax tree: ``import tda.x``, ``from tda.x import y``, ``from tda import x`` and the dotted name
+    ``tda.x.y``. The given files and those that cannot change a number (``PLUMBING``) are no part of the answer.
     """
-    todo, found, given = (
-        [Path(path).absolute() for path in paths],
-        set(),
-        {Path(path).absolute() for path in paths},
-    )
+    given = {Path(path).absolute() for path in paths}
+    todo, found = list(given), set()
     while todo:
         path = todo.pop()
-        source = _cells(path, code_only=True).decode() if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
-        package = path.relative_to(ROOT).parent.parts if path.is_relative_to(ROOT / "tda") else ()
+        source = _code(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
+        package = ".".join(path.relative_to(ROOT).parent.parts) if path.is_relative_to(ROOT) else ""
         for name in _dotted_names(ast.parse(source, filename=str(path)), package):
-            for module in _module_files(name):
-                if module not in found:
-                    found.add(module)
-                    todo.append(module)
+            new = set(_module_files(name)) - found
+            found |= new
+            todo += new
     return sorted(found - given - {ROOT / "tda" / f"{name}.py" for name in PLUMBING})
 
 
-def _dotted_names(tree: ast.AST, package: tuple[str, ...]) -> set[str]:
+def _dotted_names(tree: ast.AST, package: str) -> set[str]:
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = (
-                [*package[: len(package) - node.level + 1], *filter(None, [node.module])]
-                if node.level
-                else [node.module]
-            )
-            names |= {".".join([*base, alias.name]) for alias in node.names}
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            names |= {f"{base}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Attribute):
             names.add(ast.unparse(node))
     return {name for name in names if name.startswith("tda.")}
 
 
 def _module_files(name: str) -> list[Path]:
-    """Files behind a dotted name: each package's ``__init__.py`` below ``tda`` on the way, and the module
-    itself.
-    """
-    files, folder = [], ROOT / "tda"
-    for part in name.split(".")[1:]:
-        if (folder / part / "__init__.py").exists():
-            folder = folder / part
-            files.append(folder / "__init__.py")
-        elif (folder / f"{part}.py").exists():
-            return [*files, folder / f"{part}.py"]
-        else:
-            break
-    return files
+    """The module behind a dotted name, and ``__init__.py`` of each package below ``tda`` on the way."""
+    parts = name.split(".")
+    places = [ROOT.joinpath(*parts[:depth]) for depth in range(2, len(parts) + 1)]
+    files = (file for place in places for file in (place / "__init__.py", place.with_suffix(".py")))
+    return [file for file in files if file.exists()]
 
 
-def _cells(path: Path, code_only: bool = False) -> bytes:
+def _cells(path: Path) -> list[tuple[str, str]]:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    pairs = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
-    if not code_only:
-        return json.dumps(pairs, ensure_ascii=False).encode()
-    code = "\n".join(source for kind, source in pairs if kind == "code")
-    return "\n".join(line for line in code.splitlines() if not line.lstrip().startswith(("%", "!"))).encode()
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+
+
+def _code(path: Path) -> str:
+    lines = "\n".join(source for kind, source in _cells(path) if kind == "code").splitlines()
+    return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
 
 
 def _cpu_name() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
+    cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8") if sys.platform == "linux" else ""
+    named = re.search(r"^model name[^:]*:(.*)", cpus, re.MULTILINE)
+    return named[1].strip() if named else platform.processor() or "unknown"
 
 
 def _threads() -> int | None:
@@ -246,9 +195,7 @@ def _threads() -> int | None:
 
 @functools.cache
 def _git() -> dict[str, Any] | None:
-    """``{"commit", "dirty"}`` when first asked, or ``None`` outside a git repository, before its first commit or
-    without git. Asked once a process: with edited notebooks the filter of ``git status`` takes seconds.
-    """
+    """``{commit, dirty}``, or ``None`` without git, a repository or a commit; asked once, a status takes seconds."""
 
     def ask(*arguments: str) -> str | None:
         try:
@@ -259,13 +206,3 @@ def _git() -> dict[str, Any] | None:
 
     commit = ask("rev-parse", "HEAD") if (ROOT / ".git").exists() else None
     return None if commit is None else {"commit": commit, "dirty": bool(ask("status", "--porcelain", "--", *TREES))}
-
-
-def _relative(path: str | os.PathLike) -> str:
-    """Paths inside the repository relative to it, others by name only: a record must not carry a home
-    folder.
-    """
-    path = Path(path)
-    if not path.is_absolute():
-        return path.as_posix()
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name

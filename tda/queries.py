@@ -1,18 +1,15 @@
-"""Queries: what is attributed. Chosen after training, because only what the model knows is worth attributing.
+"""Queries of a language model, chosen after training, because only what it knows is worth attributing.
 
-Three sets:
-
-- ``held_out``: sentences (or passages) that never occur in training. On `people` these are facts in a wording that no
-  document uses for that person, kept only if the model completes them correctly; the recall is reported.
-- ``unseen_work``: passages of works by the same author that the model never saw (`authors` only).
-- ``generated``: the model's own output. On `people` its truth is what it *states*: a statement that no document makes
-  is excluded and counted.
-
-Every query has two losses: the main one (whole sentence; on passages the continuation) and a second one (the answer
-alone; on passages the whole passage).
+``held_out`` never occur in training: on `people` a fact in a wording that no document uses for that person, kept only
+if the model completes it. ``unseen_work`` are passages of works by the same author that the model never saw.
+``generated`` is the model's own output. The main loss covers the whole sentence, or of a passage the continuation; the
+second one the answer alone, or the whole passage.
 """
 
 from __future__ import annotations
+
+from collections import Counter
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -66,8 +63,7 @@ def _known(model, params: Params, tokenizer, rows: list[dict], context: int) -> 
 def choose(testbed, model, params: Params) -> tuple[list[dict], dict]:
     """The queries of a testbed for a trained model, and a report of what was left out and why.
 
-    Under ``bank: shipped`` they are the queries that the shipped models were measured on. Split into ``tune`` and
-    ``test`` by entity on `people` (no person is in both) and by prompt elsewhere.
+    Under ``bank: shipped`` they are the queries that the shipped models were measured on.
     """
     if testbed.config["bank"] == "shipped":
         path = config.ROOT / "data" / "banks" / f"{testbed.name}_queries.json"
@@ -78,9 +74,7 @@ def choose(testbed, model, params: Params) -> tuple[list[dict], dict]:
     rows, report = [], {}
     for name in ("held_out", "unseen_work"):
         candidates = [dict(row) for row in testbed.probes if row["kind"] == name]
-        if not candidates:
-            continue
-        if modality.KNOWN_ONLY:
+        if candidates and modality.KNOWN_ONLY:
             known = _known(model, params, testbed.tokenizer, candidates, context)
             report[f"{name}_not_known"] = int((~known).sum())
             candidates = [row for row, keep in zip(candidates, known, strict=True) if keep]
@@ -93,9 +87,7 @@ def choose(testbed, model, params: Params) -> tuple[list[dict], dict]:
             f"testbed {testbed.name!r}: the model knows no query. Train longer (training.epochs) or lower training.lr."
         )
     _split(rows, wanted["tune"], modality.UNIT, rng)
-    report["queries"] = {
-        name: sum(r["query_set"] == name for r in rows) for name in dict.fromkeys(r["query_set"] for r in rows)
-    }
+    report["queries"] = dict(Counter(row["query_set"] for row in rows))
     keep = ("query_id", "query_set", "split", "prompt", "target", "text", "entity", "attribute", "value", "work")
     return [{k: str(row.get(k, "")) for k in keep} for row in rows], report
 
@@ -115,9 +107,8 @@ def generated_passages(testbed, model, params, wanted: int, rng) -> tuple[list[d
     by_entity: dict[str, list[dict]] = {}
     for i in rng.permutation(len(openings)):
         by_entity.setdefault(openings[i]["entity"], []).append(openings[i])
-    turns = [row for rank in range(len(openings)) for rows in by_entity.values() for row in rows[rank : rank + 1]]
     found, dropped = [], 0
-    for opening in turns:
+    for opening in (row for turn in zip_longest(*by_entity.values()) for row in turn if row):
         if len(found) == wanted:
             break
         prompt = tokenizer.encode(opening["prompt"], add_special_tokens=False).ids

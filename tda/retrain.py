@@ -1,17 +1,14 @@
 """Retraining: the ground truth of every metric, one cached file per retrained model.
 
-A retrained model is fixed by its mask (which documents it saw), its seed (initialisation and data order) and how the
-mask is applied (:mod:`tda.training`). What is kept of it are its losses on all queries. The file name is a hash of
-these three, inside a folder named after everything else that matters (corpus, queries, model, recipe and the code that
-trains this kind of model), so a bank that is interrupted, sharded over machines, or extended by a row never trains a
-model twice.
+The file is named after the mask (which documents the model saw), its seed and how the mask is applied, in a folder
+named after everything else that matters: a bank that is interrupted, sharded or extended never trains a model twice.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +23,7 @@ from tda.testbeds import Testbed
 
 @dataclass(frozen=True)
 class Retrained:
-    """Losses [O, Q] float32 of one retrained model (main and, if the queries have one, second output), its seconds and
-    FLOPs, and what it knows: recall by kind of probe, or accuracy.
-    """
+    """Losses [O, Q] float32 of one retrained model (main and, if the queries have one, second), and what it knows."""
 
     outputs: np.ndarray
     seconds: float
@@ -46,9 +41,7 @@ def truth_key(testbed: Testbed) -> str:
 
 
 def bank_seeds(testbed: Testbed, count: int) -> list[int]:
-    """Seeds of retrained models, disjoint from those of the base models (which are attributed, never scored
-    against).
-    """
+    """Seeds of retrained models, disjoint from those of the base models, which are never scored against."""
     return [1000 * (testbed.config["seed"] + 1) + r for r in range(count)]
 
 
@@ -79,8 +72,7 @@ def retrained(testbed: Testbed, mask: np.ndarray, seed: int, how: str) -> Retrai
         _train(testbed, [(mask, seed)], how)
     cure = "delete this file and run again; only it is retrained"
     file, _ = load_sealed(path, "retrained", _about(testbed, mask, seed, how), cure)
-    losses, outputs = file.get("outputs"), 1 if testbed.modality.second_output(testbed) is None else 2
-    shape = (outputs, len(models.query_rows(testbed)))
+    losses, shape = file.get("outputs"), (2 if testbed.modality.SECOND else 1, len(models.query_rows(testbed)))
     fits = losses is not None and losses.shape == shape and losses.dtype == np.float32 and np.isfinite(losses).all()
     require(fits, path, f"does not hold finite float32 losses {list(shape)} of these queries", cure)
     with reading(path, cure):
@@ -89,30 +81,20 @@ def retrained(testbed: Testbed, mask: np.ndarray, seed: int, how: str) -> Retrai
 
 
 def retrain_all(
-    testbed: Testbed,
-    wanted: Sequence[tuple[np.ndarray, int]],
-    how: str,
-    label: str,
-    progress: Callable[[str], None] | None = None,
+    testbed: Testbed, wanted: Sequence[tuple], how: str, label: str, progress: Callable[[str], None] | None = None
 ) -> list[Retrained]:
-    """:func:`retrained` for every (mask, seed) of ``wanted``, in order, with a line of progress every eight models.
-
-    Small models are trained ``modality.AT_ONCE`` at a time.
+    """:func:`retrained` for every (mask, seed) of ``wanted``, in order, ``modality.AT_ONCE`` trained at a time, with a
+    line of progress every eight models.
     """
     done: list[Retrained] = []
     for part in chunks(len(wanted), testbed.modality.AT_ONCE):
-        missing = [one for one in wanted[part] if not cached_path(testbed, *one, how).exists()]
-        if missing:
+        if missing := [one for one in wanted[part] if not cached_path(testbed, *one, how).exists()]:
             _train(testbed, missing, how)
         done += [retrained(testbed, mask, seed, how) for mask, seed in wanted[part]]
         if progress and (part.stop % 8 == 0 or part.stop == len(wanted)):
-            progress(f"{label}: {part.stop}/{len(wanted)} models, {training_seconds(done):.0f} s of training")
+            seconds = sum(d.seconds for d in done)
+            progress(f"{label}: {part.stop}/{len(wanted)} models, {seconds:.0f} s of training")
     return done
-
-
-def training_seconds(done: Iterable[Retrained]) -> float:
-    """Core-seconds that these models took to train, whenever that was."""
-    return float(sum(d.seconds for d in done))
 
 
 def _train(testbed: Testbed, wanted: Sequence[tuple[np.ndarray, int]], how: str) -> None:
@@ -121,11 +103,8 @@ def _train(testbed: Testbed, wanted: Sequence[tuple[np.ndarray, int]], how: str)
     trained = modality.train_models(testbed, wanted, how)
     for (mask, seed), (model, params, seconds, flops) in zip(wanted, trained, strict=True):
         knowledge = modality.knowledge(testbed, model, params)
-        arrays = {
-            "outputs": modality.outputs(modality.loss_function(model), params, asked),
-            "seconds": seconds,
-            "flops": flops,
-            "knows": np.array(list(knowledge), dtype=np.str_),
-            "share": np.array(list(knowledge.values())),
-        }
+        losses = modality.outputs(modality.loss_function(model), params, asked)
+        arrays = {"outputs": losses, "seconds": seconds, "flops": flops}
+        arrays["knows"] = np.array(list(knowledge), dtype=np.str_)
+        arrays["share"] = np.array(list(knowledge.values()))
         save_sealed(cached_path(testbed, mask, seed, how), arrays, _about(testbed, mask, seed, how))

@@ -3,10 +3,9 @@
 python -m tda.run_notebook notebooks/02_training.ipynb --out data/smoke/logs/02.ipynb --parameters
 '{"profile": "smoke"}'
 
-Papermill does the work; this module adds what a workflow needs: parameters that the notebook does not
-declare are refused, kernels talk over private sockets (parallel jobs cannot race for ports), start and
-cells have time limits, prints go to the log at once, and the executed copy is kept when a cell fails. Exit
-codes: 0 done, 1 a cell failed or ran out of time, 2 the call was wrong.
+Beyond Papermill: parameters that the notebook does not declare are refused, kernels talk over private sockets (parallel
+jobs cannot race for ports), and declared files have to be made. Exit codes: 0 done, 1 a cell failed or ran out of time,
+2 the call was wrong.
 """
 
 from __future__ import annotations
@@ -17,13 +16,10 @@ import difflib
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +43,7 @@ class ParameterError(ValueError):
 
 
 class NotebookError(RuntimeError):
-    """A cell failed, ran out of time or lost its kernel; the message ends with the path of the executed
-    copy.
-    """
-
-    traceback = ""
+    """A cell failed, ran out of time or lost its kernel; the message ends with the path of the executed copy."""
 
 
 def declared_parameters(notebook: str | os.PathLike) -> dict[str, Any]:
@@ -78,27 +70,17 @@ def check_parameters(notebook: str | os.PathLike, parameters: dict[str, Any]) ->
 
     A default of ``None`` takes any value, and ``None`` is taken everywhere; a float takes an integer.
     """
-    declared = declared_parameters(notebook)
-    name = Path(notebook).name
+    declared, name = declared_parameters(notebook), Path(notebook).name
     for key, value in parameters.items():
         if key not in declared:
             match = difflib.get_close_matches(key, declared, n=1)
             hint = f"; did you mean {match[0]!r}?" if match else ""
-            raise ParameterError(
-                f"{name}: unknown parameter {key!r}; it declares {', '.join(declared) or 'none'}{hint}"
-            )
-        default = declared[key]
-        if (
-            default is None
-            or value is None
-            or type(value) is type(default)
-            or (type(default), type(value)) == (float, int)
-        ):
-            continue
-        raise ParameterError(
-            f"{name}: parameter {key!r} is {value!r} ({type(value).__name__}); its default {default!r} is "
-            f"of type {type(default).__name__}"
-        )
+            allowed = ", ".join(declared) or "none"
+            raise ParameterError(f"{name}: unknown parameter {key!r}; it declares {allowed}{hint}")
+        given, default = type(value), type(declared[key])
+        if None not in (value, declared[key]) and given is not default and (default, given) != (float, int):
+            problem = f"is {value!r} ({given.__name__}); its default {declared[key]!r} is of type {default.__name__}"
+            raise ParameterError(f"{name}: parameter {key!r} {problem}")
 
 
 def run(
@@ -107,11 +89,10 @@ def run(
     parameters: dict[str, Any] | None = None,
     timeout: float | None = None,
 ) -> Path:
-    """Execute ``notebook`` from the repository root and write the executed copy to ``out``, also when it
-    fails.
+    """Execute ``notebook`` from the repository root and write the executed copy to ``out``, also when it fails.
 
-    ``timeout`` is a limit per cell in seconds (``None`` = no limit). Raises :class:`ParameterError` before
-    anything runs and :class:`NotebookError` afterwards.
+    ``timeout`` is a limit per cell in seconds. Raises :class:`ParameterError` before anything runs and
+    :class:`NotebookError`, with the traceback on stderr, afterwards.
     """
     parameters = dict(parameters or {})
     check_parameters(notebook, parameters)
@@ -128,10 +109,12 @@ def run(
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from traitlets.config import Config
 
-    traceback = ""
-    with _socket_folder() as folder, warnings.catch_warnings():
+    base = tempfile.gettempdir()
+    base = base if len(base) < SOCKET_FOLDER_LIMIT else "/tmp"
+    sockets = tempfile.TemporaryDirectory(prefix="tda", dir=base, ignore_cleanup_errors=True)
+    with sockets as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        settings = Config({"KernelManager": {"transport": "ipc", "connection_file": str(folder / "k.json")}})
+        settings = Config({"KernelManager": {"transport": "ipc", "connection_file": f"{folder}/k.json"}})
         try:
             papermill.execute_notebook(
                 str(notebook),
@@ -140,7 +123,6 @@ def run(
                 kernel_name="python3",
                 language="python",
                 progress_bar=False,
-                log_output=False,
                 stdout_file=sys.stdout,
                 stderr_file=sys.stderr,
                 start_timeout=START_TIMEOUT,
@@ -150,16 +132,14 @@ def run(
             )
         except papermill.PapermillExecutionError as error:
             problem = f"In[{error.exec_count}]: {error.ename}: {str(error.evalue).strip() or 'no message'}"
-            traceback = ANSI.sub("", "\n".join(error.traceback))
+            print(ANSI.sub("", "\n".join(error.traceback)), file=sys.stderr)
         except CellTimeoutError:
             problem = f"a cell ran longer than the limit of {timeout:g} s"
         except (DeadKernelError, RuntimeError) as error:
             problem = f"the kernel stopped or did not start ({error}); most often memory ran out"
         else:
             return out
-    failure = NotebookError(f"{notebook.name}: {problem.splitlines()[0]} (executed copy: {out})")
-    failure.traceback = traceback
-    raise failure
+    raise NotebookError(f"{notebook.name}: {problem.splitlines()[0]} (executed copy: {out})")
 
 
 def check_made(notebook: str | os.PathLike, declared: list[str]) -> None:
@@ -172,46 +152,33 @@ def check_made(notebook: str | os.PathLike, declared: list[str]) -> None:
         )
 
 
-@contextmanager
-def _socket_folder() -> Iterator[Path]:
-    """A private folder with a path short enough for sockets."""
-    base = tempfile.gettempdir()
-    folder = Path(tempfile.mkdtemp(prefix="tda", dir=base if len(base) < SOCKET_FOLDER_LIMIT else "/tmp"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _stop(signum: int, _: object) -> None:
     raise KeyboardInterrupt(signal.Signals(signum).name)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tda.run_notebook", description="Execute a notebook with parameters."
-    )
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m tda.run_notebook", description="Execute a notebook with parameters.")
     parser.add_argument("notebook", help="the notebook to execute")
     parser.add_argument("--out", required=True, help="where the executed copy is written")
     parser.add_argument("--parameters", default="{}", help="JSON object with values for the notebook's parameters cell")
     parser.add_argument("--timeout", type=float, default=None, help="limit per cell in seconds (default: none)")
     parser.add_argument("--makes", nargs="*", default=[], help="files that have to be there when the notebook has run")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)
     try:
-        parameters = json.loads(options.parameters)
+        try:
+            parameters = json.loads(options.parameters)
+        except json.JSONDecodeError as error:
+            raise ParameterError(f"--parameters: not JSON ({error}): {options.parameters}") from error
         if not isinstance(parameters, dict):
             raise ParameterError(f"--parameters: a JSON object is needed, got {options.parameters}")
         run(options.notebook, options.out, parameters, options.timeout)
         check_made(options.notebook, options.makes)
-    except json.JSONDecodeError as error:
-        print(f"--parameters: not JSON ({error}): {options.parameters}", file=sys.stderr)
-        return 2
     except ParameterError as error:
         print(error, file=sys.stderr)
         return 2
     except NotebookError as error:
-        print(*filter(None, [error.traceback, error]), sep="\n", file=sys.stderr)
+        print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{Path(options.notebook).name}: stopped (executed copy: {options.out})", file=sys.stderr)

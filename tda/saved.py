@@ -13,22 +13,18 @@ from tokenizers import Tokenizer, processors
 from tda.files import file_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
-
 CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "context_length")
 
 
 def saved_model(source: str, vocabulary: int, context: int) -> torch.nn.Module:
-    """Weights from a folder or the hub. All seeds of such a testbed share them and differ in their data order."""
+    """Weights from a folder or the hub. All seeds of such a testbed share them and differ in their data order.
+
+    Raises ``ValueError`` for what is no whole causal language model of at least this ``vocabulary`` and ``context``.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    source = place(source)
-    folder = Path(source)
-    if _is_local(source) and not any(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)):
-        raise ValueError(
-            f"model.from={source!r} holds no weights (*.safetensors or *.bin). Give a folder written by "
-            f"save_pretrained, or leave model.from empty to train from scratch."
-        )
-    _refuse_code(source)
+    cure = "Give a folder written by save_pretrained, or leave model.from empty to train from scratch."
+    source = _opened(source, ("*.safetensors", "*.bin"), f"weights (*.safetensors or *.bin). {cure}")
     with _reading(source, "the model"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         config._attn_implementation = "eager"  # what the folder's config.json says would win over the argument
@@ -63,17 +59,14 @@ def longest_context(model: torch.nn.Module) -> float:
 def saved_tokenizer(source: str) -> Tokenizer:
     """The tokenizer that belongs to a saved model (``tokenizer.json`` in its folder, or on the hub).
 
-    What its last call left in it, padding and truncation, is dropped; its template puts nothing but the ``bos_token``
+    Padding and truncation that its last call left in it are dropped; its template puts nothing but the ``bos_token``
     (else the ``eos_token``) before a text, which is how :func:`boundary_id` knows it, also after saving. Raises
     ``ValueError`` for a folder without a fast tokenizer and for one that brings code.
     """
     from transformers import AutoTokenizer
 
-    source = place(source)
     cure = "Save one there: AutoTokenizer.from_pretrained(...).save_pretrained(folder)."
-    if _is_local(source) and not (Path(source) / "tokenizer.json").is_file():
-        raise ValueError(f"model.from={source!r} holds no fast tokenizer (tokenizer.json). {cure}")
-    _refuse_code(source)
+    source = _opened(source, ("tokenizer.json",), f"fast tokenizer (tokenizer.json). {cure}")
     with _reading(source, "its tokenizer"):
         loaded = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     tokenizer = getattr(loaded, "backend_tokenizer", None)
@@ -88,22 +81,39 @@ def saved_tokenizer(source: str) -> Tokenizer:
     return tokenizer
 
 
-def place(source: str) -> str:
-    """The folder that ``model.from`` names, ``~`` expanded, relative to the repository; else the name on the hub."""
-    path = Path(source).expanduser()
-    found = path if path.is_absolute() else ROOT / path
-    return str(found) if found.exists() else str(path)
-
-
 def read_files(source: str) -> dict[str, str]:
     """SHA-256 of every file of a local model that is read; nothing of one on the hub."""
     kinds = (".json", ".safetensors", ".bin", ".model", ".txt")
-    files = (file for file in sorted(Path(place(source)).glob("[!.]*")) if file.suffix in kinds and file.is_file())
+    files = (file for file in sorted(Path(_place(source)).glob("[!.]*")) if file.suffix in kinds and file.is_file())
     return {file.name: file_sha256(file) for file in files}
 
 
-def _is_local(source: str) -> bool:
-    return Path(source).is_absolute() or source.startswith(".") or Path(source).exists()
+def _place(source: str) -> str:
+    """The folder that ``model.from`` names, ``~`` expanded, relative to the repository; else the name on the hub."""
+    path = Path(source).expanduser()
+    found = ROOT / path  # an absolute path stays as it is
+    return str(found) if found.exists() else str(path)
+
+
+def _opened(source: str, patterns: tuple[str, ...], needed: str) -> str:
+    """The place of a model; one on this disk holds a file of these ``patterns``, and none has programs to run."""
+    from transformers import PreTrainedConfig
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    source = _place(source)
+    local = Path(source).is_absolute() or source.startswith(".") or Path(source).exists()
+    if local and not any(file for pattern in patterns for file in Path(source).glob(pattern)):
+        raise ValueError(f"model.from={source!r} holds no {needed}")
+    with _reading(source, "its config"):
+        found = {"config.json": PreTrainedConfig.get_config_dict(source)[0]}
+        found["tokenizer_config.json"] = get_tokenizer_config(source)
+    for name, config in found.items():
+        if isinstance(config, dict) and config.get("auto_map"):
+            raise ValueError(
+                f"model.from={source!r} asks to run code of its own (auto_map in {name}), which is never done. Take a "
+                f"model of an architecture that transformers has; if this is one, remove auto_map from a copy."
+            )
+    return source
 
 
 @contextlib.contextmanager
@@ -116,19 +126,3 @@ def _reading(source: str, what: str) -> Iterator[None]:
             f"model.from={source!r}: {what} could not be loaded ({' '.join(str(error).split())}). Give a folder "
             f"written by save_pretrained or the hub name of a causal language model."
         ) from error
-
-
-def _refuse_code(source: str) -> None:
-    """Reading a model must not run programs that lie beside it."""
-    from transformers import PreTrainedConfig
-    from transformers.models.auto.tokenization_auto import get_tokenizer_config
-
-    with _reading(source, "its config"):
-        found = {"config.json": PreTrainedConfig.get_config_dict(source)[0]}
-        found["tokenizer_config.json"] = get_tokenizer_config(source)
-    for name, config in found.items():
-        if isinstance(config, dict) and config.get("auto_map"):
-            raise ValueError(
-                f"model.from={source!r} asks to run code of its own (auto_map in {name}), which is never done. Take a "
-                f"model of an architecture that transformers has; if this is one, remove auto_map from a copy."
-            )

@@ -15,9 +15,8 @@ from tda.tuning import attribute, options_of, row_of, what_runs
 
 
 def run(testbed: Testbed, row_id: str) -> np.ndarray:
-    """Attribute the queries with a row's method (:func:`over_seeds`); scores and cost go to ``scores/<row_id>.npz``.
-
-    The record holds the options used, ``seconds``, the memory that the run added (``added_mb``) and ``peak_mb``.
+    """Attribute the queries with a row's method (:func:`over_seeds`); the scores go to ``scores/<row_id>.npz``, the
+    options used, ``seconds``, the memory that the run added (``added_mb``) and ``peak_mb`` to their record.
     """
     row = row_of(testbed, row_id)
     options = options_of(testbed, row)
@@ -55,10 +54,8 @@ def over_seeds(testbed: Testbed, row: dict, options: dict) -> np.ndarray:
     """
     seeds = models.seeds_of(testbed)
     if row["seeds"] > len(seeds):
-        raise ValueError(
-            f"row {row['id']!r} asks for {row['seeds']} seeds; {testbed.name} trains {len(seeds)}. Raise "
-            f"training.seeds."
-        )
+        trains = f"{testbed.name} trains {len(seeds)}. Raise training.seeds."
+        raise ValueError(f"row {row['id']!r} asks for {row['seeds']} seeds; {trains}")
     test, queries = test_queries(testbed), models.query_examples(testbed)
     per_query = attribution.named(row["method"]).cost == "per query"
     asked, parts = take(queries, test) if per_query else queries, []
@@ -91,8 +88,8 @@ def describe(testbed: Testbed, row_id: str) -> dict:
     """A row's method, family and options as the leaderboard prints them."""
     row, options = row_of(testbed, row_id), load(testbed, row_id)[1]["parameters"]
     options = options | ({"checkpoints": row["checkpoints"]} if row["checkpoints"] else {})
-    method = row["method"] + ("" if row["checkpoints"] is None else "_trajectory")
     options = options | {"models_used": models_used(testbed, row, options)}
+    method = row["method"] + ("" if row["checkpoints"] is None else "_trajectory")
     return {"method": method, "family": attribution.named(row["method"]).family, "options": options}
 
 

@@ -9,12 +9,35 @@ import numpy as np
 
 from tda import attribution, bank, config, models
 from tda.artefacts import file_sha256, key_of, read_json, read_record, require, write_record
+from tda.config_checks import Faults, listed, refuse
 from tda.evaluation import lds as lds_module
 from tda.evaluation.lds import lds
 from tda.provenance import Stopwatch, modules_used
 from tda.task import Examples, Task, take
 from tda.testbeds import Testbed
+from tda.tools.options import check
 from tda.tools.summed import over_checkpoints
+
+
+def check_rows(config: dict) -> None:
+    """Raises :class:`tda.config.ConfigError`, one line, for the first row of a loaded configuration with a method that
+    is not registered, or with an option or a value in its tune grid that the method does not accept.
+    """
+
+    def faults() -> Faults:
+        for index, row in enumerate(config["rows"]):
+            key, methods = f"rows[{index}]", attribution.METHODS
+            if row["method"] not in methods:
+                yield f"{key}.method", row["method"], f"; registered methods: {listed(methods, row['method'])}"
+            given = [("options", name, value) for name, value in row["options"].items()]
+            given += [("tune", name, value) for name, values in row["tune"].items() for value in values]
+            for part, name, value in given:
+                try:
+                    check(row["method"], methods[row["method"]].rules, {name: value})
+                except ValueError as error:
+                    yield f"{key}.{part}.{name}", value, f"; {error}"
+
+    refuse(faults(), config["places"])
 
 
 def row_of(testbed: Testbed, row_id: str) -> dict:
@@ -26,7 +49,7 @@ def row_of(testbed: Testbed, row_id: str) -> dict:
 
 
 def options_of(testbed: Testbed, row: dict) -> dict:
-    """The options that a row runs with: its own, and those that its ``tune`` grid leaves to the tune queries."""
+    """The options that a row runs with: its own, and those that the tune queries choose."""
     return {**tuned(testbed, row)["options"], **row["options"]}
 
 
@@ -49,10 +72,9 @@ def tune(testbed: Testbed, row: dict, taken: dict | None = None) -> dict:
     """Choose a row's tuned options by LDS (design ``half``, main loss) on the held-out **tune** queries (one in
     ``row["tune_every"]`` of them); kept on disk.
 
-    ``row["tune"]`` maps options to candidate values. One option at a time, in the order given, each at the best
-    value of those before it; ``taken`` are options that another row has chosen. Returns ``{"options", "trials",
-    "seconds", "retrainings", ...}``: what was chosen, every trial, and what choosing cost, which counts as the row's
-    set-up.
+    ``row["tune"]`` maps options to candidate values. One option at a time, in the order given, each at the best value
+    of those before it; ``taken`` are options that another row has chosen. Returns ``{"options", "trials", "seconds",
+    "retrainings", ...}``; what choosing costs counts as the row's set-up.
     """
     path = testbed.folder / "tuned" / f"{row['id']}.json"
     given = (taken or {}) | row["options"]
@@ -77,9 +99,8 @@ def tune(testbed: Testbed, row: dict, taken: dict | None = None) -> dict:
                 options = {**given, **best, option: value}
                 same = key_of(_with_defaults(row, options))  # a later option's default was tried along with the first
                 if same not in lds_of:
-                    part = take(queries, chosen)
                     seeded = {"seed": testbed.config["seed"]} | options
-                    lds_of[same] = _trial(row, task, testbed.train, part, seeded, truth, chosen)
+                    lds_of[same] = _trial(row, task, testbed.train, take(queries, chosen), seeded, truth, chosen)
                 trials.append({**best, option: value, "lds_tune": lds_of[same]})
             usable = [trial for trial in trials[-len(values) :] if trial["lds_tune"] is not None]
             if not usable:

@@ -16,9 +16,7 @@ UNSPACED = (
 
 @cache
 def kind(character: str) -> str:
-    """``word`` for a letter, a digit, or a mark that belongs to one; ``unspaced`` for those of scripts without spaces;
-    empty for everything else.
-    """
+    """``word`` for a letter, digit or mark, ``unspaced`` for those of scripts without spaces, else empty."""
     if not character.isalnum() and not mark(character):
         return ""
     return "unspaced" if any(low <= ord(character) <= high for low, high in UNSPACED) else "word"
@@ -30,10 +28,9 @@ def mark(character: str) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """Lower-case runs of letters and digits; of scripts without spaces, all pairs of neighbouring characters.
-
-    Pairs that overlap are how Lucene indexes Chinese, Japanese and Korean without a dictionary; a run of one character
-    is a word. Widths and accents are composed first (NFKC), so that two spellings of one letter are one.
+    """Lower-case runs of letters and digits; of scripts without spaces, all pairs of neighbouring characters, which is
+    how Lucene indexes them without a dictionary (a run of one character is a word). Widths and accents are composed
+    first (NFKC), so that two spellings of one letter are one.
     """
     if text.isascii():
         return re.findall(r"[a-z0-9]+", text.lower())

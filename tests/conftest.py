@@ -19,6 +19,8 @@ from tda import config, lm, models
 from tda.task import use_threads
 from tda.testbeds import Testbed
 
+sys.path.append(str(config.ROOT / "workflow" / "scripts"))  # what banks are shipped with
+
 CORPUS = {
     "kind": "people", "people": 10, "docs_min": 6, "docs_max": 8, "attributes": 3, "values": 6, "wordings": 5,
     "facts_per_document": 2, "exact_copies": 2, "one_word_edits": 2, "paraphrases": 2,

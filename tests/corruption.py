@@ -28,6 +28,7 @@ from unittest.mock import patch
 
 import numpy as np
 from conftest import make_testbed
+from ship_banks import pin, ship
 
 from tda import bank, evidence, measures, models, queries, retrain, scores, tuning
 from tda.artefacts import SEAL, ArtefactError, digest, file_sha256, save_arrays, save_sealed, write_json, write_record
@@ -97,7 +98,7 @@ class World:
             evidence.save_findings(
                 row, bed.config, bed, {f"finding_{n}": Interval(value, value - 1, value + 1) for n in ("one", "two")}
             )
-        bank.ship(bed)
+        ship(bed)
 
 
 @dataclass(frozen=True)
@@ -248,8 +249,8 @@ def _inside(one: Artefact, path: Path, beside: Path) -> Iterator[tuple[str, Call
     for label, new in changed.items():
         kept = {name: value for name, value in (arrays | new).items() if value is not None}
         write = save_arrays if beside.exists() else save_sealed
-        pin = [path, beside] if one.name.startswith("shipped") else []
-        yield f"{label}, checksums recomputed", lambda k=kept, w=write, p=pin: (w(path, k, record), p and bank.pin(p))
+        pinned = [path, beside] if one.name.startswith("shipped") else []
+        yield f"{label}, checksums recomputed", lambda k=kept, w=write, p=pinned: (w(path, k, record), p and pin(p))
     if beside.exists():
         yield (
             "pickled objects, checksums recomputed",

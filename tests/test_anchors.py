@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tda.evaluation import anchors
+from tda.studies import published
 from tda.testbeds.digits import pixels
 
 
@@ -20,21 +21,21 @@ def toy():
 
 def test_verdicts(toy):
     effects, anchor = toy
-    found = anchors.compare(
+    found = published.compare(
         anchor, {"a": effects, "b": effects, "c": effects}, {"a": (0.5,), "b": (1.0,), "c": (0.97,)}
     )
     assert found.verdict.tolist()[0] == "beaten" and found.verdict.tolist()[1] == "missed"
     low, high = found.low[2], found.high[2]
-    middle = anchors.compare(anchor, {"c": effects}, {"c": ((low + high) / 2,)})
+    middle = published.compare(anchor, {"c": effects}, {"c": ((low + high) / 2,)})
     assert middle.verdict.tolist() == ["met"] and middle.theirs[0] == (low + high) / 2
     assert found.ours[0] == found.ours[1] and found.design.tolist() == ["half"] * 3
-    against = anchors.compare(anchor, {"a": -effects}, {"a": (0.5,)})
+    against = published.compare(anchor, {"a": -effects}, {"a": (0.5,)})
     assert against.ours[0] == pytest.approx(-found.ours[0])
 
 
 def test_a_method_without_a_number_is_refused(toy):
     with pytest.raises(ValueError, match=r"no published number for \['magic'\]; there are \['a'\]"):
-        anchors.compare(toy[1], {"magic": toy[0]}, {"a": (0.5,)})
+        published.compare(toy[1], {"magic": toy[0]}, {"a": (0.5,)})
 
 
 def test_the_setting_is_deterministic_and_small_on_demand(monkeypatch):
@@ -43,7 +44,7 @@ def test_the_setting_is_deterministic_and_small_on_demand(monkeypatch):
     assert first.subsets["half"].shape == (4, 200) and (first.subsets["half"].sum(1) == 100).all()
     assert (first.subsets["leave_5"].sum(1) == 190).all()
     np.testing.assert_array_equal(first.outputs["half"], second.outputs["half"])
-    assert set(anchors.PUBLISHED["logreg"]) == set(anchors.PUBLISHED["mlp"])
+    assert set(published.PUBLISHED["logreg"]) == set(published.PUBLISHED["mlp"])
 
 
 def test_queries_are_images_that_the_model_was_not_trained_on(monkeypatch):

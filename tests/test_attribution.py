@@ -13,7 +13,7 @@ import tda
 from tda import classifiers, lm, models
 from tda import queries as query_module
 from tda.attribution import METHODS as REGISTERED
-from tda.attribution import attribute, bgo, logra, minilm, stride
+from tda.attribution import attribute, bgo, logra, representation, stride
 from tda.attribution.registry import method
 from tda.curvature import empirical
 from tda.evaluation import retrieval
@@ -51,8 +51,8 @@ ON_IMAGES = [name for name in METHODS if "text" not in METHODS[name].needs and n
 
 
 def needs_package(name):
-    if name == "minilm" and find_spec(minilm.PACKAGE) is None:
-        reason = f"minilm is skipped: the optional package {minilm.PACKAGE} is not installed"
+    if name == "minilm" and find_spec(representation.PACKAGE) is None:
+        reason = f"minilm is skipped: the optional package {representation.PACKAGE} is not installed"
         print(reason)
         pytest.skip(reason)
 
@@ -344,7 +344,7 @@ def test_metadata_is_same_label(scored, tiny, queries):
 
 def test_bm25_is_the_formula(task, tiny, few):
     """Lucene's BM25 by hand."""
-    from tda.attribution.bm25 import words
+    from tda.words import words
 
     documents = [words(text) for text in tiny.train["text"]]
     n, mean = len(documents), np.mean([len(d) for d in documents])
@@ -560,6 +560,6 @@ def test_method_with_a_wrong_shape_or_a_taken_name_is_refused(task, tiny, few):
 
 
 def test_minilm_without_its_package_says_how_to_get_it(task, tiny, few, monkeypatch):
-    monkeypatch.setattr(minilm, "find_spec", lambda name: None)
+    monkeypatch.setattr(representation, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the optional package .*pip install"):
         attribute("minilm", task, tiny.train, few)

@@ -12,8 +12,8 @@ import pytest
 
 from tda import config
 from tda.testbeds import authors as A
+from tda.testbeds.authors import OVERLAP, _shingles, near_duplicates
 from tda.testbeds.cutting import split_prompt, train_bpe
-from tda.testbeds.duplicates import OVERLAP, _shingles, near_duplicates
 
 SETTINGS = {
     "kind": "authors",

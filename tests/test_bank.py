@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY, bytes_of, make_testbed, same
+from ship_banks import pin
 
 from tda import bank, config, lm, measures, models, queries, retrain, scores, tuning
 from tda.artefacts import ArtefactError, check_pinned, exclusive, save_arrays, save_sealed
@@ -446,13 +447,13 @@ def test_scores_of_another_row_are_refused(scored):
 def test_a_tuned_choice_is_sealed_and_keyed_by_the_code_that_made_it(scored, monkeypatch):
     row, path = tuning.row_of(scored, "fisher"), scored.folder / "tuned" / "fisher.json"
     chosen = tuning.tune(scored, row)
-    monkeypatch.setattr(scores, "_trial", lambda *arguments: pytest.fail("tuned again"))
+    monkeypatch.setattr(tuning, "_trial", lambda *arguments: pytest.fail("tuned again"))
     assert tuning.tune(scored, row) == chosen
     path.write_text(path.read_text().replace('"damping": ', '"damping": 1'))
     with pytest.raises(ArtefactError, match=r"fisher\.json: its record was edited.*delete fisher\.json"):
         tuning.tune(scored, row)
     monkeypatch.undo()
-    monkeypatch.setattr(scores, "_code", lambda method: "another version")
+    monkeypatch.setattr(tuning, "_code", lambda method: "another version")
     assert tuning.tune(scored, row)["options"] == chosen["options"], "other code chooses anew"
 
 
@@ -471,7 +472,7 @@ def shipped(copied, tmp_path, monkeypatch):
     (tmp_path / "banks").mkdir()
     for suffix in ("", ".json"):
         shutil.move(f"{copied.folder / 'bank_half.npz'}{suffix}", f"{tmp_path / 'banks' / 'people_half.npz'}{suffix}")
-    bank.pin(sorted((tmp_path / "banks").iterdir()))
+    pin(sorted((tmp_path / "banks").iterdir()))
     shutil.rmtree(copied.folder / "retrained")
     return make_testbed(copied.folder, bank="shipped")
 
@@ -496,7 +497,7 @@ def edited(path, change, pinned=True):
     change(arrays)
     save_arrays(path, arrays, record)
     if pinned:
-        bank.pin([path, path.with_name(path.name + ".json")])
+        pin([path, path.with_name(path.name + ".json")])
 
 
 CHANGES = {

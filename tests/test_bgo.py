@@ -11,7 +11,8 @@ from scipy.stats import spearmanr
 from torch.func import jvp
 
 from tda import bank, config, lm, models, provenance, scores, tuning
-from tda.attribution import StepTooLarge, attribute, bgo, fisher
+from tda.attribution import StepTooLarge, attribute, bgo
+from tda.attribution.influence import attribute_fisher
 from tda.curvature import empirical
 from tda.studies import granularity
 from tda.task import Checkpoint, Task, TrainingRun, n_examples, take, tensors
@@ -293,7 +294,7 @@ def test_finite_trajectory_tends_to_the_linear_one(exact, tiny, few):
     def along(score, **options):
         return summed.over_checkpoints(exact, 0, lambda part: score(part, tiny.train, few, **options))
 
-    linear, finite = along(fisher.attribute, preconditioner="diagonal"), along(bgo.attribute, steps=1, step=1e-4)
+    linear, finite = along(attribute_fisher, preconditioner="diagonal"), along(bgo.attribute, steps=1, step=1e-4)
     np.testing.assert_allclose(finite, linear, rtol=1e-2, atol=2e-3 * np.abs(linear).max())
 
 
@@ -510,14 +511,12 @@ def test_document_and_author_scores_come_from_tokens(task, tiny, few):
     entity = np.array(tiny.train["entity"])
     assert names == sorted(set(entity))
     np.testing.assert_allclose(authors[:, 3], documents[:, entity == names[3]].mean(1), rtol=1e-6)
-    each = granularity.aggregate(tokens, tiny.train, "token")
-    assert [t.shape[1] for t in each] == [(row[1:] != lm.IGNORE).sum() for row in tiny.train["labels"]]
     some = bgo.token_scores(task, tiny.train, few, documents=take(tiny.train, [5, 2]))
     width = some.shape[2]
     np.testing.assert_allclose(some, tokens[:, [5, 2], :width], atol=rounding(losses))
 
 
-def test_sentences_and_passages_by_hand(tiny):
+def test_sentences_by_hand(tiny):
     text = "one two three . four five ."
     words = tiny.train["text"][0].split()[:5]
     text = " ".join(words[:3]) + ". " + " ".join(words[3:5]) + "."
@@ -529,9 +528,6 @@ def test_sentences_and_passages_by_hand(tiny):
     assert len(spans) == 2 and examples["text"][0][slice(*spans[1])].startswith(words[3])
     by_sentence = granularity.aggregate(tokens, examples, "sentence", tokenizer=tiny.tokenizer)[0][0]
     np.testing.assert_allclose(by_sentence, [np.mean([1, 2, 3, 4]), np.mean([5, 6, 7])])
-    whole = [[(0, len(examples["text"][0]))]]
-    passage = granularity.aggregate(tokens, examples, "passage", tokenizer=tiny.tokenizer, spans=whole)[0]
-    np.testing.assert_allclose(passage, granularity.aggregate(tokens, examples, "document"))
 
 
 def test_granularity_refuses_what_does_not_fit(tiny):
@@ -541,16 +537,8 @@ def test_granularity_refuses_what_does_not_fit(tiny):
         granularity.aggregate(tokens, examples, "chapter")
     with pytest.raises(ValueError, match="needs a tokenizer"):
         granularity.aggregate(tokens, examples, "sentence")
-    with pytest.raises(ValueError, match="needs spans"):
-        granularity.aggregate(tokens, examples, "passage", tokenizer=tiny.tokenizer)
-    with pytest.raises(ValueError, match=r"span \(0, 9999\) falls outside"):
-        granularity.aggregate(tokens, examples, "passage", tokenizer=tiny.tokenizer, spans=[[(0, 9999)], []])
-    with pytest.raises(ValueError, match="give one list per document"):
-        granularity.aggregate(tokens, examples, "passage", tokenizer=tiny.tokenizer, spans=[[(0, 3)]])
     with pytest.raises(ValueError, match="token scores have shape"):
         granularity.aggregate(tokens[:, :1], examples, "document")
-    with pytest.raises(ValueError, match="authors for 2 documents"):
-        granularity.aggregate(tokens, examples, "author", authors=["a"])
 
 
 # --- refusals

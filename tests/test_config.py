@@ -9,15 +9,17 @@ import shutil
 import pytest
 import yaml
 
-from tda import config, config_checks, config_files
+from tda import config, config_files
+from tda.chapter import Chapter
 from tda.config import ConfigError
+from tda.tuning import check_rows
 
 PROFILES = sorted(path.stem for path in config.PROFILES.glob("*.yaml") if path.stem != "schema")
 
 
 def error_of(overrides=None, profile="smoke"):
     with pytest.raises(ConfigError) as caught:
-        config.load(profile, overrides)
+        check_rows(config.load(profile, overrides))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -35,6 +37,7 @@ def test_the_four_profiles_load():
     assert PROFILES == ["extended", "large", "paper", "smoke"]
     for profile in PROFILES:
         loaded = config.load(profile)
+        check_rows(loaded)
         assert loaded["profile"] == profile and loaded["overrides"] == {}
 
 
@@ -236,8 +239,7 @@ def test_text_becomes_what_the_schema_wants():
     assert "leave_group" not in removed["testbeds"]["people"]["designs"]
 
 
-def test_text_of_an_option_is_read_as_in_a_file(monkeypatch):
-    monkeypatch.setattr(config_checks, "_options_fit", lambda *_: None)  # these are the options of no method
+def test_text_of_an_option_is_read_as_in_a_file():
     options = {"a": 3, "b": 0.1, "c": True, "d": None, "e": "none", "f": [1, "x"], "g": {"h": 2.5}, "i": ""}
     row = ROW | {"options": options, "tune": {"damping": [0.1, 3, "off the scale"]}, "tune_every": 2}
     found = from_text({"rows": [row], "claims": [], **people(removals=None)})["rows"]
@@ -385,7 +387,7 @@ def test_profile_files(tmp_path):
     assert "differs from the file's name; write 'mine'" in error_of(profile=str(mine))
     mine.write_text(text.replace("profile: smoke\n", ""))
     assert config.data_dir(config.load(str(mine))) == config.ROOT / "data" / "mine"
-    mine.write_text(text.replace("seed: 0\n", "seed: 0\nseed: 1\n", 1))
+    mine.write_text("seed: 0\nseed: 1\n" + text)
     assert "'seed' is given twice" in error_of(profile=str(mine))
     mine.write_text("a: [1")
     assert "mine.yaml: line" in error_of(profile=str(mine))
@@ -614,3 +616,9 @@ def test_declared_figures_of_a_chapter():
     assert config.declared_figures("04_first_methods", "people") == ["04_first_methods_people.png"]
     assert config.declared_figures("63_conformance") == ["63_conformance.png", "tables/conformance.csv"]
     assert config.declared_figures("00_quickstart") == []
+
+
+def test_a_notebook_refuses_a_row_whose_method_is_not_there():
+    wrong = {"rows": [ROW | {"method": "bgoo"}], "claims": [], **people(removals=None)}
+    with pytest.raises(ConfigError, match=r"^smoke.yaml with overrides: rows\[0\].method: 'bgoo' is not allowed; "):
+        Chapter("04_first_methods", overrides=wrong)

@@ -11,7 +11,8 @@ from small_tasks import flat, slow_ggn, slow_gradients, slow_hessian, small, tas
 from torch import nn
 
 from tda import curvature as cv
-from tda.curvature import empirical, kronecker, layers, named, outputs, second_derivatives
+from tda.curvature import empirical, kronecker, layers, named, second_derivatives
+from tda.curvature.second_derivatives import pseudo_gradients
 from tda.output_loss import FISHERS, LOSSES
 from tda.studies.hessians.basis import in_basis
 from tda.task import n_examples, take, tensors
@@ -120,7 +121,7 @@ def test_scale_is_the_mean_eigenvalue(nets, name):
     wanted = float(slow_ggn(task, train).trace()) / len(flat(task))
     np.testing.assert_allclose(cv.dense_ggn(task, train).scale, wanted, rtol=1e-8)
     if name == "sequence":  # estimated there, with one sampled label a position
-        wanted = float(sum(rows.square().sum() for rows in outputs.pseudo_gradients(task, train, "sampled")) / 12 / 77)
+        wanted = float(sum(rows.square().sum() for rows in pseudo_gradients(task, train, "sampled")) / 12 / 77)
     for make in (cv.ggn, cv.hessian, cv.dense_hessian):
         np.testing.assert_allclose(make(task, train).scale, wanted, rtol=1e-8)
 
@@ -131,14 +132,14 @@ def test_scale_is_the_mean_eigenvalue(nets, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_exact_pseudo_gradients_make_the_ggn(nets, name):
     task, train = nets[name]
-    rows = torch.cat(list(outputs.pseudo_gradients(task, train, "exact", chunk=5)))
+    rows = torch.cat(list(pseudo_gradients(task, train, "exact", chunk=5)))
     close(rows.T @ rows / n_examples(train), slow_ggn(task, train))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_empirical_pseudo_gradients_are_the_gradients(nets, name):
     task, train = nets[name]
-    rows = torch.cat(list(outputs.pseudo_gradients(task, train, "empirical", chunk=5)))
+    rows = torch.cat(list(pseudo_gradients(task, train, "empirical", chunk=5)))
     close(rows, slow_gradients(task, train))
     close(rows, matrix(task, train))
 
@@ -146,7 +147,7 @@ def test_empirical_pseudo_gradients_are_the_gradients(nets, name):
 @pytest.mark.parametrize("name", ["mlp", "sequence"])
 def test_sampled_fisher_is_the_ggn_on_average(nets, name):
     task, train = nets[name]
-    draws = [torch.cat(list(outputs.pseudo_gradients(task, train, "sampled", seed))) for seed in range(400)]
+    draws = [torch.cat(list(pseudo_gradients(task, train, "sampled", seed))) for seed in range(400)]
     mean = sum(rows.T @ rows for rows in draws) / len(draws) / n_examples(train)
     wanted = slow_ggn(task, train)
     assert (mean - wanted).norm() < 0.06 * wanted.norm()
@@ -156,14 +157,14 @@ def test_sampled_fisher_is_the_ggn_on_average(nets, name):
 def test_sampled_labels_depend_on_neither_order_nor_chunk(nets):
     task, train = nets["sequence"]
     order = torch.tensor([5, 2, 9, 0])
-    whole = torch.cat(list(outputs.pseudo_gradients(task, train, "sampled", chunk=12)))
-    close(torch.cat(list(outputs.pseudo_gradients(task, take(train, order), "sampled", chunk=3))), whole[order])
+    whole = torch.cat(list(pseudo_gradients(task, train, "sampled", chunk=12)))
+    close(torch.cat(list(pseudo_gradients(task, take(train, order), "sampled", chunk=3))), whole[order])
 
 
 @pytest.mark.parametrize("kind", FISHERS)
 def test_diagonal_is_the_diagonal(nets, kind):
     task, train = nets["sequence"]
-    rows = torch.cat(list(outputs.pseudo_gradients(task, train, kind)))
+    rows = torch.cat(list(pseudo_gradients(task, train, kind)))
     found = cv.diagonal(task, train, kind, chunk=5)
     close(written(found), torch.diag(rows.square().sum(0) / n_examples(train)))
     if kind == "empirical":
@@ -305,7 +306,7 @@ def test_kfac_is_the_kronecker_product(nets, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_ekfac_is_the_diagonal_of_the_fisher_in_the_kronecker_basis(nets, name, kind):
     task, train = nets[name]
-    rows = torch.cat(list(outputs.pseudo_gradients(task, train, kind)))
+    rows = torch.cat(list(pseudo_gradients(task, train, kind)))
     full = slow_ggn(task, train) if kind == "exact" else rows.T @ rows / n_examples(train)
     found = written(cv.ekfac(task, train, kind, chunk=5))
     for layer, (a, s) in cv.factors(task, train, kind).items():
@@ -541,7 +542,7 @@ def test_language_model(task, tiny):
         one, other = (operator.matvec(a) * b).sum(1), (operator.matvec(b) * a).sum(1)
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)
     assert ((cv.ggn(task, train).matvec(a) * a).sum(1) > 0).all()
-    rows = torch.cat(list(outputs.pseudo_gradients(task, train, "sampled", seed=3, chunk=4)))
+    rows = torch.cat(list(pseudo_gradients(task, train, "sampled", seed=3, chunk=4)))
     found = cv.ekfac(task, train, "sampled", seed=3, chunk=7)
     energy = rows[:, found.covered].square().sum() / len(rows)
     torch.testing.assert_close(found.eigenvalues.sum(), energy.double(), rtol=1e-4, atol=0.0)

@@ -197,8 +197,8 @@ TABLE = [  # what the file holds, and the one line that the user sees (PATH is t
     ),
     (
         [{"text": "ab ab"}] * 24,
-        "PATH: testbeds.mine.corpus.vocabulary is 280, but 110 characters of text support only 260 entries. Lower "
-        "vocabulary to 260, or leave it out to take what the texts support.",
+        "PATH: testbeds.mine.corpus.vocabulary (null: what the texts support) is 280, but 110 characters of text "
+        "support only 260 entries. Lower vocabulary to 260, or add text.",
     ),
     (column("text", 17), f"PATH, row 1: its text is 17, a number; {STRING}"),
     (column("text", ["a", "b"]), f"PATH, row 1: its text is ['a', 'b'], a list; {STRING}"),

@@ -21,8 +21,8 @@ from tda.curvature.layers import passes
 from tda.output_loss import IGNORE
 from tda.task import Task, say_once
 from tda.tools import cache, options
-from tda.tools.cache import remembered
-from tda.tools.content import digest
+from tda.tools.cache import digest, remembered
+from tda.tuning import check_rows
 
 LLAMA = {"vocab_size": 61, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
          "num_key_value_heads": 1, "max_position_embeddings": 16}  # fmt: skip
@@ -624,7 +624,7 @@ def test_options_of_the_wrong_type_or_range_are_refused(name, given, message, ll
 def test_rows_of_the_configuration_are_held_to_the_same_rules(row, message):
     rows = [{"id": "mine", "method": "bgo", "notebook": "10_bgo"} | row]
     with pytest.raises(config.ConfigError, match=message):
-        config.load("smoke", {"rows": rows, "claims": []})
+        check_rows(config.load("smoke", {"rows": rows, "claims": [], "testbeds": {"people": {"removals": None}}}))
 
 
 def test_scores_that_rank_nothing_are_refused():
@@ -645,8 +645,8 @@ def test_options_of_a_dataclass_are_keywords_that_the_method_shows():
 
     try:
 
-        @method("constant", family="x", paper="", signed=True, options_type=Options)
-        def constant(task, train, queries, options):
+        @method("constant", family="x", paper="", signed=True)
+        def constant(task, train, queries, options: Options):
             """One number."""
             return np.full((len(queries["x"]), len(train["x"])), options.size)
 

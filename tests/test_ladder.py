@@ -9,7 +9,7 @@ from small_tasks import slow_ggn, slow_gradients, slow_hessian, small, task_of
 from torch import nn
 
 from tda import curvature as cv
-from tda.curvature.outputs import pseudo_gradients
+from tda.curvature.second_derivatives import pseudo_gradients
 from tda.studies.hessians import basis, indefinite, ladder, spanned
 from tda.studies.hessians.spanned import spanned_ggn
 from tda.task import take

@@ -11,7 +11,7 @@ from tda.config import ROOT
 FLOORS = (
     ("files", "artefacts", "config_checks", "config_files", "config_schema", "config", "provenance", "words"),
     ("task", "output_loss", "saved", "sequences", "lm", "classifiers") + ("recipe", "training", "many"),
-    ("testbeds", "queries", "models", "retrain", "designs", "bank", "notebook", "plotting"),
+    ("testbeds", "queries", "models", "retrain", "bank", "notebook", "plotting"),
     ("tools",),
     ("curvature",),
     ("steering",),

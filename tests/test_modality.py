@@ -9,7 +9,7 @@ import torch
 from conftest import TINY
 from test_output_loss import Film, denoiser
 
-from tda import attribute, bank, config, designs, models
+from tda import attribute, bank, config, models
 from tda.task import n_examples
 from tda.testbeds import KINDS, Testbed
 from tda.testbeds.language import Language
@@ -125,9 +125,9 @@ def test_a_new_kind_is_one_class(bed):
     for curvature in ("ekfac", "ggn"):
         assert attribute("influence", task, bed.train, asked, curvature=curvature).shape == (6, 24)
     assert models.relevance(bed).shape == (6, 24) and models.query_clusters(bed, np.ones(6, bool)) == asked["query_id"]
-    assert bed.modality.retrieval_measures(bed) == ["precision_at_10"] and bed.modality.second_output(bed) is None
+    assert bed.modality.retrieval_measures(bed) == ["precision_at_10"] and bed.modality.SECOND is None
     with pytest.raises(ValueError, match="'toy' has 0 groups to leave out"):
-        designs.planted_groups(bed, 4)
+        bank.planted_groups(bed, 4)
 
 
 def test_what_a_kind_lacks_is_refused():
@@ -147,6 +147,8 @@ def test_kinds_are_registered_once_and_whole(monkeypatch):
         kind("mine", "people")(Denoiser)
     with pytest.raises(TypeError, match="abstract"):
         kind("mine")(type("Half", (Modality,), {"MODELS": ()}))
+    with pytest.raises(TypeError, match="Texts is abstract: a kind of corpus has corpus, too"):
+        kind("mine")(type("Texts", (Language,), {}))
     assert set(KINDS) == {"people", "authors", "file", "hub", "digits"}
     profile = config.load("paper")
     for name, settings in profile["testbeds"].items():

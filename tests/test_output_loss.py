@@ -11,7 +11,7 @@ from torch.func import functional_call
 from tda import attribute
 from tda import curvature as cv
 from tda.attribution import METHODS
-from tda.curvature import outputs
+from tda.curvature.second_derivatives import pseudo_gradients
 from tda.output_loss import FISHERS, LOSSES, of
 from tda.task import Task, n_examples, take, tensors
 from tda.tools.gradients import matrix, unflatten
@@ -171,18 +171,18 @@ def test_ggn_and_hessian_are_written_out(small):
 
 def test_pseudo_gradients(small):
     task, train = small
-    exact, observed = (torch.cat(list(outputs.pseudo_gradients(task, train, k, chunk=5))) for k in FISHERS[::2])
+    exact, observed = (torch.cat(list(pseudo_gradients(task, train, k, chunk=5))) for k in FISHERS[::2])
     close(exact.T @ exact / n_examples(train), slow_ggn(task, train))
     close(observed, matrix(task, train))
 
 
 def test_the_sampled_fisher_is_the_ggn_on_average(film):
     task, train = film
-    draws = [torch.cat(list(outputs.pseudo_gradients(task, train, "sampled", seed))) for seed in range(400)]
+    draws = [torch.cat(list(pseudo_gradients(task, train, "sampled", seed))) for seed in range(400)]
     wanted = slow_ggn(task, train)
     assert (sum(rows.T @ rows for rows in draws) / len(draws) / 12 - wanted).norm() < 0.1 * wanted.norm()
     order = torch.tensor([5, 2, 9, 0])
-    again = torch.cat(list(outputs.pseudo_gradients(task, take(train, order), "sampled", chunk=3)))
+    again = torch.cat(list(pseudo_gradients(task, take(train, order), "sampled", chunk=3)))
     close(again, draws[0][order])
     assert not torch.equal(draws[0], draws[1])
     assert cv.ggn(task, train).scale == pytest.approx(float(draws[0].square().sum()) / 12 / len(flat(task)))
@@ -205,7 +205,7 @@ def test_factors_by_hand(film):
 @pytest.mark.parametrize("kind", FISHERS)
 def test_kfac_and_ekfac_against_the_materialised_block(small, kind):
     task, train = small
-    rows = torch.cat(list(outputs.pseudo_gradients(task, train, kind)))
+    rows = torch.cat(list(pseudo_gradients(task, train, kind)))
     block_of, pairs = rows.T @ rows / n_examples(train), cv.factors(task, train, kind)
     kfac, ekfac = (make(task, train, kind, chunk=5) for make in (cv.kfac, cv.ekfac))
     for name, (a, s) in pairs.items():

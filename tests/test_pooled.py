@@ -6,8 +6,8 @@ import pytest
 import tda.testbeds
 from tda import config, evidence
 from tda.artefacts import ArtefactError
-from tda.evaluation.claims import claims_table
-from tda.evaluation.intervals import Interval, lds_difference, lds_interval, mean_interval
+from tda.evaluation.intervals import Interval, lds_intervals, mean_interval
+from tda.studies.claims import claims_table
 from tda.studies.hessians.pooled import jackknife_over_settings, pooled_lds, weighted_sum
 
 
@@ -20,17 +20,21 @@ def bank():
     return [truth + rng.normal(size=truth.shape) * noise for noise in (0.5, 1.0, 2.0)], subsets, outputs
 
 
+def of_row(scores, subsets, outputs):
+    return lds_intervals({"row": scores}, subsets, outputs)["row"].value
+
+
 def test_one_part_is_the_interval_of_a_row(bank):
     models, subsets, outputs = bank
     one = pooled_lds(models[:1], subsets, outputs)
-    np.testing.assert_allclose(tuple(weighted_sum([(1.0, one)])), tuple(lds_interval(models[0], subsets, outputs)))
+    np.testing.assert_allclose(tuple(weighted_sum([(1.0, one)])), tuple(of_row(models[0], subsets, outputs)))
 
 
 def test_a_difference_is_paired(bank):
     models, subsets, outputs = bank
     a, b = (pooled_lds([m], subsets, outputs) for m in models[:2])
-    expected = lds_difference(models[0], models[1], subsets, outputs)
-    np.testing.assert_allclose(tuple(weighted_sum([(1.0, a), (-1.0, b)])), tuple(expected))
+    rows = lds_intervals({"a": models[0], "b": models[1]}, subsets, outputs, references=("b",))
+    np.testing.assert_allclose(tuple(weighted_sum([(1.0, a), (-1.0, b)])), tuple(rows["a"].difference["b"]))
     with pytest.raises(ValueError, match="same queries and subsets"):
         weighted_sum([(1.0, a), (1.0, pooled_lds([models[0][:5]], subsets, outputs[:, :, :5]))])
 
@@ -40,7 +44,7 @@ def test_models_are_averaged(bank):
     together = weighted_sum([(1.0, pooled_lds(models, subsets, outputs))])
     apart = weighted_sum([(1 / 3, pooled_lds([m], subsets, outputs)) for m in models])
     np.testing.assert_allclose(tuple(together), tuple(apart))
-    assert together.value == pytest.approx(np.mean([lds_interval(m, subsets, outputs).value for m in models]))
+    assert together.value == pytest.approx(np.mean([of_row(m, subsets, outputs).value for m in models]))
 
 
 def test_settings_left_out_give_the_t_interval_of_a_mean():
@@ -61,13 +65,13 @@ def bed(tmp_path, monkeypatch):
     return tda.testbeds.Testbed("digits_mlp", settings, settings["testbeds"]["digits_mlp"], tmp_path)
 
 
-CLAIM = {"id": "a_claim", "notebook": "21_better_hessians", "metric": "finding_one"}
+CLAIM = {"id": "a_claim", "notebook": "21_better_hessians", "metric": "finding_one", "row": "", "against": ""}
 
 
 def test_a_claim_reads_the_finding_of_its_chapter(bed):
     evidence.save_findings("21_better_hessians", bed.config, bed, {"finding_one": Interval(0.5, 0.2, 0.9, 0.1, 7.0)})
     found = evidence.interval_of(CLAIM, bed.config, bed)
-    assert (found.value, found.low, found.high, found.df, found.level) == (0.5, 0.2, 0.9, 7.0, 0.95)
+    assert (*found, found.df) == (0.5, 0.2, 0.9, 7.0)
 
 
 def test_findings_that_are_missing_or_impossible(bed):
@@ -93,12 +97,12 @@ def test_a_chapter_without_a_testbed(bed, tmp_path):
     evidence.save_findings("30_free", bed.config, bed, {"finding_one": Interval(0.0, 0.0, 0.0, 0.0, 7.0)})
     assert (tmp_path / "tables" / "30_findings.csv").exists()
     found = evidence.interval_of(settings["claims"][0], settings, None)
-    assert (found.value, found.low, found.high, found.df, found.level) == (0.5, 0.2, 0.9, 7.0, 0.95)
+    assert (*found, found.df) == (0.5, 0.2, 0.9, 7.0)
     assert evidence.before_correction("30_free", settings, None).to_dict("records") == [
         {"claim": "One.", "value": 0.5, "low": 0.2, "high": 0.9, "true if": "> 0.1"}
     ]
     assert evidence.before_correction("30_free", bed.config, bed).empty
-    table = claims_table(settings["claims"][:1], lambda c: evidence.interval_of(c, settings, None), {"free": None})
+    table = claims_table(settings["claims"][:1], {"free": found}, {"free": None})
     assert evidence.ceiling_of(settings["claims"][0], None) is None and table.verdict.tolist() == ["supported"]
 
 

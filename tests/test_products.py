@@ -7,7 +7,7 @@ import torch
 from small_tasks import networks, small, task_of
 from torch import nn
 
-from tda.curvature import products
+from tda.curvature import layers
 from tda.task import take
 from tda.tools import gradients
 
@@ -63,18 +63,18 @@ def test_equal_to_the_products_of_the_gradients(name, monkeypatch):
     monkeypatch.setattr(gradients, "dot_products", lambda *known: formed.append(known) or slow(*known))
     for at in (task, replace(task, params=moved)):
         right = slow(at, train, queries, 5)
-        torch.testing.assert_close(products.dot_products(at, train, queries, 5), right)
+        torch.testing.assert_close(layers.dot_products(at, train, queries, 5), right)
     assert bool(formed) == (name not in ("logistic", "mlp")), "where every layer is passed once no gradient is formed"
 
 
 def test_captured_in_parts(monkeypatch):
     task, train = small("mlp")
-    whole = products.dot_products(task, train, take(train, slice(0, 4)))
-    monkeypatch.setattr(products, "AT_ONCE", 5)
-    torch.testing.assert_close(products.dot_products(task, train, take(train, slice(0, 4))), whole)
+    whole = layers.dot_products(task, train, take(train, slice(0, 4)))
+    monkeypatch.setattr(layers, "AT_ONCE", 5)
+    torch.testing.assert_close(layers.dot_products(task, train, take(train, slice(0, 4))), whole)
 
 
 def test_a_task_without_outputs_forms_gradients():
     task, train = small("mlp")
-    whole = products.dot_products(task, train, train)
-    torch.testing.assert_close(products.dot_products(replace(task, outputs_fn=None), train, train), whole)
+    whole = layers.dot_products(task, train, train)
+    torch.testing.assert_close(layers.dot_products(replace(task, outputs_fn=None), train, train), whole)

@@ -44,10 +44,8 @@ def test_stopwatch_sees_seconds_and_memory():
 def test_record_is_json_without_absolute_paths(tmp_path):
     with provenance.Stopwatch() as watch:
         pass
-    inside = str(provenance.ROOT / "data" / "x.npz")
-    record = provenance.record({"k": 3}, range(2), {inside: "ab", "/elsewhere/y.npz": "cd"}, watch=watch, rows=5)
+    record = provenance.record({"k": 3}, range(2), watch=watch, rows=5)
     write_json(tmp_path / "record.json", record)
-    assert record["inputs"] == {"data/x.npz": "ab", "y.npz": "cd"}
     assert record["seeds"] == [0, 1] and record["rows"] == 5 and record["peak_mb"] > 0
     assert set(record["environment"]["trees"]) == {"tda", "notebooks", "workflow"}
     assert str(provenance.ROOT) not in (tmp_path / "record.json").read_text()

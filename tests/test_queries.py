@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tda import bank, designs, lm, models, queries, scores, tuning
+from tda import bank, lm, models, queries, scores, tuning
 from tda.evaluation import removal
 from tda.task import take
 from tda.testbeds import KINDS, custom, statements
@@ -271,7 +271,7 @@ def test_groups_are_about_test_queries(monkeypatch):
     ]
     monkeypatch.setattr(models, "query_rows", lambda testbed: rows)
     bed = SimpleNamespace(name="x", documents=documents, config={"seed": 0}, modality=KINDS["people"])
-    found = designs.planted_groups(bed, 10)
+    found = bank.planted_groups(bed, 10)
     assert found == {"entity Ann": [0, 1, 2], "fact Ann|pet|newt": [0, 1], "cluster exact-0": [0, 1]}
     rows[0] |= {"attribute": "", "value": ""}  # a corpus without facts: every cluster will do
-    assert set(designs.planted_groups(bed, 10)) == {"entity Ann", "cluster exact-0", "cluster exact-1"}
+    assert set(bank.planted_groups(bed, 10)) == {"entity Ann", "cluster exact-0", "cluster exact-1"}

@@ -10,11 +10,11 @@ import sgd_runs
 import torch
 from scipy.stats import spearmanr
 
-from tda.attribution import attribute, source
+from tda.attribution import attribute
 from tda.attribution.source import by_segment
 from tda.attribution.unroll import unrolled
 from tda.curvature import factors, named, operator
-from tda.curvature.averaged import averaged
+from tda.curvature.named import averaged
 from tda.curvature.second_derivatives import dense_ggn
 from tda.provenance import Stopwatch
 from tda.task import Checkpoint, Task, take
@@ -380,7 +380,9 @@ def test_the_curvature_of_a_segment_is_built_once(run, monkeypatch):
     another seed, another loss and FAST do not."""
     task, train, asked = replace(run[0], name="built once"), run[1], run[2]
     built, fitted = [], []
-    monkeypatch.setattr(source, "averaged", lambda **o: built.append(len(o["tasks"])) or averaged(**o))
+    monkeypatch.setattr(
+        named, "averaged", lambda kind, tasks, *a, **o: built.append(len(tasks)) or averaged(kind, tasks, *a, **o)
+    )
     monkeypatch.setattr(named, "dense_ggn", lambda *a: fitted.append(1) or dense_ggn(*a))
 
     def at(on=task, **options):

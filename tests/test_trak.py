@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from tda import lm
-from tda.attribution import attribute, logra, trackstar, trak
+from tda.attribution import attribute, logra, trak
 from tda.task import n_examples, take, tensors
 from tda.tools import memory_limit, projection
 from tda.tools.gradients import flatten, matrix
@@ -396,7 +396,7 @@ def test_mixing_weakens_what_all_queries_share(task):
     """Queries with one large common direction (a template) and one of their own: documents of the template lose."""
     template, own = torch.eye(4)[0], torch.eye(4)[1:]
     rows = torch.cat([torch.eye(4), torch.eye(4), 5 * template + own])  # documents: the axes, twice
-    plain, mixed = (trackstar.whitened(rows, 8, mixing, 0.1) for mixing in (0.0, 0.99))
+    plain, mixed = (trak.whitened(rows, 8, mixing, 0.1) for mixing in (0.0, 0.99))
     for q in range(3):
         assert (plain[1][q] @ plain[0].T)[0] > (plain[1][q] @ plain[0].T)[1 + q]
         assert (mixed[1][q] @ mixed[0].T)[0] < (mixed[1][q] @ mixed[0].T)[1 + q]

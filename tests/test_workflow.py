@@ -38,6 +38,9 @@ DOT = """digraph snakemake_dag {
 """
 
 
+NO_REMOVALS = "testbeds={people: {removals: null}}"
+
+
 def snakemake(*options, folder=ROOT):
     command = [sys.executable, "-m", "snakemake", *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -137,6 +140,10 @@ def test_lint_is_clean():
         (["profle=smoke"], "profle: unknown key; allowed:"),
         (["profile=smoke", "overrides=3"], "overrides: must be a map"),
         (
+            ["profile=smoke", "claims=[]", "rows=[{id: a, method: bgoo, notebook: 10_bgo}]", NO_REMOVALS],
+            "smoke.yaml with overrides: rows[0].method: 'bgoo' is not allowed; registered methods: bgo, bm25, ",
+        ),
+        (
             ["profile=smoke", "testbeds={mine: {corpus: {kind: file, path: '/tmp/{x}/mine.jsonl'}}}"],
             "testbeds.mine.corpus.path: '/tmp/{x}/mine.jsonl' is not allowed; Snakemake reads braces as wildcards",
         ),
@@ -186,7 +193,7 @@ import tda.config
 from tda import plotting
 figure, ax = plt.subplots()
 ax.plot([0, 1])
-plotting.save(figure, tda.config.load(profile, overrides), "99_alone")
+plotting.save_to(figure, tda.config.figures_dir(tda.config.load(profile, overrides)) / "99_alone.png")
 """
 ALONE_FILE = """
 testbeds: []
@@ -244,7 +251,7 @@ for name in ("chapter_98_toy_on_people", "chapter_99_alone", "leaderboard"):
         f"{people}/scores/toy.npz", f"{people}/scores/toy.npz.json", f"{people}/metrics/toy.csv",
         "data/smoke/figures/98_toy_people.png",
     ]  # fmt: skip
-    methods = {"tda/attribution/gradient_dot.py", "tda/attribution/bm25.py"}
+    methods = {"tda/attribution/gradient_dot.py", "tda/attribution/lexical.py"}
     banks = {f"{people}/bank_half.npz", f"{people}/bank_leave_group.npz"}
     read = methods | banks | {"notebooks/98_toy.ipynb", f"{people}/model/record.json", f"{people}/scores/random.npz"}
     assert read <= set(toy[0]), "its row's method and the one it names, the truth, and the row that its claim names"

@@ -2,16 +2,11 @@
 
 Learn a query a little more, and a little less, and see which training documents notice:
 
-    score(i) = l_i(theta_asc) - l_i(theta_desc)            bidirectional
-    score(i) = l_i(theta_asc) - l_i(theta)                 ascent
-    score(i) = l_i(theta)     - l_i(theta_desc)            descent
+    score(i) = l_i(theta_asc) - l_i(theta_desc)            bidirectional; ascent and descent put l_i(theta) on one side
 
-theta_asc and theta_desc come from T preconditioned gradient steps on the query's loss, or from the EWC-regularised
-fine-tuning of the first release (:mod:`tda.tools.perturb`). To first order the bidirectional score is
-``2 T eta g_i^T P g_q``: influence with the Fisher as its Hessian (:mod:`tda.attribution.fisher`), read off two
-sweeps. It is a central difference, so its error is of third order in the step; the one-sided scores carry the
-documents' curvature along the step as well. Positive = learning the document and learning the query go the same way
-(a proponent).
+after T preconditioned gradient steps on the query's loss, or the EWC-regularised fine-tuning of the first release
+(:mod:`tda.tools.perturb`). To first order it is ``2 T eta g_i^T P g_q``, with an error of third order in the step; the
+one-sided scores carry the documents' curvature as well. Positive = document and query are learnt the same way.
 """
 
 from __future__ import annotations
@@ -59,15 +54,13 @@ class Options:
         return replace(self, seed=0, direction="bidirectional", ranking="signed")
 
 
-@method("bgo", family="unlearning", paper="BGO", needs=("params",), signed=True, cost="per query", options_type=Options)
+@method("bgo", family="unlearning", paper="BGO", needs=("params",), signed=True, cost="per query")
 def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
     """BGO scores by finite steps, [Q, N], in nats.
 
-    ``preconditioner`` none, diagonal, full (:mod:`tda.curvature.empirical`), ekfac (:mod:`tda.curvature.kronecker`, the
-    Fisher of sampled labels; the diagonal outside linear layers), or ewc_released, ewc_corrected. The full Fisher is
-    read once for ``queries_at_once`` queries, which is what takes the time of a step.
-    Raises ``ValueError`` for a zero Fisher and for a query without gradient, and :class:`StepTooLarge` where a step
-    breaks the model (the scores would rank its ruins).
+    ``preconditioner`` none, diagonal, full (:mod:`tda.curvature.empirical`), ekfac (the Fisher of sampled labels; the
+    diagonal outside linear layers), ewc_released, ewc_corrected. Raises ``ValueError`` for a zero Fisher and a query
+    without gradient, and :class:`StepTooLarge` where a step breaks the model (the scores would rank its ruins).
     """
     base, moving = base_losses(task, train), options.moving()
     up = moved_losses(task, train, queries, 1, moving) if options.direction != "descent" else base
@@ -84,10 +77,7 @@ def base_losses(task: Task, train: Examples) -> Tensor:
 
 @remembered(64)
 def moved_losses(task: Task, train: Examples, queries: Examples, sign: int, options: Options) -> Tensor:
-    """Losses [Q, N] of the documents after moving the model along each query; ``sign`` +1 ascends the query's loss.
-
-    Shared by directions and rankings, which ask with :meth:`Options.moving`.
-    """
+    """Losses [Q, N] of the documents after moving the model along each query; ``sign`` +1 ascends its loss."""
     move = _mover(task, train, sign, options)
     base, losses = base_losses(task, train).mean(), []
     for part in chunks(n_examples(queries), options.queries_at_once):
@@ -111,8 +101,8 @@ def _mover(task: Task, train: Examples, sign: int, options: Options) -> Callable
     kind = options.preconditioner
     moves = {"sign": sign, "step": options.step, "steps": options.steps, "unit": options.unit}
     if kind.startswith("ewc"):
-        fisher, released = empirical.diagonal(task, train, options.chunk), kind == "ewc_released"
-        moves |= {"fisher": fisher, "weight": options.ewc_weight, "released": released}
+        fisher = empirical.diagonal(task, train, options.chunk)
+        moves |= {"fisher": fisher, "weight": options.ewc_weight, "released": kind == "ewc_released"}
         return lambda batch: ewc_steps(task, batch, **moves)
     if kind == "ekfac":
         precondition = named.inverse("ekfac", task, train, options.damping, options.chunk, rest="diagonal")
@@ -124,27 +114,18 @@ def _mover(task: Task, train: Examples, sign: int, options: Options) -> Callable
 def token_scores(
     task: Task, train: Examples, queries: Examples, documents: Examples | None = None, **options
 ) -> np.ndarray:
-    """Bidirectional scores of every token, [Q, n, T] nats: how much more the model that unlearnt the query is surprised
-    than the one that learnt it.
-
-    ``documents``: what is read (``train`` by default, 2 Q N T numbers; the query itself shows which of its own words
-    the step has moved). ``options``: those of :func:`attribute` that move the model. The mean over a document's target
-    tokens is its document score; other granularities in :mod:`tda.studies.granularity`.
+    """Bidirectional scores of every token of ``documents`` (``train`` by default), [Q, n, T] nats; the mean over a
+    document's target tokens is its score. ``options``: those that move the model.
     """
     given = {"train": train, "queries": queries, "documents": train if documents is None else documents}
     with entered(task, ("params",), **given) as (train, queries, documents):
-        up, down = (
-            sweep(task, perturbed(task, train, queries, sign, **options)[0], documents, reduction="token")
-            for sign in (1, -1)
-        )
+        moved = (perturbed(task, train, queries, sign, **options)[0] for sign in (1, -1))
+        up, down = (sweep(task, models, documents, reduction="token") for models in moved)
         return (up - down).numpy()
 
 
 def perturbed(task: Task, train: Examples, queries: Examples, sign: int, **options) -> tuple[Params, Tensor]:
-    """The moved models themselves, parameters [Q, ...], and eta [Q]: for plots of what a step does.
-
-    ``options``: those of :func:`attribute`; the ones that only concern how its scores are read are ignored.
-    """
+    """The moved models themselves, parameters [Q, ...], and eta [Q]; ``options``: those of :func:`attribute`."""
     chosen = read("bgo", Options, options)
     with entered(task, ("params",), train=train, queries=queries) as (train, queries):
         return _mover(task, train, sign, chosen)(batch_of(queries))

@@ -2,17 +2,10 @@
 
     score(q, i) = g_q^T (C + d)^-1 g_i
 
-Koh and Liang (2017): removing document i from the mean training loss moves the parameters by ``H^-1 g_i / N``, and the
-loss of q rises by ``g_q^T H^-1 g_i / N``; the constant 1/N is left out. Positive = training on i lowers the loss of q.
-C stands for H, or for a matrix that is easier to invert and has no negative eigenvalues (:mod:`tda.curvature`):
-
-- ``hessian``, ``ggn`` (small nets by their eigenvectors, any net by an iterative solver), ``block_ggn``;
-- ``kfac``, ``ekfac``: the linear and convolution layers, the other parameters dropped or damped by their diagonal;
-- ``diagonal``, ``empirical_fisher`` (through its Gram matrix), ``identity`` (gradient dot over 1 + d).
-
-The damping d is ``damping`` times the mean eigenvalue of C: tr / P over the parameters that C covers, tr / N for the
-empirical Fisher (only N of its eigenvalues can differ from zero), tr(GGN) / P for the Hessian; or ``damping`` itself
-with ``unit="absolute"``.
+Removing document i from the mean training loss raises the loss of q by ``g_q^T H^-1 g_i / N`` (Koh and Liang 2017; the
+constant 1/N is left out); positive = training on i lowers the loss of q. C is H or another matrix
+(:func:`tda.curvature.operator`). d is ``damping`` times its mean eigenvalue (over the parameters that C covers; tr / N
+for the empirical Fisher; that of the Gauss-Newton matrix for the Hessian), or ``damping`` itself.
 """
 
 from __future__ import annotations
@@ -24,42 +17,34 @@ import torch
 from torch import Tensor
 
 from tda.attribution.registry import method
-from tda.curvature import named, solvers
-from tda.curvature.kronecker import UNTRACKED
+from tda.curvature import empirical, named, solvers
 from tda.curvature.second_derivatives import parameter_groups
-from tda.output_loss import FISHERS
 from tda.task import Examples, Task, n_examples
 from tda.tools.cache import remembered
 from tda.tools.door import entered
 from tda.tools.gradients import CHUNK, blocks, matrix
-from tda.tools.options import Count, NotNegative, Pattern, Positive, Whole, one_of, option, read
+from tda.tools.options import Count, NotNegative, Positive, Whole, one_of, option, read
 
-# solver -> the curvatures it takes
-SOLVERS = {
-    "exact": named.CURVATURES,
-    "cg": ("hessian", "ggn"),
-    "pcg": ("hessian", "ggn"),
-    "lissa": ("hessian", "ggn"),
-    "arnoldi": ("hessian", "ggn"),
-    "nystrom": ("hessian", "ggn"),
-    "datainf": ("empirical_fisher",),
+ITERATIVE = {  # and the options that each reads
+    "cg": ("iterations",),
+    "pcg": ("iterations",),
+    "lissa": ("iterations", "batch", "scale", "repeats", "seed"),
+    "arnoldi": ("iterations", "rank", "indefinite", "seed"),
+    "nystrom": ("rank", "seed"),
 }
+SOLVERS = {  # and the curvatures that each takes
+    "exact": named.CURVATURES, **dict.fromkeys(ITERATIVE, ("hessian", "ggn")), "datainf": ("empirical_fisher",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(named.CurvatureOptions):
     """A curvature C, its damping d, and how ``(C + d) x = v`` is solved."""
 
-    seed: Whole = option(0, "of sampled labels, mini-batches, starting vectors, coordinates")
-    chunk: Count = option(CHUNK, "examples whose gradients are formed together")
-    curvature: one_of(named.CURVATURES) = option("ekfac", "C")
     solver: one_of(SOLVERS) = option("exact", "exact: by eigenvectors; pcg: cg preconditioned by EK-FAC")
-    fisher: one_of(FISHERS) = option("sampled", "labels of the Fisher of kfac, ekfac and diagonal")
     damping: Positive = option(0.1, "d, in unit")
     unit: one_of(named.UNITS) = option("relative", "d in units of the mean eigenvalue of C, or d itself")
     indefinite: one_of(named.INDEFINITE) = option("refuse", "eigenvalues below -d (solvers exact, arnoldi)")
-    layers: Pattern = option("", "a regex: the layers that kfac and ekfac cover")
-    rest: one_of(UNTRACKED) = option("drop", "parameters outside the layers of kfac and ekfac")
     iterations: Count = option(100, "of cg, pcg, lissa, arnoldi")
     rank: Count = option(50, "of arnoldi, nystrom")
     batch: Count = option(32, "of lissa's mini-batches")
@@ -67,7 +52,7 @@ class Options:
     repeats: Count = option(1, "runs of lissa that are averaged")
 
     def __post_init__(self) -> None:
-        if self.curvature not in SOLVERS.get(self.solver, ()):
+        if self.curvature not in SOLVERS[self.solver]:
             fitting = [name for name, curvatures in SOLVERS.items() if self.curvature in curvatures]
             raise ValueError(
                 f"influence: solver={self.solver!r} with curvature={self.curvature!r}; for this curvature one of "
@@ -77,28 +62,21 @@ class Options:
 
 def solve(task: Task, train: Examples, v: Tensor, options: Options) -> Tensor:
     """``v (C + d)^-1`` for rows of ``v`` [B, P]."""
-    of_curvature = {name: getattr(options, name) for name in ("fisher", "layers", "rest", "seed", "chunk")}
-    curvature = named.operator(options.curvature, task, train, dense=options.solver == "exact", **of_curvature)
+    dense = options.solver == "exact"
+    curvature = named.operator(options.curvature, task, train, dense=dense, **options.arguments())
     damping = named.absolute_damping(curvature, options.damping, options.unit)
-    iterations, rank, seed = options.iterations, options.rank, options.seed
-    if options.solver == "exact":
+    if dense:
         return curvature.function(lambda w: named.damped(w, damping, options.indefinite), v)
-    if options.solver == "datainf":
+    if options.solver == "datainf":  # which counts the damping in units of each layer
         relative = options.unit == "relative"
-        given = options.damping if relative else damping
-        return solvers.datainf(curvature.rows, parameter_groups(task), v, given, relative=relative)
-    if options.solver == "nystrom":
-        steps = solvers.nystrom(curvature, v, damping, rank=rank, seed=seed)
-    elif options.solver == "lissa":
-        own = {"batch": options.batch, "scale": options.scale, "repeats": options.repeats}
-        steps = solvers.lissa(curvature, v, damping, iterations=iterations, seed=seed, every=iterations, **own)
-    elif options.solver == "arnoldi":
-        own = {"rank": rank, "indefinite": options.indefinite}
-        steps = solvers.arnoldi(curvature, v, damping, iterations=iterations, seed=seed, **own)
-    else:
-        rough = named.operator("ekfac", task, train, **of_curvature) if options.solver == "pcg" else None
-        steps = solvers.cg(curvature, v, damping, iterations=iterations, preconditioner=rough)
-    return solvers.last(steps).solution()
+        return solvers.datainf(curvature.rows, parameter_groups(task), v, options.damping, relative=relative)
+    given = {name: getattr(options, name) for name in ITERATIVE[options.solver]}
+    if options.solver == "pcg":
+        given["preconditioner"] = named.operator("ekfac", task, train, **options.arguments())
+    if options.solver == "lissa":
+        given["every"] = options.iterations  # only the end is read
+    solver = solvers.cg if options.solver == "pcg" else getattr(solvers, options.solver)
+    return solvers.last(solver(curvature, v, damping, **given)).solution()
 
 
 @remembered(2)
@@ -107,16 +85,9 @@ def query_gradients(task: Task, queries: Examples, chunk: int) -> Tensor:
     return matrix(task, queries, chunk)
 
 
-@method(
-    "influence",
-    family="curvature",
-    paper="Koh and Liang 2017",
-    needs=("params", "outputs"),
-    signed=True,
-    options_type=Options,
-)
+@method("influence", family="curvature", paper="Koh and Liang 2017", needs=("params", "outputs"), signed=True)
 def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
-    """``g_q^T (C + d)^-1 g_i`` for all pairs, [Q, N]; see the module's text for C and d.
+    """``g_q^T (C + d)^-1 g_i`` for all pairs, [Q, N].
 
     Memory: (2 Q + chunk) x P x 4 bytes and the operator: 24 P^2 for dense matrices, 4 N P for the empirical Fisher, two
     float64 factors a layer for kfac and ekfac. Raises ``ValueError`` for a solver that does not take the curvature, an
@@ -129,7 +100,7 @@ def attribute(task: Task, train: Examples, queries: Examples, options: Options) 
 def self_influence(task: Task, train: Examples, examples: Examples | None = None, **options) -> np.ndarray:
     """``g_i^T (C + d)^-1 g_i`` of every example, [n]: how much it holds up its own loss; large for mislabelled ones.
 
-    C comes from ``train``; ``examples`` are the training examples by default. ``options``: those of :func:`attribute`.
+    C comes from ``train``; ``examples``: ``train`` by default. ``options``: those of :func:`attribute`.
     """
     chosen = read("influence", Options, options)
     given = {"train": train, "examples": train if examples is None else examples}
@@ -138,3 +109,14 @@ def self_influence(task: Task, train: Examples, examples: Examples | None = None
         for part, block in blocks(task, examples, chosen.chunk):
             scores[part] = (solve(task, train, block, chosen) * block).sum(1).numpy()
         return scores
+
+
+@method("fisher_influence", family="curvature", paper="Koh and Liang 2017", needs=("params",), signed=True)
+def attribute_fisher(
+    task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Count = CHUNK,
+    preconditioner: one_of(empirical.KINDS) = "full", damping: Positive = 0.1,
+) -> np.ndarray:  # fmt: skip
+    """``g_q^T P g_i``, [Q, N], with P of :mod:`tda.curvature.empirical`: the small-step limit of BGO.
+    Memory: chunk x P x 4 bytes (diagonal), N x P x 4 bytes (full).
+    """
+    return empirical.linear_scores(preconditioner, task, train, queries, damping, chunk)

@@ -1,21 +1,18 @@
 """LoGra (Choe et al. 2024): influence in the projected gradients of the linear layers.
 
-The gradient of a linear layer's weight is a sum of outer products over positions, ``G_i = sum_t b_it a_it^T`` with
-inputs a [T, in] and output gradients b [T, out]. LoGra projects both sides,
-``P_o^T G_i P_i = sum_t (P_o^T b_it) (P_i^T a_it)^T``, so the gradient itself is never formed: inputs and output
-gradients are caught by hooks during one backward pass of the whole batch. With x_i the projected gradient of one layer
-(k^2 numbers) and F = X^T X / N its Fisher:
+The gradient of a linear layer's weight is a sum over positions, ``G_i = sum_t b_it a_it^T`` with inputs a and output
+gradients b. LoGra only forms ``P_o^T G_i P_i = sum_t (P_o^T b_it) (P_i^T a_it)^T``. With x_i this projection for one
+layer (k^2 numbers) and F = X^T X / N its Fisher:
 
     score(q, i) = sum over layers x_q^T (F + delta)^-1 x_i
 
-From the authors' code (LogIX): the rank min(k, in, out), one Fisher a layer (no terms between layers), delta = 0.1
-times its mean eigenvalue (here: of those that can differ from zero), weights only, random sides or the leading
-principal components of inputs and of output gradients. Ours: random sides are Gaussian with variance 1/k, so that inner
-products keep their size. Embeddings, layer norms and biases have no part in the score.
+As in LogIX: the rank min(k, in, out), one Fisher a layer, delta = 0.1 times its mean eigenvalue (here: of those that
+can differ from zero), weights only, random or principal sides. Ours: random sides are Gaussian with variance 1/k.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,25 +45,17 @@ class Options:
     damping: NotNegative = option(0.1, "in units of each Fisher's mean eigenvalue")
 
 
-@method(
-    "logra",
-    family="curvature",
-    paper="Choe et al. 2024",
-    needs=("params", "outputs"),
-    signed=True,
-    options_type=Options,
-)
+@method("logra", family="curvature", paper="Choe et al. 2024", needs=("params", "outputs"), signed=True)
 def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
-    """LoGra scores, [Q, N], in nats per unit of weight on a document's loss (an influence function of the mean loss).
+    """LoGra scores, [Q, N], in nats per unit of weight on a document's loss. Memory: (N + Q) x layers x k^2 x 4 bytes.
 
-    Memory: (N + Q) x layers x k^2 x 4 bytes. Raises ``ValueError`` for a task without linear layers or logits, a Fisher
-    that is singular without damping, gradients that are not finite.
+    Raises ``ValueError`` for a task without linear layers, a Fisher that is singular without damping, gradients that
+    are not finite.
     """
     documents, query_rows = (_projected(task, train, part, options) for part in (train, queries))
-    n, total = n_examples(train), 0.0
+    total = 0.0
     for name, rows in documents.items():
-        solve = damped_inverse(rows, options.damping, f"logra, layer {name!r}")
-        total += n * solve(query_rows[name]) @ rows.double().T
+        total += len(rows) * _solver(rows, options, name)(query_rows[name]) @ rows.double().T
     return total.numpy()
 
 
@@ -75,9 +64,12 @@ def self_influence(task: Task, train: Examples, **options) -> np.ndarray:
     chosen, total = read("logra", Options, options), 0.0
     with entered(task, ("params",), train=train) as (train,):
         for name, rows in _projected(task, train, train, chosen).items():
-            solve = damped_inverse(rows, chosen.damping, f"logra, layer {name!r}")
-            total += len(rows) * (solve(rows) * rows).sum(1)
+            total += len(rows) * (_solver(rows, chosen, name)(rows) * rows).sum(1)
         return total.numpy()
+
+
+def _solver(rows: Tensor, options: Options, layer: str) -> Callable[[Tensor], Tensor]:
+    return damped_inverse(rows, options.damping, f"logra, layer {layer!r}")
 
 
 def _projected(task: Task, train: Examples, examples: Examples, options: Options) -> Layers:
@@ -113,20 +105,14 @@ def _finite(task: Task, layer: str, value: Tensor) -> Tensor:
 
 
 def _linear(task: Task) -> dict[str, Layer]:
-    """The linear layers whose weight is a parameter of the task: what is frozen or elsewhere has no part."""
-    if task.outputs_fn is None or task.model is None:
-        return {}
-    layers = trackable(task).items()
-    return {name: layer for name, layer in layers if not isinstance(layer.module, torch.nn.Conv2d)}
+    return {name: x for name, x in trackable(task).items() if not isinstance(x.module, torch.nn.Conv2d)}
 
 
 def _sizes(layer: Layer) -> tuple[int, int]:
-    """Outputs and inputs of a layer, its bias apart."""
     return layer.shape[0], layer.shape[1] - layer.bias
 
 
 def _random_sides(task: Task, rank: int, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """``{layer: (P_o [out, k], P_i [in, k])}`` with entries N(0, 1/k)."""
     sides, dtype = {}, next(iter(task.params.values())).dtype
     for place, (name, layer) in enumerate(_linear(task).items()):
         rng, k = np.random.default_rng([seed, 73, place]), min(rank, *_sizes(layer))
@@ -153,10 +139,8 @@ def _principal_sides(task: Task, train: Examples, rank: int, chunk: int) -> dict
 
 
 def _captured(task: Task, batch: Examples) -> dict[str, tuple[Tensor, Tensor]]:
-    """``{linear layer: (inputs [B, T, in], gradients of the summed example losses in its outputs [B, T, out])}``.
-
-    One forward and one backward pass of the batch; T is 1 for a classifier's layer. A layer that is not used is left
-    out, and one that is used twice has its positions side by side.
+    """``{linear layer: (inputs [B, T, in], gradients of the losses in its outputs [B, T, out])}``, from one backward
+    pass. A layer that is not used is left out, and one that is used twice has its positions side by side.
     """
     params = {k: v.detach().requires_grad_() for k, v in task.params.items()}
     with watching({name: layer.module for name, layer in _linear(task).items()}) as seen, torch.enable_grad():

@@ -1,13 +1,10 @@
-"""Two or more methods in one: the mean of a document's ranks.
+"""Two or more methods in one: the mean of a document's ranks (Borda count), since scores have different units.
 
-Scores of different methods have different units and tails, so they cannot be added; ranks can. For query q and method m
-let r_m(q, i) in [0, 1] be the share of the other documents that m scores below document i (half of those that tie):
+With r_m(q, i) in [0, 1] the share of the other documents that method m scores below document i (half of those that tie)
 
     score(q, i) = mean over m of r_m(q, i)
 
-STRIDE's paper combines its scores with a gradient method's to find leaked evaluation items; how, we do not know. Ranks
-are the plainest way (Borda count). What they lose: that a few documents matter far more than all others. A sum of ranks
-over a subset is therefore no prediction of its effect (chapter 13 measures what that costs).
+How STRIDE's paper combines methods is not known to us. A sum of ranks over a subset predicts no effect (chapter 13).
 """
 
 from __future__ import annotations
@@ -33,10 +30,7 @@ def shares_below(scores: np.ndarray) -> np.ndarray:
 
 
 def combine(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean rank, in [0, 1], of score arrays of one shape; ranks run along the last axis.
-
-    Raises ``ValueError`` for fewer than two parts, different shapes, or scores that are not finite.
-    """
+    """Mean rank, in [0, 1], of two or more finite score arrays of one shape; ranks run along the last axis."""
     shapes = [np.shape(part) for part in parts]
     if len(parts) < 2 or len(set(shapes)) > 1:
         raise ValueError(f"{NAME}: parts of shapes {shapes}; give at least two score arrays of the same shape.")
@@ -64,25 +58,16 @@ Options = Annotated[Mapping, Rule("it must map methods to maps of their options"
 
 @method("rank_combined", family="combination", paper="STRIDE", needs=("params", "outputs"), signed=False)
 def attribute(
-    task: Task,
-    train: Examples,
-    queries: Examples,
-    *,
-    seed: Whole = 0,
-    chunk: Count = CHUNK,
-    methods: Methods = ("stride", "logra"),
-    options: Options = None,
-) -> np.ndarray:
-    """Mean ranks [Q, N] in [0, 1] of registered ``methods``, each with its own ``options[name]``.
+    task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Count = CHUNK,
+    methods: Methods = ("stride", "logra"), options: Options = None,
+) -> np.ndarray:  # fmt: skip
+    """Mean ranks [Q, N] in [0, 1] of registered ``methods``, each with its own ``options[name]``; ``seed`` and
+    ``chunk`` go to all. A rank has no zero, so nothing is an opponent.
 
-    ``seed`` and ``chunk`` go to every method. A rank has no zero, so nothing here is an opponent: look at the parts
-    for signs. Raises ``ValueError`` for fewer than two methods, one named twice, this one, options of another method,
-    and whatever the methods refuse.
+    Raises ``ValueError`` for fewer than two methods, one named twice, this one, and options of another method.
     """
     options = dict(options or {})
     if foreign := sorted(set(options) - set(methods)):
         raise ValueError(f"{NAME}: options for {foreign}; they belong to one of methods={list(methods)}.")
-    shared = {"seed": seed, "chunk": chunk}
-    return combine(
-        [attribute_by(name, task, train, queries, **{**shared, **options.get(name, {})}) for name in methods]
-    )
+    given = {name: {"seed": seed, "chunk": chunk, **options.get(name, {})} for name in methods}
+    return combine([attribute_by(name, task, train, queries, **given[name]) for name in methods])

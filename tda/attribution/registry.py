@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 
 import numpy as np
 
@@ -16,12 +17,11 @@ from tda.tools import door, options
 
 @dataclass(frozen=True)
 class Method:
-    """One attribution method.
+    """One attribution method, and what each of its options may be (``rules``).
 
-    ``needs`` names what the task must offer: ``params`` (gradients or losses of the model), ``outputs`` (``outputs_fn``
-    and the ``model`` whose layers it runs), ``checkpoints`` (a training record), or an encoder (``text``, ``group``,
-    ``features``). ``signed``: negative scores mean opponents. ``cost`` is ``"per query"`` (the corpus is swept for each
-    query) or ``"amortised"``. ``rules`` says what each option may be (:mod:`tda.tools.options`).
+    ``needs``: what the task must offer, ``params``, ``outputs`` (``outputs_fn`` and ``model``), ``checkpoints`` or an
+    encoder (``text``, ``group``, ``features``). ``signed``: negative scores mean opponents. ``cost``: ``"per query"``
+    (a sweep of the corpus for each) or ``"amortised"``.
     """
 
     name: str
@@ -42,46 +42,35 @@ METHODS: dict[str, Method] = {}
 BY_GRADIENTS = ("gradient", "curvature", "unlearning", "unrolling")  # families in which a row of zeros says nothing
 
 
-def method(
-    name: str,
-    *,
-    family: str,
-    paper: str,
-    needs: tuple[str, ...] = (),
-    signed: bool,
-    cost: str = "amortised",
-    options_type: type | None = None,
-):
+def method(name: str, *, family: str, paper: str, needs: tuple[str, ...] = (), signed: bool, cost: str = "amortised"):
     """Decorator that registers ``attribute(task, train, queries, *, seed=0, chunk=..., **options)`` under ``name``.
 
-    ``options_type``: the dataclass of the method's options (:mod:`tda.tools.options`); the function then takes one of
-    it as its fourth argument. Callers give keywords in either case, and see the options in the signature and the help.
+    The function may take a dataclass instead (:mod:`tda.tools.options`), ``attribute(task, train, queries, options:
+    Options)``. Callers give keywords in either case, and see the options in the signature and the help.
     """
 
     def register(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         if name in METHODS:
             raise ValueError(f"a method named {name!r} is registered already; choose another name.")
-        allowed = options.rules(options_type or function)
-
-        def call(task: Task, train: Examples, queries: Examples, given: dict) -> np.ndarray:
-            if options_type:
-                return function(task, train, queries, options_type(**given))
-            return function(task, train, queries, **given)
+        kind = typing.get_type_hints(function).get("options")
+        kind = kind if is_dataclass(kind) else None
+        allowed = options.rules(kind or function)
 
         @functools.wraps(function)
         def checked(task: Task, train: Examples, queries: Examples, **given) -> np.ndarray:
             options.check(name, allowed, given)
             _check_needs(METHODS[name], task)
+            given = {"options": kind(**given)} if kind else given
             with door.entered(task, needs, train=train, queries=queries) as (train, queries):
-                scores = call(task, train, queries, given)
+                scores = function(task, train, queries, **given)
                 _check_scores(METHODS[name], np.asarray(scores, np.float32), (n_examples(queries), n_examples(train)))
                 return scores
 
-        if options_type:
+        if kind:
             signature = inspect.signature(function)
             data = [p for p in signature.parameters.values() if p.name != "options"]
-            checked.__signature__ = signature.replace(parameters=[*data, *options.parameters(options_type)])
-            checked.__doc__ = f"{inspect.getdoc(function)}\n\nOptions:\n\n{options.described(options_type)}"
+            checked.__signature__ = signature.replace(parameters=[*data, *options.parameters(kind)])
+            checked.__doc__ = f"{inspect.getdoc(function)}\n\nOptions:\n\n{options.described(kind)}"
         METHODS[name] = Method(name, checked, family, paper, needs, signed, cost, allowed)
         return checked
 
@@ -91,9 +80,8 @@ def method(
 def attribute(name: str, task: Task, train: Examples, queries: Examples, **given) -> np.ndarray:
     """Scores [n_queries, n_train], float32, of a registered method; positive = training on it lowers the query's loss.
 
-    ``given`` are the method's options. Raises ``ValueError`` for an unknown method or option, a value that its rule
-    does not allow, something the task does not offer, examples or a model that would be scored as something else than
-    they are (:mod:`tda.tools.door`), and scores that are not finite or all zero.
+    ``given``: the method's options. Raises ``ValueError`` for an unknown method or option, a value that is not allowed,
+    something the task does not offer, what :mod:`tda.tools.door` refuses, and scores that are not finite or all zero.
     """
     return np.asarray(named(name).function(task, train, queries, **given), dtype=np.float32)
 
@@ -121,20 +109,17 @@ def _check_scores(chosen: Method, scores: np.ndarray, expected: tuple[int, int])
             f"method {chosen.name!r} gave scores that are not finite ({where}). Check the model's gradients on them"
             f"{f', or change {knobs}' if knobs else ''}."
         )
-    still = np.flatnonzero(~scores.any(1))[:5].tolist() if chosen.family in BY_GRADIENTS else []
-    if still and scores.any():
+    if chosen.family != "baseline" and not scores.any():
+        why = "The gradients vanish, or an option leaves nothing (a large damping or penalty, no weight)."
+        raise ValueError(
+            f"method {chosen.name!r} gave every document the score 0 for every query: nothing is ranked. "
+            f"{'The texts have no word in common.' if 'text' in chosen.needs else why}"
+        )
+    still = np.flatnonzero(~scores.any(1))[:5].tolist()
+    if still and chosen.family in BY_GRADIENTS:
         raise ValueError(
             f"method {chosen.name!r} gave every document the score 0 for queries {still}: their gradients vanish. "
             f"Leave them out, or attribute an earlier checkpoint."
-        )
-    if chosen.family != "baseline" and not scores.any():
-        raise ValueError(
-            f"method {chosen.name!r} gave every document the score 0 for every query: nothing is ranked. "
-            + (
-                "The texts have no word in common."
-                if "text" in chosen.needs
-                else "The gradients vanish, or an option leaves nothing (a large damping or penalty, no weight)."
-            )
         )
 
 

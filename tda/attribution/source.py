@@ -1,27 +1,20 @@
 """SOURCE (Bae et al. 2024): unrolled differentiation with a few checkpoints instead of every step.
 
 Training is cut into L segments. Inside a segment the mean gradient of every example and the mean curvature H of its
-checkpoints stand for all K steps, so the products of the unrolled derivative become functions of H's eigenvalues. A
-perturbation that enters in the segment, and one that passes through it, are multiplied by
+checkpoints stand for all K steps. A perturbation that enters in the segment, or passes through it, is multiplied by
 
     r(H) = (1 - exp(-eta K H)) H^-1          S(H) = exp(-eta K H)
 
 (``eta K``: the sum of the segment's learning rates, over 1 - mu with momentum mu; weight decay adds to the eigenvalues)
-and
 
     score(q, i) = sum_l <r_l S_{l+1} ... S_L grad l_q(theta_T), gbar_{l,i}> / N_l
 
-with gbar_{l,i} the mean gradient of example i over the segment's checkpoints and N_l the number of examples of the
-segment. It is read from the right: start with the query's gradient, apply r for the scores, S to go one segment back.
-The unit is that of :mod:`tda.attribution.unroll`: the fall of the query's loss (nats) per unit of the weight of example
-i; positive = proponent. With one segment and a long run r(H) tends to H^-1: influence without damping. Directions with
-eta K w << 1 are left as they are, so that 1 / (eta K) plays the part of a damping.
+with gbar_{l,i} the mean gradient of example i over the segment's checkpoints and N_l the examples of the segment. Unit
+and sign are those of :mod:`tda.attribution.unroll`; 1 / (eta K) plays the part of a damping.
 
 Variants: ``exponential`` (the paper's); ``fast`` (FAST-SOURCE: gradients and curvature once, at the mean parameters of
-a segment); ``exact`` (ours): the recursion of SGD itself, momentum and learning rates included, on every eigenvalue. It
-equals unrolling wherever gradients and curvature really are constant; for a constant rate without momentum its S is
-(1 - eta w)^K. All of this holds for SGD. The paper's treatment of Adam is not known to us, so a model trained by
-another optimiser is refused.
+a segment); ``exact`` (ours): the recursion of SGD itself on every eigenvalue. How the paper treats Adam is not known to
+us, so another optimiser than SGD is refused.
 """
 
 from __future__ import annotations
@@ -33,14 +26,11 @@ import numpy as np
 
 from tda.attribution.registry import method
 from tda.curvature import named
-from tda.curvature.averaged import averaged
-from tda.curvature.kronecker import UNTRACKED
 from tda.curvature.operators import Spectral
-from tda.output_loss import FISHERS
 from tda.task import Examples, Task, n_examples
 from tda.tools.cache import remembered
-from tda.tools.gradients import CHUNK, matrix
-from tda.tools.options import Count, Pattern, Whole, one_of, option, read
+from tda.tools.gradients import matrix
+from tda.tools.options import Count, one_of, option, read
 from tda.tools.recorded import sgd_run
 from tda.tools.segments import Segment, scores_of, segments_of
 
@@ -49,43 +39,25 @@ SAME = 1e-3  # largest difference of a parameter between the model and its last 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """The segments, the curvature of each, and how it is used."""
+class Options(named.CurvatureOptions):
+    """The segments, the curvature H of each, and how it is used."""
 
-    seed: Whole = option(0, "of sampled labels")
-    chunk: Count = option(CHUNK, "examples whose gradients are formed together")
     segments: Count = option(3, "L, at most one a checkpoint")
-    curvature: one_of(named.CURVATURES) = option("ekfac", "H")
-    fisher: one_of(FISHERS) = option("sampled", "labels of the Fisher of kfac, ekfac and diagonal")
-    layers: Pattern = option("", "a regex: the layers that kfac and ekfac cover")
-    rest: one_of(UNTRACKED) = option("drop", "parameters outside them; dropped ones take no part in the scores")
     variant: one_of(VARIANTS) = option("exponential", "see the module's text")
 
 
-@method(
-    "source",
-    family="unrolling",
-    paper="SOURCE",
-    needs=("params", "outputs", "checkpoints"),
-    signed=True,
-    options_type=Options,
-)
+@method("source", family="unrolling", paper="SOURCE", needs=("params", "outputs", "checkpoints"), signed=True)
 def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
     """SOURCE's scores, [Q, N]: the fall of each query's loss (nats) per unit of the weight of each training example.
 
-    Needs a recorded SGD run; there is no damping. Time: a sweep for gradients, and the curvature's, at every checkpoint
-    (``fast``: once a segment). Memory: that of L curvatures, of which the last two sets are remembered (but for
-    ``fast``), of the checkpoints, and (Q L + chunk) P.
+    Memory: that of L curvatures, of the checkpoints, and (Q L + chunk) P.
     Raises ``ValueError`` for a run of another optimiser, missing or foreign checkpoints, and a segment that explodes.
     """
     return by_segment(task, train, queries, **vars(options)).sum(0)
 
 
 def by_segment(task: Task, train: Examples, queries: Examples, **options) -> np.ndarray:
-    """:func:`attribute` taken apart: what each example taught in each segment, [L, Q, N]; the sum over L is the score.
-
-    ``options``: those of :func:`attribute`.
-    """
+    """:func:`attribute` (same options) taken apart: what each example taught in each segment, [L, Q, N]."""
     chosen = read("source", Options, options)
     recipe = sgd_run(task, "source").recipe
     if chosen.variant == "fast":
@@ -98,13 +70,11 @@ def by_segment(task: Task, train: Examples, queries: Examples, **options) -> np.
 
 
 def _stretches(task: Task, train: Examples, options: Options) -> tuple[list[Segment], list[Spectral]]:
-    """The segments and the mean curvature of each, decomposed."""
     parts = segments_of(task, task.run.checkpoints, task.run.learning_rates, options.segments, n_examples(train))
     _same_model(task, parts[-1].tasks[-1])
     if options.variant == "fast":
         parts = [replace(part, tasks=(at_mean(part.tasks),)) for part in parts]
-    known = {name: getattr(options, name) for name in ("curvature", "fisher", "layers", "rest", "seed", "chunk")}
-    operators = [averaged(tasks=part.tasks, train=train, **known) for part in parts]
+    operators = [named.averaged(options.curvature, part.tasks, train, **options.arguments()) for part in parts]
     for operator in operators:
         operator.eigenvalues  # noqa: B018  (a dense one decomposes when first asked: here, where it is charged)
     return parts, operators
@@ -123,6 +93,5 @@ def _same_model(task: Task, last: Task) -> None:
 
 
 def at_mean(tasks: Sequence[Task]) -> Task:
-    """The task at the mean of the parameters of ``tasks``."""
     mean = {k: sum(task.params[k] for task in tasks) / len(tasks) for k in tasks[0].params}
     return replace(tasks[0], params=mean)

@@ -1,26 +1,16 @@
 """STRIDE (Dagli et al. 2026): influences recovered from what simulated training on random subsets would change.
 
-Datamodels retrain on many random subsets and regress a query's loss on membership. STRIDE keeps the regression and
-replaces retraining by steering: every subset A_k owns a small code on top of the frozen model
-(:mod:`tda.steering.operators`), trained so that the steered model fits A_k and stays as it was elsewhere
-(:mod:`tda.steering.fitting`). A query's K measurements
+Datamodels retrain on many random subsets and regress a query's loss on membership. STRIDE replaces retraining by
+steering: every subset A_k owns a small code on top of the frozen model (:mod:`tda.steering.operators`), trained so that
+the steered model fits A_k and stays as it was elsewhere (:mod:`tda.steering.fitting`). A query's K measurements
 
     y_k = loss(frozen) - loss(steered by code k)        (positive: the subset helps)
 
 come from one forward pass, and its weights solve y = b + M w (:mod:`tda.steering.recovery`).
 
-From the paper: the shift of the logits, the three losses, the measurement, the left-regular design and the Lasso;
-K = 1000, d = 10, r = 16, a layer at about 0.6 of the depth. Ours, since unpublished: everything the training module
-lists, the weights of the losses, the choice of the penalty, the intercept (y and M are centred). Ours and not the
-paper's: the mean over target positions, all of one weight (the paper sums them with weights omega_t in [0, 1], which
-are not known).
-
-**The closed-form start (steps = 0), at a strong stability loss,** has small codes, measurements that are linear in
-them, and scores that are influence with a low-rank output head, seen through M (a test shows it). The curvature is
-E[p_c B B^T], one block a class: that of the upper bound 1/2 E_p[delta^2] of KL = 1/2 Var_p[delta], not the Gauss-Newton
-matrix, which couples the classes. Where training ends is another matter.
-
-Only the order of measurements is simulated: their size is about inverse to the weight of the stability loss.
+Ours, since unpublished: what the training module lists, the weights of the losses, the choice of the penalty, the
+intercept, the plain mean over target positions. With steps = 0 and a strong stability loss the scores are influence
+with a low-rank output head, seen through M. Only the order of measurements is simulated, not their size.
 """
 
 from __future__ import annotations
@@ -64,20 +54,11 @@ class Options:
         return replace(self, recovery="lasso", penalty=0.0)
 
 
-@method(
-    "stride",
-    family="simulation",
-    paper="STRIDE",
-    needs=("params", "outputs"),
-    signed=True,
-    options_type=Options,
-)
+@method("stride", family="simulation", paper="STRIDE", needs=("params", "outputs"), signed=True)
 def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
-    """STRIDE scores [Q, N]: simulated nats per document of a subset, on a scale that ``stability`` sets; their order
-    within a query is what counts.
+    """STRIDE scores [Q, N]: simulated nats per document of a subset, on a scale that ``stability`` sets.
 
-    Raises ``ValueError`` for empty subsets, a layer that does not exist, a rank above the width, and measurements that
-    do not vary (no fidelity, for example).
+    Raises ``ValueError`` for empty subsets, no such layer, a rank above the width, measurements that do not vary.
     """
     trained = operators(task, train, options.of_operators())
     y = measurements(trained, task, queries, options.chunk)
@@ -110,7 +91,5 @@ def operators_for(task: Task, train_examples: Examples, measure: np.ndarray, opt
 
 
 def measurements(trained: Operators, task: Task, queries: Examples, chunk: int = CHUNK) -> np.ndarray:
-    """y [K, Q]: frozen minus steered loss of every query under every operator, in nats of the steered model (their size
-    is set by ``stability``); the cost of a further query.
-    """
+    """y [K, Q], in nats: frozen minus steered loss of every query under every operator."""
     return effects(trained, snapshot(task, queries, trained.layer, chunk))

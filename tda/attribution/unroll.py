@@ -1,17 +1,15 @@
 """Exact unrolling: the derivative of a query's final loss with respect to the weight of every training example.
 
-Give the loss of example i in a recorded SGD run (:mod:`tda.tools.recorded`) the weight w_i, 1 in the run itself,
-and keep the divisor of every batch. The final loss l_q(theta_T) is then a function of w. Its gradient comes from a pass
-backwards through the run (Hara et al. 2019; MAGIC, Ilyas and Engstrom 2025). With p and u the derivatives of
-l_q(theta_T) by theta and by v, u = 0 at the end and p = grad l_q(theta_T):
+Give the loss of example i in a recorded SGD run (:mod:`tda.tools.recorded`) the weight w_i, 1 in the run itself, and
+keep the divisor of every batch. A pass backwards through the run (Hara et al. 2019; MAGIC, Ilyas and Engstrom 2025),
+with p and u the derivatives of l_q(theta_T) by theta and by v, u = 0 at the end and p = grad l_q(theta_T),
 
     a   = u - eta_t p                                   the derivative by v_{t+1}, both ways taken together
     score_i += -<a, grad l_i(theta_t)> / |B_t|          for i in B_t
     p  <- p + H_t a + wd a,    u <- mu a                H_t the Hessian of the batch's mean loss at theta_t
 
-so ``score_i = - d l_q(theta_T) / d w_i`` in nats: positive = a little more of i lowers the query's loss (a proponent).
-Nothing is approximated; the initialisation and the order of the data are those of the recorded run. It is the slope at
-w = 1: removing an example is the whole way to w = 0, and the loss need not be linear along it.
+gives ``score_i = - d l_q(theta_T) / d w_i`` in nats: positive = a little more of i lowers the query's loss (proponent).
+It is the exact slope at w = 1, and the loss need not be linear on the way to w = 0 (removal).
 """
 
 from __future__ import annotations
@@ -37,46 +35,29 @@ CHUNK = 256  # examples of a batch that are differentiated at once
 
 @method("unroll", family="unrolling", paper="Hara et al. 2019", needs=("params", "checkpoints"), signed=True)
 def attribute(
-    task: Task,
-    train: Examples,
-    queries: Examples,
-    *,
-    seed: Whole = 0,
-    chunk: Count = CHUNK,
-    store: one_of(STORES) = "all",
-    queries_at_once: Count = 8,
-) -> np.ndarray:
-    """The derivative of each query's final loss by the weight of each training example, [Q, N], in nats.
+    task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Count = CHUNK,
+    store: one_of(STORES) = "all", queries_at_once: Count = 8,
+) -> np.ndarray:  # fmt: skip
+    """Minus the derivative of each query's final loss by the weight of each training example, [Q, N], in nats.
 
-    Needs a recorded SGD run (``task.run``) without clipping, and ``train`` must be its examples. ``store``: see
-    :func:`unrolled`; ``chunk`` examples of a batch and ``queries_at_once`` queries are differentiated together.
-    Time: about that of the training, and of two more trainings per query. No randomness.
-    Raises ``ValueError`` for any other run, and for one that does not end at the model when it is repeated.
+    ``train`` must be the examples of the run; options as in :func:`unrolled`. Time: that of the training, and of two
+    more trainings per query. Raises ``ValueError`` for a run that is no recorded SGD run, that clips gradients, or that
+    does not end at the model when it is repeated.
     """
     options = {"store": store, "chunk": chunk, "queries_at_once": queries_at_once, "final": task.params}
     return unrolled(task.loss_fn, train, queries, recording_of(task, train), **options).sum(0).numpy()
 
 
 def unrolled(
-    loss_fn: Callable[..., Tensor],
-    data: Examples,
-    queries: Examples,
-    recording: Recording,
-    *,
-    store: str = "all",
-    cuts: Sequence[int] = (),
-    chunk: int = CHUNK,
-    queries_at_once: int = 8,
-    final: Params | None = None,
-) -> Tensor:
+    loss_fn: Callable[..., Tensor], data: Examples, queries: Examples, recording: Recording, *, store: str = "all",
+    cuts: Sequence[int] = (), chunk: int = CHUNK, queries_at_once: int = 8, final: Params | None = None,
+) -> Tensor:  # fmt: skip
     """``- d l_q(theta_T) / d w_i``, [S, Q, N], through the steps of each of S = len(cuts) + 1 stretches of the run.
 
     ``data``: the N training examples that ``recording.steps`` index; ``cuts``: the steps at which a new stretch begins.
-    The sum over the stretches is the score; a stretch holds what its own batches taught. ``final``: the parameters that
-    the run is known to end at, to be compared with. Precision is that of the initial parameters.
-    Memory for P parameters and T steps: ``store="all"`` T P numbers (every theta_t is kept); ``"sqrt"`` about
-    2.8 sqrt(T) P (every k-th state is kept, the steps between are run again, but for the last k); and 4 Q P
-    for the adjoints.
+    The sum over the stretches is the score. ``final``: the parameters that the run is known to end at. ``chunk``
+    examples of a batch and ``queries_at_once`` queries are differentiated together. Memory: 4 Q P and, for T steps,
+    T P numbers (``store="all"``) or about 2.8 sqrt(T) P (``"sqrt"``: every k-th state, the steps between run again).
     Raises ``ValueError`` if that does not fit, for a run that diverges and for one that does not end at ``final``.
     """
     cuts, total, count = [int(cut) for cut in cuts], len(recording.steps), n_examples(queries)
@@ -94,9 +75,8 @@ def unrolled(
         state = replay.run(state, piece, kept if piece is pieces[-1] else None)
     if final is not None:
         replay.compare(state[0], final)
-    p = vmap(grad(lambda at, query: replay.loss(at, {k: v.unsqueeze(0) for k, v in query.items()}, "sum")), (None, 0))(
-        state[0], batch_of(queries)
-    )
+    slope = grad(lambda at, query: replay.loss(at, {k: v.unsqueeze(0) for k, v in query.items()}, "sum"))
+    p = vmap(slope, (None, 0))(state[0], batch_of(queries))
     u, scores = torch.zeros_like(p), p.new_zeros(len(cuts) + 1, count, n_examples(data))
     for piece in reversed(pieces):
         at_start = before.pop()
@@ -118,19 +98,16 @@ def _second_order(
 ) -> tuple[Tensor, Tensor]:
     """``sum_i H_i a`` [Q, P] and ``<a, grad l_i>`` [Q, b] over the examples of a batch, for every row of ``a``.
 
-    Both come from one pass, forward mode over reverse mode. Not the other way round: in torch 2.13 the gradient of a
-    forward-mode product through ``layer_norm`` is silently wrong (a test shows it).
+    One pass, forward over reverse mode: in torch 2.13 the gradient of a forward-mode product through ``layer_norm`` is
+    silently wrong (a test shows it).
     """
 
-    def gradient_and_losses(at: Tensor, batch: Examples):
+    def along(at: Tensor, direction: Tensor, batch: Examples):
         def losses(vector: Tensor):
             each = replay.loss(vector, batch, "example")
             return each.sum(), each
 
-        return grad(losses, has_aux=True)(at)
-
-    def along(at: Tensor, direction: Tensor, batch: Examples):
-        return jvp(lambda vector: gradient_and_losses(vector, batch), (at,), (direction,))[1]
+        return jvp(grad(losses, has_aux=True), (at,), (direction,))[1]
 
     both = vmap(along, in_dims=(None, 0, None), chunk_size=queries_at_once)
     curved, slopes = torch.zeros_like(a), [a.new_zeros(len(a), 0)]
@@ -142,10 +119,8 @@ def _second_order(
 
 def _forecast(start: Tensor, store: str, stride: int, total: int, queries: int) -> None:
     numbers = min(stride, total) + 2 * math.ceil(total / stride) + 4 * queries
-    advice = (
-        "Use store='sqrt', which keeps the square root of the steps and runs those between again."
-        if store == "all"
-        else "Ask fewer queries at a time, or unroll a shorter run or a smaller model."
-    )
+    advice = "Ask fewer queries at a time, or unroll a shorter run or a smaller model."
+    if store == "all":
+        advice = "Use store='sqrt', which keeps the square root of the steps and runs those between again."
     what = f"unroll with store={store!r} ({total} steps, {len(start)} parameters, {queries} queries)"
     require(numbers * len(start) * start.element_size(), what, advice)

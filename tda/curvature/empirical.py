@@ -4,13 +4,11 @@ With g_i the gradient of document i's loss, G [N, P] their matrix and F = G^T G 
 
 - ``none``: P = 1;
 - ``diagonal``: P = 1 / (diag F + damping * mean(diag F));
-- ``full``: P = (F + delta)^-1 with delta = damping * tr(F) / N, the mean of the N eigenvalues that can differ from
-  zero. F has a row per parameter, but its inverse only needs the Gram matrix K = G G^T [N, N] (Woodbury):
+- ``full``: P = (F + delta)^-1 with delta = damping * tr(F) / N, through the Gram matrix K = G G^T [N, N] (Woodbury):
 
       P v = (v - G^T (K + N delta)^-1 G v) / delta,        g_q^T P G^T = N g_q^T G^T (K + N delta)^-1.
 
-The empirical Fisher squares gradients of the observed labels; it equals the Gauss-Newton matrix only for a model that
-fits its data in distribution (Kunstner et al. 2019), which a small language model does not.
+F equals the Gauss-Newton matrix only for a model that fits its data in distribution (Kunstner et al. 2019).
 """
 
 from __future__ import annotations
@@ -30,18 +28,15 @@ KINDS = ("none", "diagonal", "full")
 
 @remembered()
 def diagonal(task: Task, train: Examples, chunk: int = CHUNK) -> Tensor:
-    """``F_j = (1/N) sum_i (d l_i / d theta_j)^2``, [P]. Streams: chunk x P x 4 bytes. Refuses a Fisher that is zero or
-    not finite.
-    """
-    fisher = sum(block.square().sum(0) for _, block in blocks(task, train, chunk)) / n_examples(train)
-    return _usable(fisher)
+    """``F_j = (1/N) sum_i (d l_i / d theta_j)^2``, [P]. Streams. Refuses a Fisher that is zero or not finite."""
+    return _usable(sum(block.square().sum(0) for _, block in blocks(task, train, chunk)) / n_examples(train))
 
 
 @remembered()
 def gradients(task: Task, train: Examples, chunk: int = CHUNK) -> Tensor:
-    """All document gradients G, [N, P] float32: N x P x 4 bytes, the price of the full Fisher."""
-    width = sum(p.numel() for p in task.params.values())
-    stored = torch.empty(n_examples(train), width, dtype=next(iter(task.params.values())).dtype)
+    """All document gradients G, [N, P]: the price of the full Fisher."""
+    width, dtype = sum(p.numel() for p in task.params.values()), next(iter(task.params.values())).dtype
+    stored = torch.empty(n_examples(train), width, dtype=dtype)
     for part, block in blocks(task, train, chunk):
         stored[part] = block
     return stored
@@ -58,7 +53,7 @@ def gram(task: Task, train: Examples, chunk: int = CHUNK) -> Tensor:
 
 @remembered(8)
 def cross(task: Task, train: Examples, queries: Examples, chunk: int = CHUNK) -> Tensor:
-    """g_q^T G^T, [Q, N] float64: with :func:`gram` all that the linear limit needs, so other dampings cost nothing."""
+    """g_q^T G^T, [Q, N] float64, kept for other dampings."""
     return (matrix(task, queries, chunk) @ gradients(task, train, chunk).T).double()
 
 

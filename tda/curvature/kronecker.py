@@ -5,25 +5,23 @@ With a_s [in] the inputs and g_s [out] the back-propagated vectors of a layer (:
     A = mean over examples and real positions of a_s a_s^T
     S = (1/N) sum over examples, u and positions of g_s g_s^T
 
-K-FAC (Martens and Grosse 2015; "expand" of Eschenhagen et al. 2023 where weights are shared) takes the block as
-``S (x) A``, eigenvectors U_S (x) U_A and eigenvalues lambda_S lambda_A: right if inputs and slopes are independent and
-positions do not interact. EK-FAC (George et al. 2018) keeps the eigenvectors and measures the block along them,
+K-FAC (Martens and Grosse 2015; "expand" of Eschenhagen et al. 2023) takes the block as ``S (x) A``, eigenvectors
+U_S (x) U_A and eigenvalues lambda_S lambda_A: right if inputs and slopes are independent and positions do not interact.
+EK-FAC (George et al. 2018) keeps the eigenvectors and measures the diagonal of the block in that basis,
 
-    s_jm = (1/N) sum over examples and u of ((U_S^T G U_A)_jm)^2,      G = sum_s g_s a_s^T,
-
-which is the diagonal of the block in that basis, interactions of positions included.
+    s_jm = (1/N) sum over examples and u of ((U_S^T G U_A)_jm)^2,      G = sum_s g_s a_s^T
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from tda.curvature.layers import Captured, Layer, passes, say_share, tracked, untracked
+from tda.curvature.layers import Captured, passes, say_share, tracked, untracked
 from tda.curvature.operators import Blocks, Diagonal, Kronecker, Spectral, finite
-from tda.curvature.outputs import label_noise, pseudo_gradients
+from tda.curvature.second_derivatives import label_noise, pseudo_gradients
 from tda.task import Examples, Task, chunks, n_examples, take
 from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK, batch_of
@@ -33,9 +31,7 @@ KEPT = 8  # results kept in memory: the checkpoints of a run, for the next dampi
 UNTRACKED = ("drop", "diagonal", "refuse")
 
 
-def _sweep(
-    task: Task, train: Examples, layers: dict[str, Layer], fisher: str, seed: int, chunk: int
-) -> Iterator[tuple[Captured, Tensor | None, bool]]:
+def _sweep(task, train, layers, fisher, seed, chunk) -> Iterator[tuple[Captured, Tensor | None, bool]]:
     """``(captured, real, first pass of its chunk)`` over all chunks and vectors u."""
     noise = label_noise(task, train, seed)
     for part in chunks(n_examples(train), chunk):
@@ -47,9 +43,7 @@ def _sweep(
 def factors(
     task: Task, train: Examples, fisher: str = "sampled", layers: str = "", seed: int = 0, chunk: int = CHUNK
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """``{layer: (A [in, in], S [out, out])}`` in float64. Refuses factors that are not finite, by the layer's name, and
-    factors that would not fit with their eigenvectors.
-    """
+    """``{layer: (A [in, in], S [out, out])}`` in float64. Refuses factors that are not finite or would not fit."""
     chosen = tracked(task, layers)
     entries = {name: sum(k * k for k in layer.shape) for name, layer in chosen.items()}
     widest = max(entries, key=entries.get)
@@ -63,10 +57,11 @@ def factors(
     positions = dict.fromkeys(chosen, 0)
     for found, real, first in _sweep(task, train, chosen, fisher, seed, chunk):
         for name, (a, g) in found.items():
-            sums[name][1] += _square(g.flatten(0, 1))
+            g = g.flatten(0, 1)
+            sums[name][1] += (g.T @ g).double()
             if first:
                 kept = a.flatten(0, 1) if real is None else a[real.repeat(1, a.shape[1] // real.shape[1])]
-                sums[name][0] += _square(kept)
+                sums[name][0] += (kept.T @ kept).double()
                 positions[name] += len(kept)
     n = n_examples(train)
     return {
@@ -75,41 +70,50 @@ def factors(
     }
 
 
-def _square(rows: Tensor) -> Tensor:
-    return (rows.T @ rows).double()
+@remembered(KEPT)
+def kfac(
+    task: Task, train: Examples, fisher: str = "sampled", layers: str = "", rest: str = "drop", seed: int = 0,
+    chunk: int = CHUNK,
+) -> Blocks:  # fmt: skip
+    """K-FAC with the Fisher of one kind (exact, sampled, empirical), one block per tracked layer.
+
+    ``layers``: a regex on layer names. ``rest``, what happens to parameters outside them: ``drop`` (they take no part:
+    functions of the operator give zero), ``diagonal`` (the diagonal of the same Fisher), ``refuse`` (a ``ValueError``).
+    Memory: chunk x S x (in + out) of all layers, and the factors in float64 twice.
+    """
+    known = factors(task, train, fisher, layers, seed, chunk)
+    return _in_factors(known, task, train, fisher, layers, rest, seed, chunk)
 
 
 @remembered(KEPT)
-def kfac(
-    task: Task,
-    train: Examples,
-    fisher: str = "sampled",
-    layers: str = "",
-    rest: str = "drop",
-    seed: int = 0,
+def ekfac(
+    task: Task, train: Examples, fisher: str = "sampled", layers: str = "", rest: str = "drop", seed: int = 0,
     chunk: int = CHUNK,
-) -> Blocks:
-    """K-FAC with the Fisher of one kind (exact, sampled, empirical), one block per tracked layer.
-
-    ``layers``: a regex on layer names. ``rest``, what happens to parameters outside them: ``drop`` (the operator is not
-    defined there and its functions give zero: they take no part in scores), ``diagonal`` (the diagonal of the same
-    Fisher), ``refuse`` (a ``ValueError`` that names them). Memory: chunk x S x (in + out) of all layers, and the
-    factors in float64 twice.
-    """
-    return in_factors(task, train, factors(task, train, fisher, layers, seed, chunk), fisher, layers, rest, seed, chunk)
+) -> Blocks:  # fmt: skip
+    """EK-FAC: the eigenvectors of :func:`kfac` (same options), eigenvalues measured along them in a second sweep."""
+    base = kfac(task, train, fisher, layers, rest, seed, chunk)
+    return base.with_eigenvalues(_measured(base, task, train, fisher, layers, seed, chunk))
 
 
-def in_factors(
-    task: Task,
-    train: Examples,
-    known: dict[str, tuple[Tensor, Tensor]],
-    fisher: str = "sampled",
-    layers: str = "",
-    rest: str = "drop",
-    seed: int = 0,
-    chunk: int = CHUNK,
-) -> Blocks:
-    """:func:`kfac` of factors that are ``known`` already: those of :func:`factors`, or a mean of several."""
+def mean_kronecker(curvature, tasks, train, fisher, layers, rest, seed, chunk) -> Blocks:
+    """kfac or ekfac over several ``tasks``, as :func:`tda.curvature.named.averaged` defines their mean."""
+    each = [factors(task, train, fisher, layers, seed, chunk) for task in tasks]
+    known = {name: tuple(mean(pairs[name][side] for pairs in each) for side in (0, 1)) for name in each[0]}
+    bases = [_in_factors(known, task, train, fisher, layers, rest, seed, chunk) for task in tasks]
+    if curvature == "kfac":  # they differ where no layer is, if that is kept
+        return bases[0].with_eigenvalues(mean(base.eigenvalues for base in bases))
+    pairs = zip(bases, tasks, strict=True)
+    along = [_measured(base, task, train, fisher, layers, seed, chunk) for base, task in pairs]
+    return bases[0].with_eigenvalues(mean(along))
+
+
+def mean(values: Iterable[Tensor]) -> Tensor:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def _in_factors(known, task, train, fisher, layers, rest, seed, chunk) -> Blocks:
+    """:func:`kfac` of factors that are ``known``: those of :func:`factors`, or a mean of several."""
     chosen = tracked(task, layers)
     blocks: dict[str, tuple[Tensor, Spectral]] = {}
     for name, (a, s) in known.items():
@@ -120,37 +124,8 @@ def in_factors(
     return Blocks(sum(p.numel() for p in task.params.values()), blocks)
 
 
-@remembered(KEPT)
-def ekfac(
-    task: Task,
-    train: Examples,
-    fisher: str = "sampled",
-    layers: str = "",
-    rest: str = "drop",
-    seed: int = 0,
-    chunk: int = CHUNK,
-) -> Blocks:
-    """EK-FAC: the eigenvectors of :func:`kfac` (same options), the eigenvalues measured along them in a second sweep.
-
-    Memory: as :func:`kfac`, and chunk x the largest layer.
-    """
-    base = kfac(task, train, fisher, layers, rest, seed, chunk)
-    return base.with_eigenvalues(measured(base, task, train, fisher, layers, seed, chunk))
-
-
-def measured(
-    base: Blocks,
-    task: Task,
-    train: Examples,
-    fisher: str = "sampled",
-    layers: str = "",
-    seed: int = 0,
-    chunk: int = CHUNK,
-) -> Tensor:
-    """The Fisher of ``task`` measured along the eigenvectors of ``base``, in the order of ``base.eigenvalues``.
-
-    ``base`` may come from elsewhere (another checkpoint, a mean over several); a block that is no layer keeps its own.
-    """
+def _measured(base, task, train, fisher, layers, seed, chunk) -> Tensor:
+    """The Fisher of ``task`` along the eigenvectors of ``base``; a block that is no layer keeps its eigenvalues."""
     chosen = tracked(task, layers)
     values = {name: torch.zeros(layer.shape, dtype=torch.float64) for name, layer in chosen.items()}
     for found, _, _ in _sweep(task, train, chosen, fisher, seed, chunk):
@@ -161,16 +136,12 @@ def measured(
                 values[name] += g.squeeze(1).square().T @ a.squeeze(1).square()
             else:
                 values[name] += (g.transpose(1, 2) @ a).square().sum(0)
-    n = n_examples(train)
-    corrected = [
-        values[name].flatten() / n if name in values else b.eigenvalues for name, (_, b) in base.blocks.items()
-    ]
+    known = {name: value.flatten() / n_examples(train) for name, value in values.items()}
+    corrected = [known.get(name, block.eigenvalues) for name, (_, block) in base.blocks.items()]
     return finite(torch.cat(corrected), "an EK-FAC eigenvalue")
 
 
-def _outside(
-    task: Task, train: Examples, fisher: str, left: dict[str, Tensor], rest: str, seed: int, chunk: int
-) -> dict[str, tuple[Tensor, Spectral]]:
+def _outside(task, train, fisher, left, rest, seed, chunk) -> dict[str, tuple[Tensor, Spectral]]:
     """The block of the parameters that no layer holds, if it is wanted."""
     if rest not in UNTRACKED:
         raise ValueError(f"rest={rest!r}; one of {UNTRACKED}.")
@@ -182,21 +153,15 @@ def _outside(
             f"no Kronecker factor fits the parameters {list(left)} of the task {task.name!r}. Use rest='drop' to leave "
             f"them out, or rest='diagonal' for the diagonal of the Fisher there."
         )
-    squares = diagonal(task, train, fisher, seed, chunk, tuple(left))
-    return {"(diagonal)": (torch.cat(list(left.values())), squares)}
+    return {"(diagonal)": (torch.cat(list(left.values())), diagonal(task, train, fisher, seed, chunk, tuple(left)))}
 
 
 @remembered(KEPT)
 def diagonal(
-    task: Task,
-    train: Examples,
-    fisher: str = "sampled",
-    seed: int = 0,
-    chunk: int = CHUNK,
+    task: Task, train: Examples, fisher: str = "sampled", seed: int = 0, chunk: int = CHUNK,
     names: tuple[str, ...] = (),
-) -> Diagonal:
+) -> Diagonal:  # fmt: skip
     """The diagonal of the Fisher of one kind, for ``names`` or all parameters. Streams: chunk x P x 4 bytes."""
-    total = sum(
-        rows.square().sum(0).double() for rows in pseudo_gradients(task, train, fisher, seed, chunk, names)
-    ) / n_examples(train)
+    rows = pseudo_gradients(task, train, fisher, seed, chunk, names)
+    total = sum(block.square().sum(0).double() for block in rows) / n_examples(train)
     return Diagonal(finite(total, "the diagonal of the Fisher"))

@@ -1,13 +1,9 @@
 """What goes into a linear layer and what comes back: the two halves of its gradient, captured by hooks.
 
 For a layer ``y_s = W x_s + b`` used at positions s (words of a sequence, pixels of an image, repeated calls), with
-``g_s`` the gradient of an example's loss in y_s and ``a_s = (x_s, 1)`` the input with the bias' coordinate:
-
-    gradient of (W, b) = sum_s g_s a_s^T        [out, in + 1]
-
-``nn.Linear``, its transpose ``Conv1D`` of `transformers` (GPT-2) and ``nn.Conv2d`` (patches unfolded; neither grouped
-nor padded by name) are tracked. Everything else (embeddings, norms, bare parameters, tied weights that ``task.params``
-lists under another name) is not; :func:`untracked` names it, and :func:`say_share` tells the reader.
+``g_s`` the gradient of an example's loss in y_s and ``a_s = (x_s, 1)``, the gradient of (W, b) is ``sum_s g_s a_s^T``
+[out, in + 1]. Tracked are ``nn.Linear``, its transpose ``Conv1D`` of `transformers` (GPT-2) and ``nn.Conv2d`` (patches
+unfolded; neither grouped nor padded by name); not embeddings, norms, bare parameters and tied weights.
 """
 
 from __future__ import annotations
@@ -23,10 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tda import output_loss
-from tda.curvature.outputs import require_outputs
-from tda.task import Examples, Task, say_once
+from tda.curvature.second_derivatives import places, require_outputs, shape_of
+from tda.task import Examples, Task, chunks, n_examples, say_once, take
+from tda.tools import gradients
+from tda.tools.gradients import CHUNK, batch_of
 
 Captured = dict[str, tuple[Tensor, Tensor]]
+AT_ONCE = 512  # examples whose layers are captured together for dot products; they hold inputs and slopes only
+LEAVE_OUT = "Leave it out with the option layers (a regex)."
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Layer:
 
     def inputs(self, x: Tensor) -> Tensor:
         """Module input as a [B, S, in (+ 1)], the bias' coordinate last."""
-        if isinstance(self.module, nn.Conv2d):
-            m = self.module
+        if isinstance(m := self.module, nn.Conv2d):
             a = F.unfold(x, m.kernel_size, m.dilation, m.padding, m.stride).transpose(1, 2)
         else:
             a = x.reshape(len(x), -1, x.shape[-1])
@@ -56,10 +55,7 @@ class Layer:
 
 
 def tracked(task: Task, pattern: str = "") -> dict[str, Layer]:
-    """Tracked layers by name, in the order of the model; only those whose name ``pattern`` (a regex) finds.
-
-    Raises ``ValueError`` where none is left, naming those that exist.
-    """
+    """Tracked layers by name whose name ``pattern`` (a regex) finds; ``ValueError`` where there is none."""
     require_outputs(task)
     found = trackable(task)
     kept = {name: layer for name, layer in found.items() if re.search(pattern, name)}
@@ -72,19 +68,18 @@ def tracked(task: Task, pattern: str = "") -> dict[str, Layer]:
 
 def trackable(task: Task) -> dict[str, Layer]:
     """All layers of the task's model that can be tracked: those whose weight is a parameter of the task."""
-    starts, start = {}, 0
-    for name, p in task.params.items():
-        starts[name], start = start, start + p.numel()
-    found, owners = {}, Counter(id(p) for _, p in task.model.named_parameters(remove_duplicate=False))
+    if task.outputs_fn is None or task.model is None:
+        return {}
+    at, found = places(task), {}
+    owners = Counter(id(p) for _, p in task.model.named_parameters(remove_duplicate=False))
     for name, module in task.model.named_modules():
         weight, bias = (f"{name}.{kind}" if name else kind for kind in ("weight", "bias"))
-        if weight in starts and _usual(module) and owners[id(module.weight)] == 1:  # a shared weight has other uses
-            rows, columns = task.params[weight].flatten(1).shape
-            index = starts[weight] + torch.arange(rows * columns).reshape(rows, columns)
+        if weight in at and _usual(module) and owners[id(module.weight)] == 1:  # a shared weight has other uses
+            index = at[weight].reshape(task.params[weight].flatten(1).shape)
             index = index.T if _transposed(module) else index
-            has_bias = module.bias is not None and bias in starts
+            has_bias = module.bias is not None and bias in at
             if has_bias:
-                index = torch.cat([index, starts[bias] + torch.arange(len(index)).unsqueeze(1)], 1)
+                index = torch.cat([index, at[bias].unsqueeze(1)], 1)
             found[name] = Layer(name, module, index.flatten(), tuple(index.shape), has_bias)
     return found
 
@@ -107,12 +102,7 @@ def _transposed(module: nn.Module) -> bool:
 def untracked(task: Task, layers: dict[str, Layer]) -> dict[str, Tensor]:
     """Parameters that no layer of ``layers`` holds, with their positions in the flat vector."""
     held = {f"{n}.{kind}" if n else kind for n, x in layers.items() for kind in ("weight", *["bias"] * x.bias)}
-    rest, start = {}, 0
-    for name, p in task.params.items():
-        if name not in held:
-            rest[name] = torch.arange(start, start + p.numel())
-        start += p.numel()
-    return rest
+    return {name: index for name, index in places(task).items() if name not in held}
 
 
 def say_share(task: Task, left: dict[str, Tensor], who: str) -> None:
@@ -153,10 +143,8 @@ def passes(
 ) -> Iterator[tuple[Captured, Tensor | None]]:
     """One ``({layer: (a [B, S, in], g [B, S, out])}, real)`` for every vector u of :mod:`tda.output_loss`.
 
-    ``sum_s g_s a_s^T`` is the layer's part of the pseudo-gradient. ``real`` [B, S] bool: positions up to an example's
-    last target (what follows is padding), or ``None`` where nothing is padding. A layer that is called several times
-    has the positions of all its calls; calls on another number of positions than there are targets are refused in
-    sequences.
+    ``sum_s g_s a_s^T`` is the layer's part of the pseudo-gradient, with the positions of all its calls. ``real`` [B, S]
+    bool: positions up to an example's last target, or ``None`` where nothing is padding.
     """
     params = {k: v.detach().requires_grad_() for k, v in task.params.items()}
     with watching({name: layer.module for name, layer in layers.items()}) as seen, torch.enable_grad():
@@ -164,32 +152,61 @@ def passes(
     loss = output_loss.of(task)
     real = loss.real(targets)
     inputs = {name: _inputs(layer, seen[name], real, len(targets)) for name, layer in layers.items()}
-    places = [output for name in layers for _, output in seen[name]]
+    made = [output for name in layers for _, output in seen[name]]
     for u in loss.vectors(outputs.detach(), targets, fisher, noise):
-        found = torch.autograd.grad(outputs, places, u, retain_graph=True, allow_unused=True)
-        slopes = iter(torch.zeros_like(p) if g is None else g for g, p in zip(found, places, strict=True))
-        yield (
-            {
-                name: (inputs[name], torch.cat([layer.outputs(next(slopes)) for _ in seen[name]], 1))
-                for name, layer in layers.items()
-            },
-            real,
-        )
+        found = torch.autograd.grad(outputs, made, u, retain_graph=True, allow_unused=True)
+        slopes = iter(torch.zeros_like(p) if g is None else g for g, p in zip(found, made, strict=True))
+        g = {name: torch.cat([x.outputs(next(slopes)) for _ in seen[name]], 1) for name, x in layers.items()}
+        yield {name: (inputs[name], g[name]) for name in layers}, real
 
 
 def _inputs(layer: Layer, calls: list[tuple[Tensor, Tensor]], real: Tensor | None, count: int) -> Tensor:
     if not calls:
-        raise ValueError(f"layer {layer.name!r} is never called. Leave it out with the option layers (a regex).")
+        raise ValueError(f"layer {layer.name!r} is never called. {LEAVE_OUT}")
     if rows := [len(x) for x, _ in calls if len(x) != count]:
         raise ValueError(
             f"layer {layer.name!r} sees {rows[0]} rows for {count} examples; which of them belong to an example is "
-            f"unknown. Leave it out with the option layers (a regex)."
+            f"unknown. {LEAVE_OUT}"
         )
     parts = [layer.inputs(x) for x, _ in calls]
-    wrong = [a.shape[1] for a in parts if real is not None and a.shape[1] != real.shape[1]]
-    if wrong:
+    if wrong := [a.shape[1] for a in parts if real is not None and a.shape[1] != real.shape[1]]:
         raise ValueError(
             f"layer {layer.name!r} is applied at {wrong[0]} positions and the task has {real.shape[1]} targets; which "
-            f"of them are padding is unknown. Leave it out with the option layers (a regex)."
+            f"of them are padding is unknown. {LEAVE_OUT}"
         )
     return torch.cat(parts, 1)
+
+
+def dot_products(task: Task, train: Examples, queries: Examples, chunk: int = CHUNK) -> Tensor:
+    """``<grad l_q, grad l_i>`` for all pairs, [Q, N]. Where every example passes every layer once it is the sum over
+    layers of ``(g_q . g_i) (a_q . a_i)``, and no gradient is formed.
+    """
+    layers = _single_pass(task, train)
+    if not layers:
+        return gradients.dot_products(task, train, queries, chunk)
+    query_sides, train_sides = (_sides(task, examples, layers) for examples in (queries, train))
+    return sum((g @ train_sides[name][1].T) * (a @ train_sides[name][0].T) for name, (a, g) in query_sides.items())
+
+
+def _single_pass(task: Task, train: Examples) -> dict[str, Layer]:
+    """The layers of a network that consists of linear layers, each passed once by an example; else nothing."""
+    layers = trackable(task)
+    if not layers or untracked(task, layers) or shape_of(task, train)[0] > 1:
+        return {}
+    with watching({name: layer.module for name, layer in layers.items()}) as seen, torch.no_grad():
+        task.outputs_fn(task.params, batch_of(take(train, slice(0, 2))))
+    count = min(2, n_examples(train))
+    each = ((seen[name], layer.shape[0] * count) for name, layer in layers.items())
+    once = (len(calls) == 1 and len(calls[0][0]) == count and calls[0][1].numel() == size for calls, size in each)
+    return layers if all(once) else {}
+
+
+def _sides(task: Task, examples: Examples, layers: dict[str, Layer]) -> dict[str, tuple[Tensor, Tensor]]:
+    parts = [
+        captured
+        for part in chunks(n_examples(examples), AT_ONCE)
+        for captured, _ in passes(task, batch_of(take(examples, part)), layers, "empirical")
+    ]
+    return {
+        name: tuple(torch.cat([part[name][side] for part in parts]).squeeze(1) for side in (0, 1)) for name in layers
+    }

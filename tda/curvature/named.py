@@ -1,20 +1,23 @@
-"""Curvature operators by name, and their damped inverses."""
+"""Curvature operators by name, their means over checkpoints, and their damped inverses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tda.curvature import empirical
-from tda.curvature.kronecker import diagonal, ekfac, kfac
-from tda.curvature.operators import Diagonal, Dual, Operator, Spectral
+from tda.curvature.kronecker import UNTRACKED, diagonal, ekfac, kfac, mean, mean_kronecker
+from tda.curvature.operators import Blocks, Dense, Diagonal, Dual, Operator, Spectral
 from tda.curvature.second_derivatives import block_ggn, dense_ggn, dense_hessian, ggn, hessian
+from tda.output_loss import FISHERS
 from tda.task import Examples, Task, n_examples
 from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK
 from tda.tools.memory_limit import require
+from tda.tools.options import Count, Pattern, Whole, one_of, option
 
 CURVATURES = ("hessian", "ggn", "block_ggn", "kfac", "ekfac", "diagonal", "empirical_fisher", "identity")
 UNITS = ("relative", "absolute")
@@ -22,17 +25,26 @@ INDEFINITE = ("refuse", "keep", "absolute", "clip")
 DENSE = 6  # hessian, ggn and block_ggn that are remembered, 8 P^2 bytes each if dense: the checkpoints of a small run
 
 
+@dataclass(frozen=True, kw_only=True)
+class CurvatureOptions:
+    """Which curvature a method takes, as the arguments of :func:`operator` and :func:`averaged`."""
+
+    seed: Whole = option(0, "of everything that is drawn: sampled labels, mini-batches, starting vectors, coordinates")
+    chunk: Count = option(CHUNK, "examples whose gradients are formed together")
+    curvature: one_of(CURVATURES) = option("ekfac", "the matrix")
+    fisher: one_of(FISHERS) = option("sampled", "labels of the Fisher of kfac, ekfac and diagonal")
+    layers: Pattern = option("", "a regex: the layers that kfac and ekfac cover")
+    rest: one_of(UNTRACKED) = option("drop", "parameters outside them; dropped ones take no part in the scores")
+
+    def arguments(self) -> dict:
+        """All but ``curvature``."""
+        return {name: getattr(self, name) for name in ("fisher", "layers", "rest", "seed", "chunk")}
+
+
 def operator(
-    curvature: str,
-    task: Task,
-    train: Examples,
-    fisher: str = "sampled",
-    layers: str = "",
-    rest: str = "drop",
-    dense: bool = True,
-    seed: int = 0,
-    chunk: int = CHUNK,
-) -> Operator:
+    curvature: str, task: Task, train: Examples, fisher: str = "sampled", layers: str = "", rest: str = "drop",
+    dense: bool = True, seed: int = 0, chunk: int = CHUNK,
+) -> Operator:  # fmt: skip
     """One of :data:`CURVATURES` at the task's parameters, remembered for the next call with the same arguments.
 
     ``fisher`` (exact, sampled, empirical): for kfac, ekfac and diagonal. ``layers``, ``rest``: for kfac and ekfac.
@@ -60,11 +72,42 @@ def _second_derivatives(curvature: str, task: Task, train: Examples, dense: bool
 
 @remembered()
 def _dual(task: Task, train: Examples, chunk: int) -> Dual:
-    width = sum(p.numel() for p in task.params.values())
-    size = width * n_examples(train) * next(iter(task.params.values())).element_size()
-    advice = "Use curvature='ekfac' or 'diagonal', which stream."
-    require(size, f"the gradients of {n_examples(train)} examples x {width} parameters", advice)
+    _require_gradients(task, train, 1, "Use curvature='ekfac' or 'diagonal', which stream.")
     return Dual(empirical.gradients(task, train, chunk), empirical.gram(task, train, chunk))
+
+
+def _require_gradients(task: Task, train: Examples, checkpoints: int, advice: str) -> None:
+    width, itemsize = sum(p.numel() for p in task.params.values()), next(iter(task.params.values())).element_size()
+    what = f"the gradients of {n_examples(train)} examples x {width} parameters at {checkpoints} checkpoints"
+    require(float(itemsize * width * n_examples(train) * checkpoints), what, advice)
+
+
+def averaged(
+    curvature: str, tasks: Sequence[Task], train: Examples, fisher: str = "sampled", layers: str = "",
+    rest: str = "drop", seed: int = 0, chunk: int = CHUNK,
+) -> Spectral:  # fmt: skip
+    """The mean of an :func:`operator` over ``tasks``, which differ in parameters (the checkpoints of a run).
+
+    kfac: the Kronecker product of the mean factors. ekfac: its eigenvectors, and along them the mean of the curvature
+    measured at each checkpoint (Bae et al. 2024). The empirical Fisher holds the gradients of all checkpoints.
+    """
+    if len(tasks) == 1 or curvature == "identity":
+        return operator(curvature, tasks[0], train, fisher, layers, rest, seed=seed, chunk=chunk)
+    if curvature in ("kfac", "ekfac"):
+        return mean_kronecker(curvature, tasks, train, fisher, layers, rest, seed, chunk)
+    if curvature == "empirical_fisher":
+        advice = "Use more segments, so that each holds fewer checkpoints, or curvature='ekfac' or 'diagonal'."
+        _require_gradients(tasks[0], train, len(tasks), advice)
+        rows = torch.cat([empirical.gradients(task, train, chunk) for task in tasks])
+        return Dual(rows, (rows @ rows.T).double())
+    matrices = [operator(curvature, task, train, fisher, seed=seed, chunk=chunk) for task in tasks]
+    if curvature == "diagonal":
+        return Diagonal(mean(matrix.eigenvalues for matrix in matrices))
+    if curvature == "block_ggn":
+        blocks = matrices[0].blocks.items()
+        means = {name: Dense(mean(matrix.blocks[name][1].matrix for matrix in matrices)) for name, _ in blocks}
+        return Blocks(matrices[0].size, {name: (index, means[name]) for name, (index, _) in blocks})
+    return Dense(mean(matrix.materialise() for matrix in matrices))
 
 
 def absolute_damping(operator: Operator, damping: float, unit: str = "relative") -> float:
@@ -111,19 +154,12 @@ def damped(values: Tensor, damping: float, indefinite: str = "refuse") -> Tensor
 
 
 def inverse(
-    kind: str,
-    task: Task,
-    train: Examples,
-    damping: float,
-    chunk: int = CHUNK,
-    unit: str = "relative",
-    indefinite: str = "refuse",
-    **options,
-) -> Callable[[Tensor], Tensor]:
-    """``apply(v [B, P]) -> v (C + damping)^-1``, [B, P]; the counterpart of :func:`tda.curvature.empirical.inverse`.
+    kind: str, task: Task, train: Examples, damping: float, chunk: int = CHUNK, unit: str = "relative",
+    indefinite: str = "refuse", **options,
+) -> Callable[[Tensor], Tensor]:  # fmt: skip
+    """``apply(v [B, P]) -> v (C + damping)^-1``, [B, P], with C an :func:`operator` and its ``options``.
 
-    ``kind``: one of :data:`CURVATURES`; ``options``: those of :func:`operator`. A parameter that the operator leaves
-    out (``rest="drop"``) is zero in the result.
+    A parameter that the operator leaves out (``rest="drop"``) is zero in the result.
     """
     curvature = operator(kind, task, train, chunk=chunk, **options)
     if not isinstance(curvature, Spectral):

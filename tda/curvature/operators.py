@@ -1,14 +1,12 @@
 """Symmetric linear operators over the flat parameter vector, and the ones whose eigenvectors are known.
 
-Every curvature matrix C [P, P] is an object with ``size`` P and ``matvec(V [B, P]) -> V C [B, P]``; P counts the
-parameters in the order of ``task.params`` (:func:`tda.tools.gradients.flatten`). A :class:`Spectral` operator
-knows C = Q diag(w) Q^T and applies any function of its eigenvalues, ``function(f, V) = V Q diag(f(w)) Q^T``: the damped
-inverse is ``lambda w: 1 / (w + damping)``, the segment of an unrolled run another f.
+P counts the parameters in the order of ``task.params`` (:func:`tda.tools.gradients.flatten`). A :class:`Spectral`
+operator knows C = Q diag(w) Q^T and applies any function of its eigenvalues, such as the damped inverse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import torch
@@ -17,20 +15,13 @@ from torch import Tensor
 from tda.task import chunks
 from tda.tools.memory_limit import require
 
-Function = Callable[[Tensor], Tensor]
 ROWS = 64  # unit vectors sent through a matvec at once when a matrix is written out
 
 
 class Operator:
-    """A symmetric matrix seen through its products: ``matvec(v)`` is ``v C`` for every row of ``v`` [B, P].
-
-    ``scale``: its mean eigenvalue, the unit of a relative damping.
+    """A symmetric matrix seen through its products: ``matvec(v)`` is ``v C`` for every row of ``v`` [B, P]. It has a
+    ``size`` P, a ``dtype``, and a ``scale``, its mean eigenvalue: the unit of a relative damping.
     """
-
-    size: int
-    dtype: torch.dtype
-    scale: float
-    matvec: Callable[[Tensor], Tensor]
 
     def materialise(self) -> Tensor:
         """C as a matrix [P, P]. Refused with its size in MB where it does not fit."""
@@ -49,16 +40,11 @@ class Spectral(Operator):
     coordinates; ``with_eigenvalues``: the same eigenvectors with other eigenvalues. :class:`Dual` lacks all three.
     """
 
-    eigenvalues: Tensor
-    project: Callable[[Tensor], Tensor]
-    lift: Callable[[Tensor], Tensor]
-    with_eigenvalues: Callable[[Tensor], Spectral]
-
-    @property
+    @cached_property
     def size(self) -> int:
         return len(self.eigenvalues)
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         return self.eigenvalues.dtype
 
@@ -67,7 +53,7 @@ class Spectral(Operator):
         """The mean magnitude of the eigenvalues."""
         return float(self.eigenvalues.abs().mean())
 
-    def function(self, f: Function, v: Tensor) -> Tensor:
+    def function(self, f: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
         """``v f(C)`` for every row of ``v`` [B, P]; ``f`` maps the tensor of eigenvalues to one of the same shape."""
         return self.lift(self.project(v) * f(self.eigenvalues).to(v.dtype))
 
@@ -108,13 +94,8 @@ class Dense(Spectral):
     def _decomposed(self) -> tuple[Tensor, Tensor]:  # when first asked for: the mean of several matrices needs its own
         return torch.linalg.eigh(self.matrix.double())
 
-    @property
-    def eigenvalues(self) -> Tensor:
-        return self._decomposed[0]
-
-    @property
-    def vectors(self) -> Tensor:
-        return self._decomposed[1]
+    eigenvalues = property(lambda self: self._decomposed[0])
+    vectors = property(lambda self: self._decomposed[1])
 
     def project(self, v: Tensor) -> Tensor:
         return v @ self.vectors.to(v.dtype)
@@ -139,10 +120,8 @@ class Dense(Spectral):
 
 
 class Kronecker(Spectral):
-    """One layer's block: eigenvectors ``U_S (x) U_A`` over the row-major matrix [out, in], and any eigenvalues there.
-
-    ``bases`` = (U_S [out, out], U_A [in, in]), eigenvectors in the columns; ``eigenvalues`` [out * in]. K-FAC's are the
-    products of the factors' eigenvalues, EK-FAC's the curvature measured along each eigenvector.
+    """One layer's block: eigenvectors ``U_S (x) U_A`` over the row-major matrix [out, in], and any ``eigenvalues``
+    [out * in]; ``bases`` = (U_S [out, out], U_A [in, in]), eigenvectors in the columns.
     """
 
     def __init__(self, bases: tuple[Tensor, Tensor], eigenvalues: Tensor):
@@ -164,16 +143,11 @@ class Kronecker(Spectral):
 class Blocks(Spectral):
     """A block-diagonal operator: ``{name: (index, block)}``, a spectral block at the positions ``index`` of the vector.
 
-    Positions that no block covers are outside the operator: ``function`` gives zero there (``covered`` [P] bool says
-    where it does not), so a gradient loses that part.
+    ``function`` gives zero at positions that no block covers (``covered`` [P] bool): a gradient loses that part.
     """
 
-    def __init__(self, width: int, blocks: dict[str, tuple[Tensor, Spectral]]):
-        self.width, self.blocks = width, blocks
-
-    @property
-    def size(self) -> int:
-        return self.width
+    def __init__(self, size: int, blocks: dict[str, tuple[Tensor, Spectral]]):
+        self.size, self.blocks = size, blocks
 
     @property
     def eigenvalues(self) -> Tensor:
@@ -181,60 +155,47 @@ class Blocks(Spectral):
 
     @cached_property
     def index(self) -> Tensor:
-        """Positions in the vector of the blocks' coordinates, one block after the other."""
         return torch.cat([index for index, _ in self.blocks.values()])
 
     @cached_property
     def covered(self) -> Tensor:
-        mask = torch.zeros(self.width, dtype=torch.bool)
+        mask = torch.zeros(self.size, dtype=torch.bool)
         mask[self.index] = True
         return mask
 
-    def _each(self, which: str, v: Tensor) -> Tensor:
-        sizes = [len(index) for index, _ in self.blocks.values()]
-        parts = zip(self.blocks.values(), v.split(sizes, dim=1), strict=True)
-        return torch.cat([getattr(block, which)(part) for (_, block), part in parts], dim=1)
+    def _split(self, coordinates: Tensor) -> Iterator[tuple[Spectral, Tensor]]:
+        parts = coordinates.split([len(index) for index, _ in self.blocks.values()], dim=-1)
+        return ((block, part) for (_, block), part in zip(self.blocks.values(), parts, strict=True))
 
     def project(self, v: Tensor) -> Tensor:
-        return self._each("project", v[:, self.index])
+        return torch.cat([block.project(part) for block, part in self._split(v[:, self.index])], dim=1)
 
     def lift(self, coordinates: Tensor) -> Tensor:
-        whole = coordinates.new_zeros(len(coordinates), self.width)
-        whole[:, self.index] = self._each("lift", coordinates)
+        whole = coordinates.new_zeros(len(coordinates), self.size)
+        whole[:, self.index] = torch.cat([block.lift(part) for block, part in self._split(coordinates)], dim=1)
         return whole
 
     def with_eigenvalues(self, eigenvalues: Tensor) -> Blocks:
-        parts = eigenvalues.split([len(index) for index, _ in self.blocks.values()])
-        pairs = zip(self.blocks.items(), parts, strict=True)
-        return Blocks(self.width, {k: (index, block.with_eigenvalues(part)) for (k, (index, block)), part in pairs})
+        blocks = [block.with_eigenvalues(part) for block, part in self._split(eigenvalues)]
+        places = [(name, index) for name, (index, _) in self.blocks.items()]
+        return Blocks(self.size, {k: (index, block) for (k, index), block in zip(places, blocks, strict=True)})
 
 
 class Dual(Spectral):
     """``G^T G / N`` through its Gram matrix ``G G^T`` [N, N]: at most N eigenvalues, and zero on all that G does not
-    span.
-
-    ``rows`` G [N, P]. ``function`` gives the complement f(0); ``scale`` is tr / N, the mean of the eigenvalues that can
-    differ from zero.
+    span. ``rows`` G [N, P]. ``function`` gives the complement f(0); ``scale`` is tr / N.
     """
 
     def __init__(self, rows: Tensor, gram: Tensor):
         finite(gram, "the Gram matrix of the gradients")
-        self.rows = rows
+        self.rows, self.size, self.dtype = rows, rows.shape[1], rows.dtype
         values, self.weights = torch.linalg.eigh(gram.double() / len(rows))
         self.eigenvalues = values.clamp(min=0.0)
         self.kept = values > values[-1] * len(rows) * torch.finfo(rows.dtype).eps  # what is below is rounding
         if not self.kept.any():
             raise ValueError("the empirical Fisher is zero: every training gradient vanishes. Attribute earlier.")
 
-    @property
-    def size(self) -> int:
-        return self.rows.shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.rows.dtype
-
-    def function(self, f: Function, v: Tensor) -> Tensor:
+    def function(self, f: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
         values, weights = self.eigenvalues[self.kept], self.weights[:, self.kept]
         rest = f(values.new_zeros(1))
         along = (v.to(self.dtype) @ self.rows.T).double() @ weights

@@ -1,15 +1,16 @@
-"""The Hessian and the Gauss-Newton matrix themselves: as products streamed over the data, as matrices, as blocks.
+"""The Hessian and the Gauss-Newton matrix: as products streamed over the data, as matrices, as blocks.
 
-    H   = (1/N) sum_i grad^2 l_i(theta)                         product by forward over reverse
-    GGN = (1/N) sum_i J_i^T H_i J_i                             product by J v, H_i, then J^T
+    H   = (1/N) sum_i grad^2 l_i(theta)                                        product by forward over reverse
+    GGN = (1/N) sum_i J_i^T H_i J_i = (1/N) sum_i sum_u (J_i^T u)(J_i^T u)^T   product by J v, H_i, then J^T
 
-with H_i the Hessian of l_i in the outputs (:mod:`tda.output_loss`). The two differ by the term that bends the network
-itself, weighted by the residuals: none for a linear model, little where the model fits.
+with J_i the Jacobian of the outputs of example i and H_i the Hessian of its loss in them. The vectors u of
+:mod:`tda.output_loss` make GGN the second moment of *pseudo-gradients* ``J_i^T u``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -19,24 +20,66 @@ from torch.func import grad, jvp, vjp, vmap
 
 from tda import output_loss
 from tda.curvature.operators import DENSE_ADVICE, Blocks, Dense, Operator
-from tda.curvature.outputs import pseudo_gradients, require_outputs, shape_of
 from tda.task import Examples, Params, Task, chunks, n_examples, take, tensors
-from tda.tools.gradients import CHUNK, batch_of, flatten, unflatten
+from tda.tools.gradients import CHUNK, batch_of, flatten, over_examples, unflatten
 from tda.tools.memory_limit import require
 
 POSITIONS = 2**13  # vectors x examples x output positions that go through the network together
 
-Product = Callable[[Params, Examples, Tensor], Tensor]
+Product = Callable[[Task, Examples, Tensor], Tensor]  # of one batch: the sum over its examples of v C_i
+
+
+def require_outputs(task: Task) -> None:
+    if task.outputs_fn is None or task.model is None:
+        raise ValueError(
+            f"the task {task.name!r} has no outputs_fn or no model; this curvature looks at outputs and layers. Give "
+            f"the task both, or use curvature='empirical_fisher', or 'hessian' with an absolute damping."
+        )
+
+
+def shape_of(task: Task, examples: Examples) -> tuple[int, int]:
+    """``(T, C)`` of the outputs of the untrimmed examples; T = 1 for a classifier."""
+    require_outputs(task)
+    with torch.no_grad():
+        return tuple(task.outputs_fn(task.params, tensors(take(examples, slice(0, 1))))[0].shape[1:])
+
+
+def label_noise(task: Task, examples: Examples, seed: int) -> Tensor:
+    """What the sampled Fisher draws, [N, T, ...] float64, seeded by ``seed`` and the content of each example."""
+    shape, columns = shape_of(task, examples), {k: v.numpy() for k, v in sorted(tensors(examples).items())}
+    keys = [zlib.crc32(b"".join(v[i].tobytes() for v in columns.values())) for i in range(n_examples(examples))]
+    draw = output_loss.of(task).noise
+    return torch.from_numpy(np.stack([draw(np.random.default_rng([seed, key]), *shape) for key in keys]))
+
+
+def pseudo_gradients(
+    task: Task, train: Examples, fisher: str, seed: int = 0, chunk: int = CHUNK, names: tuple[str, ...] = ()
+) -> Iterator[Tensor]:
+    """Blocks of pseudo-gradients [b, P], whose summed ``rows^T rows`` over N is the Fisher of that kind; ``names``:
+    only these parameters (all by default).
+    """
+    noise, loss = label_noise(task, train, seed), output_loss.of(task)
+    moving = {k: task.params[k] for k in names or task.params}
+
+    def pull(params: Params, example: Examples, u: Tensor) -> Tensor:
+        outputs, _ = task.outputs_fn(task.params | params, {k: v.unsqueeze(0) for k, v in example.items()})
+        return (outputs[0] * u).sum()
+
+    per_example = over_examples(grad(pull), in_dims=(None, 0, 0))
+    for part in chunks(n_examples(train), chunk):
+        batch = batch_of(take(train, part))
+        with torch.no_grad():
+            outputs, targets = task.outputs_fn(task.params, batch)
+        for u in loss.vectors(outputs, targets, fisher, noise[part]):
+            yield flatten(per_example(moving, batch, u)).detach()
 
 
 class OverData(Operator):
-    """A mean over examples of curvature products; ``subset(index)`` is the same over some of them (a mini-batch).
-
-    ``scale`` is tr(GGN) / P, for the Hessian too, whose own trace can be zero or negative: H and GGN at equal relative
-    damping are damped equally. It is exact for classifiers, and estimated by the sampled Fisher elsewhere.
+    """A mean over examples of curvature products; ``subset(index)`` is the same over a mini-batch. ``scale`` is
+    tr(GGN) / P, for the Hessian too; exact for classifiers, estimated by the sampled Fisher elsewhere.
     """
 
-    def __init__(self, task: Task, train: Examples, product: Callable[[Task], Product], chunk: int = 128):
+    def __init__(self, task: Task, train: Examples, product: Product, chunk: int = 128):
         self.task, self.train, self.product, self.chunk = task, train, product, chunk
         self.size = sum(p.numel() for p in task.params.values())
         self.dtype = next(iter(task.params.values())).dtype
@@ -45,13 +88,13 @@ class OverData(Operator):
         return OverData(self.task, take(self.train, index), self.product, self.chunk)
 
     def matvec(self, v: Tensor) -> Tensor:
-        at, together, n = self.product(self.task), v.to(self.dtype), n_examples(self.train)
+        together, n = v.to(self.dtype), n_examples(self.train)
         total = torch.zeros_like(together)
         for part in chunks(n, self.chunk):
             batch = batch_of(take(self.train, part))
             positions = batch["input_ids"].numel() if "input_ids" in batch else n_examples(batch)
             for rows in chunks(len(v), max(1, POSITIONS // positions)):
-                total[rows] += at(self.task.params, batch, together[rows])
+                total[rows] += self.product(self.task, batch, together[rows])
         return (total / n).to(v.dtype)
 
     @cached_property
@@ -73,33 +116,27 @@ def ggn(task: Task, train: Examples, chunk: int = 128) -> OverData:
     return OverData(task, train, _ggn_product, chunk)
 
 
-def _hessian_product(task: Task) -> Product:
-    def product(params: Params, batch: Examples, v: Tensor) -> Tensor:
-        slope = grad(lambda p: task.loss_fn(p, tensors(batch), "sum"))
+def _hessian_product(task: Task, batch: Examples, v: Tensor) -> Tensor:
+    slope = grad(lambda p: task.loss_fn(p, tensors(batch), "sum"))
 
-        def along_direction(direction: Tensor) -> Tensor:
-            return jvp(slope, (params,), (unflatten(direction, params),))[1]
+    def along_direction(direction: Tensor) -> Params:
+        return jvp(slope, (task.params,), (unflatten(direction, task.params),))[1]
 
-        return flatten(vmap(along_direction)(v)).detach()
-
-    return product
+    return flatten(vmap(along_direction)(v)).detach()
 
 
-def _ggn_product(task: Task) -> Product:
-    def product(params: Params, batch: Examples, v: Tensor) -> Tensor:
-        def outputs(p: Params) -> Tensor:
-            return task.outputs_fn(p, batch)[0]
+def _ggn_product(task: Task, batch: Examples, v: Tensor) -> Tensor:
+    def outputs(p: Params) -> Tensor:
+        return task.outputs_fn(p, batch)[0]
 
-        found, pull = vjp(outputs, params)
-        bent = output_loss.of(task).hessian(found, task.outputs_fn(params, batch)[1])
+    found, pull = vjp(outputs, task.params)
+    bent = output_loss.of(task).hessian(found, task.outputs_fn(task.params, batch)[1])
 
-        def along_direction(direction: Tensor) -> Params:
-            moved = jvp(outputs, (params,), (unflatten(direction, params),))[1]
-            return pull(bent(moved))[0]
+    def along_direction(direction: Tensor) -> Params:
+        moved = jvp(outputs, (task.params,), (unflatten(direction, task.params),))[1]
+        return pull(bent(moved))[0]
 
-        return flatten(vmap(along_direction)(v)).detach()
-
-    return product
+    return flatten(vmap(along_direction)(v)).detach()
 
 
 def dense_hessian(task: Task, train: Examples, chunk: int = 128) -> Dense:
@@ -111,24 +148,17 @@ def dense_hessian(task: Task, train: Examples, chunk: int = 128) -> Dense:
 
 
 def dense_ggn(task: Task, train: Examples, chunk: int = 128) -> Dense:
-    """GGN written down with its eigendecomposition in float64: P x P x 24 bytes at the peak.
-
-    With one position an example it comes from N x C pseudo-gradients, which costs less than P products.
-    """
+    """GGN as :func:`dense_hessian`; with one position an example from N x C pseudo-gradients, which costs less."""
     operator = ggn(task, train, chunk)
     require(operator.size**2 * 24.0, f"the Gauss-Newton matrix of {operator.size} parameters", DENSE_ADVICE)
     if shape_of(task, train)[0] > 1:
         matrix = operator.materialise().double()
         return Dense((matrix + matrix.T) / 2)
-    everything = {"all": torch.arange(operator.size)}
-    return Dense(moments(task, train, everything, chunk)["all"])
+    return Dense(moments(task, train, {"all": torch.arange(operator.size)}, chunk)["all"])
 
 
 def block_ggn(task: Task, train: Examples, by: str = "layer", chunk: int = CHUNK) -> Blocks:
-    """The diagonal blocks of GGN, one per ``by`` = layer (a module's weight and bias together) or tensor.
-
-    From exact pseudo-gradients. Memory: 24 bytes for every entry of every block.
-    """
+    """The diagonal blocks of GGN, one per ``by`` = layer (a module's tensors together) or tensor; 24 bytes an entry."""
     groups = parameter_groups(task, by)
     require(24.0 * sum(len(i) ** 2 for i in groups.values()), "the blocks of the Gauss-Newton matrix", DENSE_ADVICE)
     blocks, width = moments(task, train, groups, chunk), sum(p.numel() for p in task.params.values())
@@ -150,9 +180,13 @@ def parameter_groups(task: Task, by: str = "layer") -> dict[str, Tensor]:
     if by not in ("layer", "tensor"):
         raise ValueError(f"by={by!r}; 'layer' or 'tensor'.")
     groups: dict[str, list[Tensor]] = {}
-    start = 0
-    for name, p in task.params.items():
+    for name, index in places(task).items():
         key = name.rpartition(".")[0] or name if by == "layer" else name
-        groups.setdefault(key, []).append(torch.arange(start, start + p.numel()))
-        start += p.numel()
+        groups.setdefault(key, []).append(index)
     return {key: torch.cat(parts) for key, parts in groups.items()}
+
+
+def places(task: Task) -> dict[str, Tensor]:
+    """Positions of every parameter in the flat vector."""
+    sizes = [p.numel() for p in task.params.values()]
+    return dict(zip(task.params, torch.arange(sum(sizes)).split(sizes), strict=True))

@@ -1,10 +1,8 @@
 """Solvers of ``(C + damping) x = v`` from products with C alone.
 
 Every iterative solver takes an operator, right-hand sides ``v`` [B, P] and an absolute ``damping``, and yields a
-:class:`Step` after every iteration; :func:`last` runs it to its end.
-
-CG, LiSSA and the Neumann series that it samples need C + damping positive definite. An indefinite system is detected
-and refused, because all of them return a number there, and it means nothing.
+:class:`Step` after every iteration; :func:`last` runs it to its end. CG, LiSSA and the Neumann series that it samples
+refuse an indefinite system: they return a number there, and it means nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +22,8 @@ from tda.task import n_examples
 
 
 class Step(NamedTuple):
-    """Where a solver stands: ``solution()`` [B, P]; ``hvps``, the products with C over the *whole* data so far, per
-    right-hand side (a mini-batch counts as its share); ``residual``, the mean over B of |(C + damping) x - v| / |v|,
-    where the solver knows it.
+    """Where a solver stands: ``solution()`` [B, P]; ``hvps``, products with C over the *whole* data so far, per
+    right-hand side; ``residual``, the mean over B of |(C + damping) x - v| / |v|, where the solver knows it.
     """
 
     hvps: float
@@ -42,18 +39,13 @@ def last(steps: Iterator[Any]) -> Any:
 
 
 def cg(
-    operator: Operator,
-    v: Tensor,
-    damping: float,
-    *,
-    iterations: int = 100,
-    tolerance: float = 1e-6,
+    operator: Operator, v: Tensor, damping: float, *, iterations: int = 100, tolerance: float = 1e-6,
     preconditioner: Spectral | None = None,
-) -> Iterator[Step]:
+) -> Iterator[Step]:  # fmt: skip
     """Conjugate gradients, all right-hand sides side by side, until every relative residual is below ``tolerance``.
 
-    With ``preconditioner`` (an EK-FAC, say) its damped inverse turns CG into PCG; parameters that it leaves out count
-    as eigenvalue 0 there. Raises ``ValueError`` on a direction of negative curvature.
+    The damped inverse of a ``preconditioner`` (parameters that it leaves out count as eigenvalue 0) turns CG into PCG.
+    Raises ``ValueError`` on a direction of negative curvature.
     """
     sizes = v.norm(dim=1)
     scale = torch.where(sizes > 0, sizes, torch.ones_like(sizes))
@@ -92,24 +84,15 @@ def cg(
 
 
 def lissa(
-    operator: OverData,
-    v: Tensor,
-    damping: float,
-    *,
-    iterations: int = 500,
-    batch: int = 32,
-    scale: float = 0.0,
-    repeats: int = 1,
-    seed: int = 0,
-    every: int = 25,
-) -> Iterator[Step]:
+    operator: OverData, v: Tensor, damping: float, *, iterations: int = 500, batch: int = 32, scale: float = 0.0,
+    repeats: int = 1, seed: int = 0, every: int = 25,
+) -> Iterator[Step]:  # fmt: skip
     """LiSSA (Agarwal et al. 2017): ``x <- v + x - (C_B x + damping x) / scale``, answer ``x / scale``.
 
     C_B is the curvature of a seeded mini-batch of ``batch`` examples; ``repeats`` independent runs are averaged. It
     needs 0 <= C_B + damping < 2 scale; ``scale`` 0 takes the largest of 8 mini-batches' top eigenvalues, times 1.5,
-    plus the damping. Where every C_B lies between 0 and scale - damping, |answer| <= |v| / damping. Twice that bound is
-    proof of divergence, looked for (and a step yielded) at ``every`` so many iterations and the last, and refused with
-    the scale that would do.
+    plus the damping. ``every`` so many iterations a step is yielded, and an answer above 2 |v| / damping, which proves
+    divergence, is refused with the scale that would do.
     """
     rng, n = np.random.default_rng(seed), n_examples(operator.train)
     batch = min(batch, n)
@@ -152,9 +135,8 @@ def largest(operator: Operator, seed: int = 0) -> float:
 
 
 def lanczos(operator: Operator, steps: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """After every product ``(Q [k, P], diagonal [k], off-diagonal [k - 1])`` with Q C Q^T tridiagonal, k <= ``steps``.
-
-    Starts from a seeded Gaussian vector; orthogonalised fully, twice. Ends early where the Krylov space is exhausted.
+    """After every product ``(Q [k, P], diagonal [k], off-diagonal [k - 1])`` with Q C Q^T tridiagonal, k <= ``steps``,
+    from a seeded Gaussian vector; orthogonalised fully, twice. Ends early where the Krylov space is exhausted.
     """
     start = torch.randn(operator.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     rows, diagonal, off = [start / start.norm()], [], []
@@ -173,20 +155,12 @@ def lanczos(operator: Operator, steps: int, seed: int = 0) -> Iterator[tuple[Ten
 
 
 def arnoldi(
-    operator: Operator,
-    v: Tensor,
-    damping: float,
-    *,
-    iterations: int = 50,
-    rank: int = 0,
-    complement: bool = False,
-    indefinite: str = "refuse",
-    seed: int = 0,
-) -> Iterator[Step]:
-    """Arnoldi influence (Schioppa et al. 2022), which is Lanczos for a symmetric C: the ``rank`` Ritz pairs of largest
-    magnitude (0: all) of a Krylov space of ``iterations`` products, shared by all right-hand sides.
-
-    What they do not span is dropped, as published, or divided by the damping (``complement=True``).
+    operator: Operator, v: Tensor, damping: float, *, iterations: int = 50, rank: int = 0, complement: bool = False,
+    indefinite: str = "refuse", seed: int = 0,
+) -> Iterator[Step]:  # fmt: skip
+    """Arnoldi influence (Schioppa et al. 2022): the ``rank`` Ritz pairs of largest magnitude (0: all) of a Krylov space
+    of ``iterations`` products. What they do not span is dropped, as published, or divided by the damping
+    (``complement=True``).
     """
 
     def answer(basis: Tensor, diagonal: Tensor, off: Tensor) -> Tensor:
@@ -208,10 +182,8 @@ def tridiagonal(diagonal: Tensor, off: Tensor) -> Tensor:
 
 def nystrom(operator: Operator, v: Tensor, damping: float, *, rank: int = 50, seed: int = 0) -> Iterator[Step]:
     """Nystroem (Hataya and Yamada 2023), in one step: C is replaced by ``C_K^T C_KK^-1 C_K`` on ``rank`` seeded
-    coordinates K.
-
-    ``x = v / d - C_K^T (C_KK + C_K C_K^T / d)^-1 C_K v / d^2`` with the damping d; ``rank`` products in all. Needs C
-    without negative eigenvalues; a C_KK that has some is refused.
+    coordinates K: ``x = v / d - C_K^T (C_KK + C_K C_K^T / d)^-1 C_K v / d^2`` with the damping d. A C_KK with negative
+    eigenvalues is refused.
     """
     rng, rank = np.random.default_rng(seed), min(rank, operator.size)
     chosen = torch.from_numpy(np.sort(rng.choice(operator.size, rank, replace=False)))
@@ -231,13 +203,12 @@ def nystrom(operator: Operator, v: Tensor, damping: float, *, rank: int = 50, se
 
 
 def datainf(rows: Tensor, groups: dict[str, Tensor], v: Tensor, damping: float, *, relative: bool = True) -> Tensor:
-    """DataInf (Kwon et al. 2024): the mean of the inverses in place of the inverse of the mean, layer by layer.
-
-    For each layer, with g_i its part of the gradient of example i (``rows`` [N, P], ``groups`` {layer: positions}):
+    """DataInf (Kwon et al. 2024): the mean of inverses in place of the inverse of the mean; for each layer, with g_i
+    its part of the gradient of example i (``rows`` [N, P], ``groups`` {layer: positions}),
 
         x = (1 / d) (v - (1/N) sum_i g_i (g_i^T v) / (d + |g_i|^2)),      d = damping * mean_i |g_i|^2 / P_layer
 
-    (``relative=False``: d = damping). No product with C at all, and no convergence: swapping the two is its error.
+    (``relative=False``: d = damping).
     """
     n, x = len(rows), torch.empty_like(v)
     for name, index in groups.items():

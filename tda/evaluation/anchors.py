@@ -1,7 +1,5 @@
-"""The setting in which other packages were measured on digits: ours can be printed beside them.
-
-200 images and 20 queries, full-batch SGD with momentum from one initialisation, so that the retrained truth has no
-noise and its ceiling is 1. :data:`PUBLISHED` holds the numbers, :func:`compare` prints ours beside them.
+"""The setting in which other packages were measured on digits: 200 images and 20 queries, full-batch SGD with momentum
+from one initialisation, so that the retrained truth has no noise and its ceiling is 1.
 """
 
 from __future__ import annotations
@@ -9,11 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 
 from tda import classifiers
-from tda.evaluation.intervals import lds_intervals
 from tda.many import stack, train_many, unstack
 from tda.task import Examples, Task
 from tda.testbeds.digits import outputs, pixels
@@ -23,30 +19,7 @@ N, QUERIES, SUBSETS = 200, 20, 60
 RECIPE = Recipe(
     optimizer="sgd", epochs=300, batch=N, lr=0.1, momentum=0.9, weight_decay=0.01, schedule="constant", checkpoints=6
 )
-
-
-# LDS on (halves, 5 % left out): curvlinops, kronfluence, dattri, pyDVL and captum, run in this setting; the unroll was
-# written for it. Dampings are absolute. 20 iterations of CG on the (indefinite) Hessian are left out: ours refuses.
-PUBLISHED = {
-    "logreg": {
-        "exact unroll": (0.970, 0.996),
-        "hessian, 1e-2": (0.970, 0.995),
-        "ggn, 1e-2": (0.970, 0.995),
-        "ekfac, 1e-3": (0.942, 0.912),
-        "diagonal": (0.676, 0.600),
-        "datainf": (0.655, 0.593),
-        "gradient dot": (0.644, 0.586),
-    },
-    "mlp": {
-        "exact unroll": (0.850, 0.831),
-        "hessian, 1e-2": (0.707, 0.636),
-        "ggn, 1e-2": (0.859, 0.812),
-        "ekfac, 1e-3": (0.806, 0.674),
-        "diagonal": (0.512, 0.379),
-        "datainf": (0.526, 0.387),
-        "gradient dot": (0.516, 0.380),
-    },
-}
+DESIGNS = {"half": 0.5, "leave_5": 0.95}  # share of the images in a subset
 
 
 @dataclass(frozen=True)
@@ -58,9 +31,6 @@ class Anchor:
     queries: Examples
     subsets: dict[str, np.ndarray]
     outputs: dict[str, np.ndarray]
-
-
-DESIGNS = {"half": 0.5, "leave_5": 0.95}  # share of the images in a subset
 
 
 def load(model: str = "mlp", seed: int = 0, count: int = SUBSETS, designs: tuple[str, ...] = tuple(DESIGNS)) -> Anchor:
@@ -91,21 +61,3 @@ def load(model: str = "mlp", seed: int = 0, count: int = SUBSETS, designs: tuple
         again = train_many(loss_fn, stack([init] * count), train, RECIPE, subsets[design], [0] * count)
         truth[design] = np.stack([outputs(loss_fn, one, queries) for one in unstack(again)])
     return Anchor(task, train, queries, subsets, truth)
-
-
-def compare(anchor: Anchor, scores: dict[str, np.ndarray], published: dict[str, tuple[float, float]]) -> pd.DataFrame:
-    """One line a method and design: the published LDS, ours with its 95 % interval over queries and subsets, a verdict.
-
-    ``scores``: {method: [20, 200]}. ``beaten``: all of our interval is above theirs; ``missed``: all of it is below;
-    ``met``: theirs lies in it. Raises ``ValueError`` for a method that is not among the published ones.
-    """
-    if unknown := sorted(set(scores) - set(published)):
-        raise ValueError(f"no published number for {unknown}; there are {sorted(published)}.")
-    lines = []
-    for place, design in enumerate(anchor.subsets):
-        for name, found in lds_intervals(scores, anchor.subsets[design], anchor.outputs[design]).items():
-            (value, low, high), bar = found.value, published[name][place]
-            verdict = "beaten" if low > bar else "met" if high >= bar else "missed"
-            line = {"method": name, "design": design, "theirs": bar, "ours": value, "low": low, "high": high}
-            lines.append(line | {"verdict": verdict})
-    return pd.DataFrame(lines)

@@ -1,9 +1,8 @@
 """The noise ceiling of a retraining bank: the mean LDS that a perfect predictor would get.
 
-Two seeds of the same subset differ, so no method can reach an LDS of 1. With r1 the Spearman correlation of
-two single seeds over subsets, averaged over queries and seed pairs, the mean of R seeds has reliability
-R r1 / (1 + (R - 1) r1) (Spearman 1910, Brown 1910), and a noise-free prediction correlates with it at most by
-the root:
+Two seeds of the same subset differ, so no method can reach an LDS of 1. With r1 the Spearman correlation of two single
+seeds over subsets, averaged over queries and seed pairs, the mean of R seeds has reliability R r1 / (1 + (R - 1) r1)
+(Spearman 1910, Brown 1910), and a noise-free prediction correlates with it at most by the root:
 
     ceiling(R) = sqrt( R r1 / (1 + (R - 1) r1) ),   0 where r1 <= 0.
 
@@ -18,11 +17,9 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-import pandas as pd
 
-from .intervals import jackknife, two_way_interval
-from .lds import check_outputs
-from .ranks import average_ranks, correlate_ranks, small_sample_shortfall
+from .intervals import jackknife, small_sample_shortfall, two_way_interval
+from .lds import average_ranks, check_outputs, correlate_ranks
 
 
 @dataclass(frozen=True)
@@ -31,11 +28,10 @@ class Ceiling:
 
     value, low, high      the ceiling for the mean of the R seeds and its interval (that of r1, transformed).
     r1, r1_low, r1_high   single-seed reliability and its interval; r1 may be below 0 (then value is 0).
+    r1_spread             estimated standard deviation of the true r1 between queries, jackknife noise removed. The
+                          formula is concave in r1, so with a wide spread it lies above the mean of the queries' own
+                          ceilings: by about .015 at a spread of .15 around r1 = .45 (R = 2), .025 at .2.
     per_query             [Q] r1 of every query (noisy for few subsets).
-    r1_spread             estimated standard deviation of the true r1 between queries, jackknife noise
-                          removed. The formula is concave in r1, so with a wide spread it lies above the mean
-                          of the queries' own ceilings: by about .015 at a spread of .15 around r1 = .45
-                          (R = 2), .025 at .2.
     """
 
     value: float
@@ -50,10 +46,6 @@ class Ceiling:
     n_seeds: int
     n_queries: int
 
-    def seeds_needed(self, target: float) -> float:
-        """Seeds per subset for a ceiling of `target`, from r1; infinite where r1 <= 0."""
-        return seeds_needed(self.r1, target)
-
     def cure(self, least: float) -> str:
         """What a bank needs whose ceiling's lower bound is to reach ``least``."""
         seeds = seeds_needed(max(self.r1_low, -1.0), least)
@@ -67,12 +59,13 @@ class Ceiling:
 def ceiling(outputs: np.ndarray, clusters: Sequence | None = None, level: float = 0.95) -> Ceiling:
     """Noise ceiling of a bank, outputs [M, R, Q] with seed r shared by all subsets, and its interval.
 
-    clusters [Q] and level as in `tda.evaluation.intervals`. The interval takes queries and subsets as random
-    and the R seeds as given. With M = 2 the interval is [0, 1]: two subsets say nothing.
-    Errors: ValueError for fewer than 2 seeds or 2 subsets, NaN or infinite losses, fewer than 2 clusters of
-    queries.
+    clusters [Q] and level as in `tda.evaluation.intervals`. The interval takes queries and subsets as random and the R
+    seeds as given. With M = 2 the interval is [0, 1]: two subsets say nothing.
+    Errors: ValueError for fewer than 2 seeds or 2 subsets, NaN or infinite losses, fewer than 2 clusters of queries.
     """
-    outputs = _check(outputs)
+    outputs = check_outputs(outputs, subsets=2)
+    if outputs.shape[1] < 2:
+        raise ValueError("1 seed per subset in the bank; a noise ceiling needs at least 2: raise `seeds` in the design")
     size, seeds, queries = outputs.shape
     ranks = [average_ranks(-outputs[:, r].T) for r in range(seeds)]
     pairs = list(combinations(range(seeds), 2))
@@ -101,8 +94,7 @@ def spearman_brown_ceiling(r1: float, seeds: int) -> float:
 
 
 def seeds_needed(r1: float, target: float) -> float:
-    """Smallest R with ceiling(R) >= target: R >= target^2 (1 - r1) / (r1 (1 - target^2)); infinite where r1
-    <= 0.
+    """Smallest R with ceiling(R) >= target: R >= target^2 (1 - r1) / (r1 (1 - target^2)); infinite where r1 <= 0.
 
     Errors: ValueError for a target outside (0, 1) or an r1 that is not a correlation.
     """
@@ -113,54 +105,3 @@ def seeds_needed(r1: float, target: float) -> float:
     if r1 <= 0:
         return math.inf
     return max(1, math.ceil(target**2 * (1 - r1) / (r1 * (1 - target**2)) - 1e-9))
-
-
-def ceiling_curve(
-    outputs: np.ndarray,
-    n_subsets_list: Sequence[int],
-    n_seeds_list: Sequence[int],
-    seed: int = 0,
-    draws: int = 20,
-    clusters: Sequence | None = None,
-    level: float = 0.95,
-) -> pd.DataFrame:
-    """How the ceiling and its interval move with the number of subsets and seeds, and what more seeds would
-    buy.
-
-    outputs [M, R, Q]. For m <= M subsets and r <= R seeds: mean over `draws` random choices without
-    replacement (one draw where nothing is left to choose). r = 1 and r > R cannot be measured here: there r1
-    comes from all R seeds and the ceiling from the Spearman-Brown formula (`measured` is False).
-    Returns one row per (m, r): n_subsets, n_seeds, measured, r1, ceiling, low, high, width, draws.
-    Errors: ValueError for m outside 3..M, r < 1, draws < 1, and as in `ceiling`.
-    """
-    outputs = _check(outputs)
-    size, seeds, _ = outputs.shape
-    for m in n_subsets_list:
-        if not 3 <= m <= size:
-            raise ValueError(f"n_subsets_list holds {m}; the bank has {size} subsets, give numbers from 3 to {size}")
-    if min(n_seeds_list) < 1 or draws < 1:
-        raise ValueError(f"n_seeds_list = {list(n_seeds_list)}, draws = {draws}; both must be at least 1")
-    rng = np.random.default_rng(seed)
-    rows = []
-    for m in n_subsets_list:
-        for r in n_seeds_list:
-            measured = 2 <= r <= seeds
-            used = r if measured else seeds
-            repeats = 1 if m == size and used == seeds else draws
-            found = []
-            for _ in range(repeats):
-                chosen = np.sort(rng.permutation(size)[:m])
-                which = np.sort(rng.permutation(seeds)[:used])
-                c = ceiling(outputs[np.ix_(chosen, which)], clusters, level)
-                found.append([c.r1, *(spearman_brown_ceiling(v, r) for v in (c.r1, c.r1_low, c.r1_high))])
-            r1, value, low, high = np.mean(found, axis=0)
-            rows.append((m, r, measured, r1, value, low, high, high - low, repeats))
-    names = ["n_subsets", "n_seeds", "measured", "r1", "ceiling", "low", "high", "width", "draws"]
-    return pd.DataFrame(rows, columns=names)
-
-
-def _check(outputs: np.ndarray) -> np.ndarray:
-    outputs = check_outputs(outputs, subsets=2)
-    if outputs.shape[1] < 2:
-        raise ValueError("1 seed per subset in the bank; a noise ceiling needs at least 2: raise `seeds` in the design")
-    return outputs

@@ -1,8 +1,7 @@
 """Intervals for means over test queries, with queries and retrained subsets both random.
 
-Rows of a bank (subsets) and columns (queries) are two crossed random factors; the R seeds are fixed. The
-interval is a two-way jackknife. With P[q, m] = M * LDS_q - (M - 1) * LDS_q(without subset m), the
-pseudo-values,
+Rows of a bank (subsets) and columns (queries) are two crossed random factors; the R seeds are fixed. The interval is a
+two-way jackknife. With P[q, m] = M * LDS_q - (M - 1) * LDS_q(without subset m), the pseudo-values,
 
     V_subsets  = variance of the column means of P / M                     (delete-one jackknife over subsets)
     V_queries  = variance of the mean over clusters of queries             (cluster-robust: person)
@@ -12,16 +11,13 @@ pseudo-values,
     short      = mean of 3 (LDS_q - tau(LDS_q)) / (M + 1): rank correlations over few subsets are too small
     interval   = [mean LDS - half + min(short, 0),  mean LDS + half + max(short, 0)]
 
-The value stays the plain mean; the interval is widened on one side by the shortfall (`ranks.py`). What is
-estimated is the LDS over infinitely many subsets of the same design, with as many seeds each, and over
-queries like these. Fewer than about 10 clusters of queries, or per-query values with a very heavy tail, are
-covered less often than `level` says (0.85-0.93 at 0.95).
-Sources: Efron & Stein, "The jackknife estimate of variance", 1981; Cameron, Gelbach & Miller, "Robust
-inference with multiway clustering", 2011. Differences of two methods use the differences of their pseudo-
-values, so they are paired in queries and subsets. Nothing is resampled: the result has no seed. Why not the
-pairs bootstrap: drawing few subsets with replacement repeats rows; repeated rows are ties, which pull a
-high rank correlation down a second time, so that the interval sits too low (`naive_bootstrap`, kept for
-that lesson). `coverage.py` measures what both of them cover.
+The value stays the plain mean; the interval is widened on one side by the shortfall. What is estimated is the LDS over
+infinitely many subsets of the same design, with as many seeds each, and over queries like these. Fewer than about 10
+clusters of queries, or per-query values with a very heavy tail, are covered less often than `level` says (0.85-0.93 at
+0.95). Differences of two methods use the differences of their pseudo-values, so they are paired in queries and subsets.
+Nothing is resampled: the result has no seed. `tda.studies.coverage` measures what this and the bootstrap cover.
+Sources: Efron & Stein, "The jackknife estimate of variance", 1981; Cameron, Gelbach & Miller, "Robust inference with
+multiway clustering", 2011.
 """
 
 from __future__ import annotations
@@ -32,8 +28,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import stats
 
-from .lds import check_outputs, given_prediction_ranks, output_ranks, prediction_ranks
-from .ranks import correlate_ranks, deleted_unit_deviations, pseudo_values, small_sample_shortfall
+from .lds import check_outputs, correlate_ranks, deleted_unit_deviations, output_ranks, prediction_ranks
 
 CHUNK = 4_000_000  # numbers in one [queries, M, M] block: 32 MB
 
@@ -67,30 +62,6 @@ class RowResult:
     difference: dict[str, Interval] = field(default_factory=dict)
 
 
-def lds_interval(
-    scores: np.ndarray,
-    subsets: np.ndarray,
-    outputs: np.ndarray,
-    clusters: Sequence | None = None,
-    level: float = 0.95,
-) -> Interval:
-    """Mean LDS over queries with its interval; arguments and errors as in `lds` and `lds_intervals`."""
-    return lds_intervals({"row": scores}, subsets, outputs, clusters, level)["row"].value
-
-
-def lds_difference(
-    scores_a: np.ndarray,
-    scores_b: np.ndarray,
-    subsets: np.ndarray,
-    outputs: np.ndarray,
-    clusters: Sequence | None = None,
-    level: float = 0.95,
-) -> Interval:
-    """Mean LDS of a minus mean LDS of b, paired in queries and subsets; errors as in `lds_interval`."""
-    rows = lds_intervals({"a": scores_a, "b": scores_b}, subsets, outputs, clusters, level, ("b",))
-    return rows["a"].difference["b"]
-
-
 def lds_intervals(
     scores: Mapping[str, np.ndarray],
     subsets: np.ndarray,
@@ -98,31 +69,19 @@ def lds_intervals(
     clusters: Sequence | None = None,
     level: float = 0.95,
     references: Sequence[str] = (),
-    predictions: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, RowResult]:
-    """LDS of many rows on one bank, sharing the ranks of the outputs.
+    """LDS of many rows on one bank: row id -> RowResult. Memory: about 100 MB at most beside the inputs.
 
     scores       row id -> [Q, N];  subsets [M, N] bool;  outputs [M, R, Q] losses (see `lds`).
-    clusters     [Q] labels of queries that belong together (same person or author); None: every query on its
-                 own.
+    clusters     [Q] labels of queries that belong together (same person or author); None: every query on its own.
     level        coverage of the intervals, in (0, 1).
     references   row ids; every row gets its paired difference (row minus reference) to each of them.
-    predictions  row id -> [Q, M] for methods that predict subsets directly (`group_lds`).
-    Returns      row id -> RowResult. Memory: about 100 MB at most beside the inputs.
-    Errors       ValueError as in `lds`; for a reference that is not among the rows; for fewer than 2
-                 clusters.
+    Errors       ValueError as in `lds`; for a reference that is not among the rows; for fewer than 2 clusters.
     """
     outputs = check_outputs(outputs)
+    _check_references(references, scores)
     ranks = {name: prediction_ranks(matrix, subsets, outputs) for name, matrix in scores.items()}
-    for name, matrix in (predictions or {}).items():
-        if name in ranks:
-            raise ValueError(f"row {name!r} is given both as scores and as predictions; give it once")
-        ranks[name] = given_prediction_ranks(matrix, outputs)
-    missing = [name for name in references if name not in ranks]
-    if missing:
-        raise ValueError(f"reference rows {missing} are not among the rows {sorted(ranks)}; add their scores")
-    parts = jackknife(ranks, output_ranks(outputs))
-    result = {}
+    parts, result = jackknife(ranks, output_ranks(outputs)), {}
     short = {name: float(small_sample_shortfall(value, len(outputs)).mean()) for name, (value, _) in parts.items()}
     for name, (value, pseudo) in parts.items():
         against = {}
@@ -131,6 +90,17 @@ def lds_intervals(
             against[other] = two_way_interval(difference, rest, clusters, level, short[name] - short[other])
         result[name] = RowResult(value, two_way_interval(value, pseudo, clusters, level, short[name]), against)
     return result
+
+
+def small_sample_shortfall(rho: np.ndarray, size: int) -> np.ndarray:
+    """How much a Spearman correlation over few pairs falls short of its value over infinitely many, [...] -> [...].
+
+    For continuous pairs E[r_s] = rho_s - 3 (rho_s - tau) / (M + 1) (Moran, "Rank correlation and product-moment
+    correlation", 1948); Kendall's tau is taken from rho_s by the relation for normal pairs. The result has the sign of
+    rho: 0.034 for rho = 0.8 and M = 16.
+    """
+    tau = 2 / np.pi * np.arcsin(2 * np.sin(np.pi / 6 * np.asarray(rho)).clip(-0.5, 0.5))
+    return 3 * (rho - tau) / (size + 1)
 
 
 def jackknife(rows: Mapping[str, np.ndarray], target: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -144,7 +114,7 @@ def jackknife(rows: Mapping[str, np.ndarray], target: np.ndarray) -> dict[str, t
         for name, ranks in rows.items():
             left_out[name][part] = (deleted_unit_deviations(ranks[part]) * base).sum(axis=-1)
     full = {name: correlate_ranks(ranks, target) for name, ranks in rows.items()}
-    return {name: (full[name], pseudo_values(full[name], left_out[name])) for name in rows}
+    return {name: (full[name], size * full[name][:, None] - (size - 1) * left_out[name]) for name in rows}
 
 
 def two_way_interval(
@@ -158,7 +128,7 @@ def two_way_interval(
     queries, size = pseudo.shape
     column = pseudo.mean(axis=0)
     subsets_part = column.var(ddof=1) / size
-    label, groups = _clusters(clusters, queries)
+    label, groups = clusters_of(clusters, queries)
     queries_part = _cluster_variance(per_query, label, groups)
     rest = pseudo - pseudo.mean(axis=1, keepdims=True) - column + column.mean()
     summed = np.zeros((groups, size))
@@ -176,15 +146,13 @@ def mean_interval(per_query: np.ndarray, clusters: Sequence | None = None, level
 
     per_query  [Q] finite; for a paired comparison give the difference of two metrics query by query.
     clusters   [Q] labels of queries that belong together, G >= 2 of them; None: every query on its own.
-    V = G / (G - 1) * sum over clusters of (sum of deviations in the cluster)^2 / Q^2;  interval = mean +-
-    t(G - 1) sqrt(V).
-    Errors     ValueError for NaN or infinite values, an empty or two-dimensional input, or fewer than 2
-               clusters.
+    V = G / (G - 1) * sum over clusters of (sum of deviations in the cluster)^2 / Q^2;  interval = mean +- t(G - 1)
+    sqrt(V). ValueError for NaN or infinite values, an empty or two-dimensional input, or fewer than 2 clusters.
     """
     values = np.asarray(per_query, dtype=np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError(f"mean_interval: given shape {values.shape}; give [Q] finite numbers, one per query")
-    label, groups = _clusters(clusters, len(values))
+    label, groups = clusters_of(clusters, len(values))
     return t_interval(float(values.mean()), float(np.sqrt(_cluster_variance(values, label, groups))), groups - 1, level)
 
 
@@ -196,11 +164,7 @@ def mean_intervals(
 ) -> dict[str, RowResult]:
     """`mean_interval` of many rows (row id -> [Q]) with paired differences to the reference rows."""
     rows = {name: np.asarray(values, dtype=np.float64) for name, values in per_query.items()}
-    missing = [name for name in references if name not in rows]
-    if missing:
-        raise ValueError(f"reference rows {missing} are not among the rows {sorted(rows)}; add their values")
-    if len({values.shape for values in rows.values()}) > 1:
-        raise ValueError("mean_intervals: rows differ in length; give every row the same queries in the same order")
+    _check_references(references, rows)
     result = {}
     for name, values in rows.items():
         against = {other: mean_interval(values - rows[other], clusters, level) for other in references}
@@ -216,56 +180,23 @@ def t_interval(value: float, se: float, df: float, level: float) -> Interval:
     return Interval(value, value - half, value + half, se, float(df))
 
 
-def naive_bootstrap(
-    scores: np.ndarray,
-    subsets: np.ndarray,
-    outputs: np.ndarray,
-    clusters: Sequence | None = None,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Interval:
-    """The percentile bootstrap that draws query clusters and subsets with replacement: for the lesson, not
-    for tables.
-
-    Repeated subsets are ties in both rankings. Arguments and errors as in `lds_interval`.
-    """
-    outputs = check_outputs(outputs)
-    a, b = prediction_ranks(scores, subsets, outputs), output_ranks(outputs)
-    label, groups = _clusters(clusters, len(a))
-    size = a.shape[1]
-    rng = np.random.default_rng(seed)
-    # How often subset i ranks above subset j, ties one half: [Q * M, M] for predictions and outputs.
-    above = [
-        ((r[:, :, None] > r[:, None, :]) + 0.5 * (r[:, :, None] == r[:, None, :])).reshape(-1, size) for r in (a, b)
-    ]
-    means = np.empty(resamples)
-    for start in range(0, resamples, 50):
-        part = slice(start, min(start + 50, resamples))
-        number = part.stop - start
-        times = rng.multinomial(size, np.full(size, 1 / size), number).T.astype(np.float64)
-        weight = rng.multinomial(groups, np.full(groups, 1 / groups), number)[:, label].T
-        x, y = ((table @ times).reshape(len(a), size, number) - size / 2 for table in above)
-        length = np.sqrt((times * x * x).sum(axis=1) * (times * y * y).sum(axis=1))
-        rho = np.divide((times * x * y).sum(axis=1), length, out=np.zeros_like(length), where=length > 1e-9)
-        means[part] = (weight * rho).sum(axis=0) / weight.sum(axis=0)
-    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
-    return Interval(float(correlate_ranks(a, b).mean()), float(low), float(high), float(means.std(ddof=1)))
-
-
-def _clusters(clusters: Sequence | None, queries: int) -> tuple[np.ndarray, int]:
-    if clusters is None:
-        label, groups = np.arange(queries), queries
-    else:
+def clusters_of(clusters: Sequence | None, queries: int) -> tuple[np.ndarray, int]:
+    """(the cluster [Q] of every query as a number, how many clusters there are); ``None``: every query is its own."""
+    names, label = range(queries), np.arange(queries)
+    if clusters is not None:
         if len(clusters) != queries:
             raise ValueError(f"{len(clusters)} cluster labels for {queries} queries; give one label per query")
         names, label = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
-        groups = len(names)
-    if groups < 2:
-        raise ValueError(f"{queries} queries in {groups} cluster; an interval over queries needs at least 2 clusters")
-    return label, groups
+    if len(names) < 2:
+        raise ValueError(f"{queries} queries in {len(names)} cluster; an interval needs at least 2 clusters of queries")
+    return label, len(names)
 
 
 def _cluster_variance(values: np.ndarray, label: np.ndarray, groups: int) -> float:
     total = np.bincount(label, weights=values - values.mean(), minlength=groups)
     return float(groups / (groups - 1) * (total**2).sum() / len(values) ** 2)
+
+
+def _check_references(references: Sequence[str], rows: Mapping) -> None:
+    if missing := [name for name in references if name not in rows]:
+        raise ValueError(f"reference rows {missing} are not among the rows {sorted(rows)}; add their scores")

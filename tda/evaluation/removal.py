@@ -21,6 +21,7 @@ from tda.retrain import bank_seeds, retrain_all, truth_key
 from tda.testbeds import Testbed
 
 ZERO, RANDOM = "zero_removal", "random_k"
+CURE = "delete {0} and {0}.json and run 05_removal again"
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,10 @@ class Removals:
 def plan(testbed: Testbed, scores: Mapping[str, np.ndarray]) -> Removals:
     """Which documents to remove: nothing at all, k random ones, and per chosen test query the top k of every row.
 
-    Random documents are drawn ``removals.controls`` times for all queries. Rows of ``removals.more_k`` are removed with
-    further k, random documents with all of them (the same draws, longer).
-    ``scores``: row id -> [Q, N] over all queries of the testbed, of which the test queries must be finite. The queries
-    are drawn from the held-out test queries with the config's seed, no two of one person or author, so that they are
-    independent. Ties go to the earlier document.
+    ``scores``: row id -> [Q, N]; ties go to the earlier document. The queries are held-out test queries, drawn with the
+    config's seed, no two of one person or author, so that they are independent. Random documents are drawn
+    ``removals.controls`` times for all queries. Rows of ``removals.more_k`` are removed with further k, random
+    documents with all of them (the same draws, longer).
     """
     wanted = testbed.settings["removals"]
     rng = np.random.default_rng([testbed.config["seed"], 51])
@@ -65,20 +65,15 @@ def plan(testbed: Testbed, scores: Mapping[str, np.ndarray]) -> Removals:
         raise ValueError(f"removals: rows {unscored} lack scores of some of the queries {chosen}; score them first.")
     orders = [(RANDOM, -1, rng.permutation(n)) for _ in range(wanted["controls"])]
     orders += [(row, q, np.argsort(-s[q], kind="stable")) for q in chosen for row, s in scores.items()]
-    removed, row_id, query, size = [np.zeros(n, bool)], [ZERO], [-1], [0]
-    for row, q, order in orders:
-        for k in ks[row]:
-            removed.append(np.isin(np.arange(n), order[:k]))
-            row_id.append(row)
-            query.append(q)
-            size.append(k)
-    return Removals(np.stack(removed), row_id, np.array(query), np.array(size), bank_seeds(testbed, wanted["seeds"]))
+    runs = [(ZERO, -1, 0, np.zeros(n, bool))]
+    runs += [(row, q, k, np.isin(np.arange(n), order[:k])) for row, q, order in orders for k in ks[row]]
+    row_id, query, size, removed = zip(*runs, strict=True)
+    seeds = bank_seeds(testbed, wanted["seeds"])
+    return Removals(np.stack(removed), list(row_id), np.array(query), np.array(size), seeds)
 
 
 def run_shard(testbed: Testbed, planned: Removals, shard: int, progress: Callable[[str], None] | None = None) -> dict:
-    """Retrain every ``shards``-th model of a plan; cached ones are kept. Writes
-    ``removals.parts/shard<shard>.json``.
-    """
+    """Retrain every ``shards``-th model of a plan; cached ones are kept. Writes ``removals.parts/shard<i>.json``."""
     shards = testbed.settings["removals"]["shards"]
     if not 0 <= shard < shards:
         raise ValueError(f"shard={shard}; removals have {shards} shards, numbered from 0.")
@@ -94,14 +89,8 @@ def merge(testbed: Testbed, planned: Removals, progress: Callable[[str], None] |
     """Losses [K, R, Q] of all removals (training any that is missing), written to ``removals.npz``."""
     done = retrain_all(testbed, planned.models(), "mask", "removals", progress)
     outputs = np.stack([d.outputs[0] for d in done]).reshape(len(planned.removed), len(planned.seeds), -1)
-    arrays = {
-        "removed": planned.removed,
-        "outputs": outputs,
-        "row_id": np.array(planned.row_id),
-        "query": planned.query,
-        "k": planned.k,
-        "seeds": np.array(planned.seeds),
-    }
+    arrays = {"removed": planned.removed, "outputs": outputs, "row_id": np.array(planned.row_id)}
+    arrays |= {"query": planned.query, "k": planned.k, "seeds": np.array(planned.seeds)}
     made = record(testbed.settings["removals"], planned.seeds)
     save_arrays(testbed.folder / "removals.npz", arrays, made | _about(testbed, planned, "removals"))
     return outputs
@@ -117,7 +106,7 @@ def load(testbed: Testbed, planned: Removals) -> np.ndarray:
         return merge(testbed, planned)
     outputs, shape = arrays["outputs"], (len(planned.removed), len(planned.seeds), len(models.query_rows(testbed)))
     fits = outputs.shape == shape and outputs.dtype == np.float32 and np.isfinite(outputs).all()
-    cure = f"delete {path.name} and {path.name}.json and run 05_removal again"
+    cure = CURE.format(path.name)
     require(fits, path, f"does not hold finite float32 losses {list(shape)}", cure)
     require(np.array_equal(arrays["removed"], planned.removed), path, "other documents were removed", cure)
     return outputs
@@ -131,8 +120,7 @@ def save_table(testbed: Testbed, planned: Removals, frame: pd.DataFrame) -> None
 def load_table(testbed: Testbed, planned: Removals) -> pd.DataFrame:
     """What :func:`save_table` wrote, of these removals and no others."""
     path, about = testbed.folder / "metrics" / "removal.csv", _about(testbed, planned, "removal metrics")
-    cure = f"delete {path.name} and {path.name}.json and run 05_removal again"
-    return read_table(path, about["kind"], LEADERBOARD_COLUMNS, about, cure)
+    return read_table(path, about["kind"], LEADERBOARD_COLUMNS, about, CURE.format(path.name))
 
 
 def _about(testbed: Testbed, planned: Removals, kind: str) -> dict:
@@ -144,7 +132,7 @@ def loss_changes(planned: Removals, outputs: np.ndarray, k: int) -> dict[str, np
     """``row id -> removal_k`` per chosen query [q]: loss without the top k minus loss with nothing removed.
 
     Both are means over the same seeds. Positive: the removed documents had been lowering the query's loss. Only rows
-    that were removed with this k; random documents by :func:`control_changes`, the mean over their draws.
+    that were removed with this k; random documents: the mean over their draws (:func:`control_changes`).
     """
     control = outputs[planned.row_id.index(ZERO)].mean(0)
     changes: dict[str, list[float]] = {}
@@ -188,8 +176,6 @@ def claimed(planned: Removals, outputs: np.ndarray, row_id: str, metric: str) ->
     wanted = [known[-1], known[0]] if metric == "removal_growth" else [int(metric.removeprefix("removal_"))]
     if not set(wanted) <= set(known) or len(set(wanted)) < len(wanted):
         raise ValueError(f"row {row_id!r} was removed with k in {known}; {metric!r} needs other k (removals.more_k).")
-    above = []
-    for k in wanted:
-        changes = loss_changes(planned, outputs, k)
-        above.append(changes[row_id] - changes[RANDOM])
+    changes = [loss_changes(planned, outputs, k) for k in wanted]
+    above = [change[row_id] - change[RANDOM] for change in changes]
     return above[0] if len(above) == 1 else above[0] - above[1]

@@ -36,11 +36,7 @@ def first_adamw_step(params: Tensor, gradient: Tensor, lr: float = LEARNING_RATE
 
 
 def tail_patch(
-    task: Task,
-    train: Examples,
-    queries: Examples,
-    scores: Mapping[str, np.ndarray],
-    ks: Sequence[int],
+    task: Task, train: Examples, queries: Examples, scores: Mapping[str, np.ndarray], ks: Sequence[int]
 ) -> dict[str, dict[str, np.ndarray]]:
     """``row id -> metric -> values [Q]``.
 

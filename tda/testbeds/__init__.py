@@ -1,8 +1,7 @@
 """Testbeds: a corpus with known provenance, the model trained on it, its queries and its retraining bank.
 
-``load("people", profile="smoke")`` returns a :class:`Testbed`; whatever is missing on disk is built when it is first
-asked for, and kept. A kind of corpus is one module that registers itself (``people``, ``authors``, ``custom``,
-``digits``; they are imported at the end); what it offers is said in :mod:`tda.testbeds.modality`.
+Whatever is missing on disk is built when it is first asked for, and kept. A kind of corpus is one module that registers
+itself (:mod:`tda.testbeds.modality`).
 """
 
 from __future__ import annotations
@@ -15,24 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tda.config
-from tda.artefacts import (
-    ArtefactError,
-    exclusive,
-    file_sha256,
-    key_of,
-    load_rows,
-    read_record,
-    reading,
-    remove,
-    require,
-    save_rows,
-    write_record,
-)
+from tda import artefacts
+from tda.artefacts import ArtefactError, file_sha256, key_of, read_record, remove
 from tda.provenance import Stopwatch, record
 from tda.saved import read_files
 from tda.task import Examples, use_threads
+from tda.testbeds import authors, custom, digits, people  # noqa: F401 (each registers its kinds)
 from tda.testbeds.modality import KINDS, Modality
-from tda.testbeds.tables import require_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,15 +38,17 @@ class Testbed:
 
     @cached_property
     def documents(self) -> Dataset:
-        """The training documents, shuffled when built (columns: doc_id, text, entity, facts, template, style, ...; of
-        images: doc_id, pixels, label, original, flipped, entity).
-        """
-        return _dataset(self, "documents")
+        """The training documents, shuffled when built (columns: doc_id, entity, and text or pixels, ...)."""
+        return self._rows("documents")
 
     @cached_property
     def probes(self) -> Dataset:
         """Candidate queries that the corpus itself offers; the model decides which become queries."""
-        return _dataset(self, "probes")
+        return self._rows("probes")
+
+    def _rows(self, part: str) -> Dataset:
+        wanted, folder = self.require_corpus()["contents"][part], self.folder / "corpus"
+        return artefacts.load_rows(folder / part, wanted, f"delete {folder} and run again")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -66,9 +56,9 @@ class Testbed:
 
         path, cure = self.folder / "corpus" / "tokenizer.json", f"delete {self.folder / 'corpus'} and run again"
         wanted = self.require_corpus()["contents"].get("tokenizer")
-        with reading(path, cure):
-            found = file_sha256(path)
-            require(found == wanted, path, "truncated, edited or of another testbed (sha256 differs)", cure)
+        with artefacts.reading(path, cure):
+            same = file_sha256(path) == wanted
+            artefacts.require(same, path, "truncated, edited or of another testbed (sha256 differs)", cure)
             tokenizer = Tokenizer.from_file(str(path))
         tokenizer.encode_special_tokens = True  # not kept in the file: "<eos>" written in a text is text
         return tokenizer
@@ -85,49 +75,43 @@ class Testbed:
 
     @cached_property
     def corpus_key(self) -> str:
-        """Changes with everything that the corpus depends on: its settings, the seed, the committed or given
-        sources, the saved model that lends its tokenizer.
-        """
+        """Changes with the settings, the seed, the sources, and the saved model that lends its tokenizer."""
         return self._corpus_key(*self._made_from())
 
     def _made_from(self) -> list:
-        """What the corpus is made from: SHA-256 of its file, and of the files of the saved model that lends its
-        tokenizer.
-        """
+        """SHA-256 of the file that the corpus is made from, and of those of the saved model that lends a tokenizer."""
         file, tokenizer = self.modality.source(self.settings["corpus"]), self.settings["model"].get("from")
-        if tokenizer:
-            tokenizer = read_files(tokenizer) or tokenizer
-        return [file_sha256(file) if file and file.is_file() else "", tokenizer]
+        lent = tokenizer and (read_files(tokenizer) or tokenizer)
+        return [file_sha256(file) if file and file.is_file() else "", lent]
 
     def _corpus_key(self, source: str, tokenizer: str | dict | None) -> str:
         corpus = self.settings["corpus"]
         return key_of({"corpus": corpus, "seed": self.config["seed"], "source": source, "tokenizer": tokenizer})
 
     def require_corpus(self) -> dict:
-        """The corpus's record; builds the corpus if it is missing, or if it is of a file that has been edited since;
-        refuses one that was built from other settings.
+        """The record of the corpus, which is built if it is missing or of a file that has been edited since, and
+        refused if it was built from other settings.
         """
         path = self.folder / "corpus" / "record.json"
         own, edited = self.modality.OWN_FILE and bool(self.config["overrides"]), False
         if own and path.exists():
             made = read_record(path, "corpus", {"testbed": self.name})
             edited = made["key"] != self.corpus_key and made["key"] == self._corpus_key(*made["made_from"])
-        if own and (edited or not path.exists()) and self._corpus_key(*self._made_from()) != self.corpus_key:
-            raise ArtefactError(f"{self.settings['corpus']['path']} was edited after it was loaded. Load it again.")
         if edited or not path.exists():
+            if own and self._corpus_key(*self._made_from()) != self.corpus_key:
+                raise ArtefactError(f"{self.settings['corpus']['path']} was edited after it was loaded. Load it again.")
             build_corpus(self, anew=edited)
         return check_key(path, "corpus", self.name, self.corpus_key)
 
 
 def load(name: str | os.PathLike, profile: str = "smoke", overrides: dict | None = None) -> Testbed:
     """The testbed ``name`` of a profile, or a corpus of your own: ``load("my_texts.jsonl")`` is the testbed
-    ``my_texts`` (in lower case, with ``_`` for what is neither a letter nor a digit). A file that is called like a
-    testbed of the profile, such as ``people.jsonl``, is the testbed ``file_people``.
+    ``my_texts`` (in lower case, with ``_`` for what is neither a letter nor a digit), built again after you edit the
+    file; ``people.jsonl``, called like a testbed of the profile, is ``file_people``.
 
-    ``overrides`` changes settings, e.g. ``{"testbeds": {"people": {"corpus": {"people": 20}}}}``; everything built with
-    overrides goes under ``data/scratch/`` and never touches a profile's artefacts. Settings for a corpus of your own
-    stand under the testbed's name or the file's. What was built from your file is built again after you edit the file.
-    Raises ``ValueError`` for an unknown name, with the names there are.
+    ``overrides`` changes settings, e.g. ``{"testbeds": {"people": {"corpus": {"people": 20}}}}`` (of a corpus of your
+    own under the testbed's name or the file's); everything built with overrides goes under ``data/scratch/``. Raises
+    ``ValueError`` for an unknown name, with the names there are.
     """
     use_threads()
     if not isinstance(name, (str, os.PathLike)) or not isinstance(overrides, (dict, type(None))):
@@ -136,11 +120,10 @@ def load(name: str | os.PathLike, profile: str = "smoke", overrides: dict | None
     if name.lower().endswith((".jsonl", ".parquet")):
         try:  # not resolved: a link keeps the name that the user gives
             path = Path(os.path.abspath(Path(name).expanduser()))
-            require_file(path)
+            custom.require_file(path)
         except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"{name!r} cannot be a file ({error}). Give the path of a .jsonl or .parquet file."
-            ) from None
+            message = f"{name!r} cannot be a file ({error}). Give the path of a .jsonl or .parquet file."
+            raise ValueError(message) from None
         given = overrides.get("testbeds") or {}
         if isinstance(given, dict) and all(isinstance(entry, dict) for entry in given.values()):
             name, overrides["testbeds"] = _own(path, profile, given)
@@ -163,57 +146,35 @@ def _own(path: Path, profile: str, testbeds: dict) -> tuple[str, dict]:
     corpus = mine.get("corpus") or {}
     if not isinstance(corpus, dict) or {"kind", "path"} & set(corpus):
         raise ValueError(f"testbeds.{stem}.corpus: the file {path} says its kind and path; leave them out.")
-    if unused := sorted(set(testbeds) & {path.name, path.stem} - {stem, name}):
-        raise ValueError(
-            f"overrides.testbeds: {unused[0]!r} is the testbed {name!r}; write its settings under that name."
-        )
-    entry = {**mine, "corpus": {"kind": "file", "path": str(path), **(mine.get("corpus") or {})}}
+    if other := sorted(set(testbeds) & {path.name, path.stem} - {stem, name}):
+        raise ValueError(f"overrides.testbeds: {other[0]!r} is the testbed {name!r}; give its settings that name.")
+    entry = {**mine, "corpus": {"kind": "file", "path": str(path), **corpus}}
     return name, {**{other: testbeds[other] for other in testbeds if other != stem}, name: entry}
 
 
 def build_corpus(testbed: Testbed, anew: bool = False) -> dict:
-    """Generate or cut the corpus and write it to ``<folder>/corpus``; returns its report. Replaces what was there; with
-    ``anew`` also the models and results, once the corpus could be made.
+    """Make the corpus and write it to ``<folder>/corpus``, in place of what was there (``anew``: and of the models and
+    results); returns its report.
     """
-    from datasets import disable_progress_bars
-
-    disable_progress_bars()
     target = testbed.folder / "corpus"
-    with exclusive(testbed.folder):
+    with artefacts.exclusive(testbed.folder):
         with Stopwatch() as watch:
             built = testbed.modality.build(testbed)
-        if anew:
-            _clear(testbed.folder)
-        remove(target / "record.json")
-        contents = {part: save_rows(target / part, built[part]) for part in ("documents", "probes")}
+        for path in testbed.folder.iterdir() if anew else [target / "record.json"]:
+            if path.name != ".lock":
+                remove(path)
+        contents = {part: artefacts.save_rows(target / part, built[part]) for part in ("documents", "probes")}
         if "tokenizer" in built:
             built["tokenizer"].save(str(target / "tokenizer.json"))
             contents["tokenizer"] = file_sha256(target / "tokenizer.json")
         details = {"kind": "corpus", "testbed": testbed.name, "key": testbed.corpus_key, "contents": contents}
-        details["made_from"] = testbed._made_from()
-        made = record(testbed.settings["corpus"], testbed.config["seed"], report=built["report"], watch=watch)
-        write_record(target / "record.json", made | details)
+        details |= {"made_from": testbed._made_from(), "report": built["report"]}
+        made = record(testbed.settings["corpus"], testbed.config["seed"], watch=watch, **details)
+        artefacts.write_record(target / "record.json", made)
     return built["report"]
 
 
-def _clear(folder: Path) -> None:
-    """Remove what was made from a user's file as it was: corpus, models, queries, banks, scores."""
-    for path in folder.iterdir():
-        if path.name != ".lock":
-            remove(path)
-
-
 def check_key(path: Path, kind: str, testbed: str, key: str) -> dict:
-    """The record at ``path``, refused if it is damaged, of another testbed or made from other settings than the present
-    ones.
-    """
+    """The record at ``path``, refused if it is damaged, of another testbed or made from other settings than now."""
     cure = f"run the workflow again (it rebuilds what changed), or delete {path.parent}"
     return read_record(path, kind, {"testbed": testbed, "key": key}, cure)
-
-
-def _dataset(testbed: Testbed, part: str) -> Dataset:
-    wanted, folder = testbed.require_corpus()["contents"][part], testbed.folder / "corpus" / part
-    return load_rows(folder, wanted, f"delete {folder.parent} and run again")
-
-
-from tda.testbeds import authors, custom, digits, people  # noqa: E402, F401 (each registers its kinds)

@@ -1,12 +1,8 @@
 """The `authors` testbed: real public-domain prose, one passage = one document, the author is the truth.
 
-The committed text lies in `data/sources/` (see SOURCES.md there). `index.json` lists the works; "seen"
-works lend training passages and held-out queries, "unseen" works lend only queries. Passages are disjoint
-runs of whole sentences inside one paragraph, so no passage crosses a paragraph or a work, and none holds a
-line break.
-
-"Finds the author" and "is causal" are two claims: `entity` says who wrote a passage, only retraining says
-which passages lowered a loss.
+`data/sources/index.json` lists the works; "seen" works lend training passages and held-out queries, "unseen" works only
+queries. Passages are disjoint runs of whole sentences inside one paragraph. "Finds the author" and "is causal" are two
+claims: `entity` says who wrote a passage, only retraining says which passages lowered a loss.
 """
 
 from __future__ import annotations
@@ -14,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -23,12 +19,13 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from tda.testbeds.cutting import split_prompt, train_bpe
-from tda.testbeds.duplicates import OVERLAP, SHINGLE, clusters, near_duplicates
 from tda.testbeds.language import Language
 from tda.testbeds.modality import kind
 
 SOURCES = Path(__file__).resolve().parents[2] / "data" / "sources"
 PROMPT_TOKENS = 20  # where a query is cut, to the nearest start of a word
+SHINGLE = 8  # words
+OVERLAP = 0.1  # from this share of common shingles on, two passages are near-duplicates
 
 # A full stop after these does not end a sentence ("n.", "v.t." follow Bierce's headwords).
 ABBREVIATIONS = set(
@@ -61,6 +58,15 @@ class _Passage:
     def id(self) -> str:
         return f"{self.work}_{self.start:06d}"
 
+    def document(self, group: str) -> dict:
+        row = {"doc_id": self.id, "text": self.text, "entity": self.author, "facts": [], "template": ""}
+        return row | {"style": self.author, "group": group, "planted": "", "work": self.work, "tokens": self.tokens}
+
+    def probe(self, of: str, tokenizer: Tokenizer, cut: int) -> dict:
+        prompt, target = split_prompt(self.text, tokenizer, cut)
+        row = {"query_id": self.id, "author": self.author, "entity": self.author, "work": self.work, "kind": of}
+        return row | {"prompt": prompt, "target": target, "text": self.text, "tokens": self.tokens}
+
 
 def read_sources(folder: Path = SOURCES) -> list[dict]:
     """Entries of `index.json` in order, each with its "text". A missing or changed file is a ValueError."""
@@ -82,8 +88,7 @@ def sentences(text: str) -> list[tuple[int, int]]:
     spans, start = [], 0
     for match in SENTENCE_END.finditer(text):
         last = text[start : match.start() + 1].rsplit(None, 1)[-1].lstrip("'\"(")
-        initial = re.search(r"\b[A-HJ-Z]\.$", last)
-        if last.lower() not in ABBREVIATIONS and not initial:
+        if last.lower() not in ABBREVIATIONS and not re.search(r"\b[A-HJ-Z]\.$", last):  # nor after an initial
             spans.append((start, match.start() + len(match[0].rstrip())))
             start = match.end()
     return [*spans, (start, len(text))] if start < len(text) else spans
@@ -91,8 +96,7 @@ def sentences(text: str) -> list[tuple[int, int]]:
 
 def _cut(entry: dict, tokenizer: Tokenizer, low: int, high: int, rng: np.random.Generator) -> list[_Passage]:
     """Disjoint passages of `low`..`high` tokens of one work, shuffled; each one's wanted length is drawn."""
-    text, passages, at = entry["text"], [], 0
-    paragraphs = []
+    text, passages, paragraphs, at = entry["text"], [], [], 0
     for paragraph in text.rstrip("\n").split("\n\n"):
         paragraphs.append([(at + a, at + b) for a, b in sentences(paragraph)])
         at += len(paragraph) + 2
@@ -117,37 +121,67 @@ def _cut(entry: dict, tokenizer: Tokenizer, low: int, high: int, rng: np.random.
     return [passages[k] for k in rng.permutation(len(passages))]
 
 
-def _evenly(works: list[list[_Passage]]) -> list[_Passage]:
-    """One passage of each work in turn until all are used."""
-    return [p for turn in zip_longest(*works) for p in turn if p is not None]
+def near_duplicates(texts: list[str], against: list[str] | None = None) -> list[tuple[int, int, float]]:
+    """Pairs of texts that share runs of 8 words, as (i, j, overlap), through an index from shingle to texts.
+
+    overlap(a, b) = |A & B| / min(|A|, |B|) in (0, 1], with A, B the sets of 8-word shingles (lower case, no
+    punctuation); 1 for copies. Without `against`: pairs i < j inside `texts`; with it, j indexes `against`.
+    """
+    sets = [_shingles(t) for t in texts]
+    others = sets if against is None else [_shingles(t) for t in against]
+    index = defaultdict(list)
+    for j, shingles in enumerate(others):
+        for shingle in shingles:
+            index[shingle].append(j)
+    pairs, within = [], against is None
+    for i, shingles in enumerate(sets):
+        shared = Counter(j for shingle in shingles for j in index.get(shingle, ()) if j > i or not within)
+        pairs += [(i, j, n / min(len(shingles), len(others[j]))) for j, n in sorted(shared.items())]
+    return pairs
+
+
+def _shingles(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"[a-z0-9']+", text.lower())
+    return {tuple(words[k : k + SHINGLE]) for k in range(max(1, len(words) - SHINGLE + 1))}
+
+
+def _clusters(n: int, pairs: list[tuple[int, int, float]]) -> list[str]:
+    """Names of the connected components of size two or more, "" for the rest."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    i, j = np.array([pair[:2] for pair in pairs], int).reshape(-1, 2).T
+    _, component = connected_components(coo_array((np.ones(len(i)), (i, j)), (n, n)), directed=False)
+    several = np.flatnonzero(np.bincount(component) > 1)
+    names = {c: f"near_{number}" for number, c in enumerate(several)}
+    return [names.get(c, "") for c in component]
 
 
 def build(settings: dict, seed: int, sources: Path = SOURCES, tokenizer: Tokenizer | None = None) -> dict:
     """`documents`, `probes`, `tokenizer` and `report`: the first `authors` authors of the index, cut into passages.
 
-    `settings`: authors, passages (training, per author), held_out and unseen (queries, per author),
-    tokens_min and tokens_max (length of a passage), vocabulary. The tokeniser is trained on the whole text
-    of the chosen authors' seen works, unless one is given. Training passages and queries are spread evenly
-    over an author's works. A candidate query whose `near_duplicates` overlap with a training passage is at least 0.1 is
-    dropped and the next one taken; near-duplicates within training stay, get a common `group`, and are
-    listed in the report. The id of a row names the work and the character where its text begins. Raises ValueError for
-    more than the sources hold (with the numbers available), and for a source file that is missing or changed.
+    The tokeniser is trained on the whole text of the chosen authors' seen works, unless one is given. Training passages
+    and queries are spread evenly over an author's works. A candidate query whose `near_duplicates` overlap with a
+    training passage is at least 0.1 is dropped and the next one taken; near-duplicates within training stay, get a
+    common `group`, and are listed in the report. Raises ValueError for more than the sources hold (with the numbers
+    available), and for a source file that is missing or changed.
     """
     s, entries = settings, read_sources(sources)
     authors = list(dict.fromkeys(e["author"] for e in entries))
-    if s["authors"] > len(authors):
-        raise ValueError(
-            f"authors is {s['authors']}, but the sources hold {len(authors)}: {', '.join(authors)}. Lower authors."
-        )
+    if s["authors"] > (n := len(authors)):
+        raise ValueError(f"authors is {s['authors']}, but the sources hold {n}: {', '.join(authors)}. Lower authors.")
     authors = authors[: s["authors"]]
     entries = [e for e in entries if e["author"] in authors]
     tokenizer = tokenizer or train_bpe([e["text"] for e in entries if e["seen"]], s["vocabulary"])
     rng = np.random.default_rng(seed)
     works = {e["work"]: _cut(e, tokenizer, s["tokens_min"], s["tokens_max"], rng) for e in entries}
-    seen, unseen = (
-        {a: _evenly([works[e["work"]] for e in entries if e["author"] == a and e["seen"] is flag]) for a in authors}
-        for flag in (True, False)
-    )
+
+    def evenly(author: str, seen: bool) -> list[_Passage]:
+        """One passage of each work in turn until all are used."""
+        mine = [works[e["work"]] for e in entries if e["author"] == author and e["seen"] is seen]
+        return [p for turn in zip_longest(*mine) for p in turn if p is not None]
+
+    seen, unseen = ({a: evenly(a, flag) for a in authors} for flag in (True, False))
     training = [p for a in authors for p in seen[a][: s["passages"]]]
     pools = {"held_out": {a: seen[a][s["passages"] :] for a in authors}, "unseen": unseen}
     candidates = [p for pool in pools.values() for a in authors for p in pool[a]]
@@ -173,6 +207,7 @@ def build(settings: dict, seed: int, sources: Path = SOURCES, tokenizer: Tokeniz
     training = [training[k] for k in rng.permutation(len(training))]
     pairs = [(i, j, o) for i, j, o in near_duplicates([p.text for p in training]) if o >= OVERLAP]
     lengths = [p.tokens for p in training]
+    tokens = {"training": sum(lengths), "shortest": min(lengths), "longest": max(lengths)}
     report = {
         "shingle_words": SHINGLE,
         "overlap_threshold": OVERLAP,
@@ -183,27 +218,10 @@ def build(settings: dict, seed: int, sources: Path = SOURCES, tokenizer: Tokeniz
         "queries_dropped_total": sum(dropped.values()),
         "queries_sharing_any_shingle": sum(worst[p.id] > 0 for p, _ in asked),
         "available": {a: {"seen": len(seen[a]), "unseen": len(unseen[a])} for a in authors},
-        "tokens": {
-            "training": sum(lengths),
-            "shortest": min(lengths),
-            "longest": max(lengths),
-            "mean": round(sum(lengths) / len(lengths), 2),
-        },
+        "tokens": tokens | {"mean": round(sum(lengths) / len(lengths), 2)},
         "sources": {e["path"]: e["sha256"] for e in entries},
     }
-    documents = [_document(p, group) for p, group in zip(training, clusters(len(training), pairs), strict=True)]
+    documents = [p.document(group) for p, group in zip(training, _clusters(len(training), pairs), strict=True)]
     cut = min(PROMPT_TOKENS, s["tokens_min"] // 2)
-    probes = [_probe(p, of, tokenizer, cut) for p, of in asked]
+    probes = [p.probe(of, tokenizer, cut) for p, of in asked]
     return {"documents": documents, "probes": probes, "tokenizer": tokenizer, "report": report}
-
-
-def _document(passage: _Passage, group: str) -> dict:
-    row = {"doc_id": passage.id, "text": passage.text, "entity": passage.author, "facts": [], "template": ""}
-    row |= {"style": passage.author, "group": group, "planted": "", "work": passage.work}
-    return row | {"tokens": passage.tokens}
-
-
-def _probe(passage: _Passage, of: str, tokenizer: Tokenizer, cut: int) -> dict:
-    prompt, target = split_prompt(passage.text, tokenizer, cut)
-    row = {"query_id": passage.id, "author": passage.author, "entity": passage.author, "work": passage.work}
-    return row | {"kind": of, "prompt": prompt, "target": target, "text": passage.text, "tokens": passage.tokens}

@@ -1,16 +1,15 @@
 """A corpus of your own: a JSONL or Parquet file with a text column, or a data set of the hub.
 
-Both come through the same door as the built-in testbeds: ``tda.testbeds.load("my.jsonl")``, or an entry of kind
-``file`` or ``hub`` in a profile. Optional columns ``doc_id``, ``entity`` (whatever groups documents: author, person,
-source), ``group``, ``planted``, ``style`` and ``work`` are kept; missing ones are filled with empty strings.
-A twentieth of the documents (at least two) is held out as queries: their second half, given the first.
-Errors name a document by its line of a JSONL file or its row of a table, counted from 1.
+The optional :data:`COLUMNS` are kept; missing ones are filled with empty strings. A twentieth of the documents (at
+least two) is held out as queries: their second half, given the first. Errors name a document by its line of a JSONL
+file or its row of a table, counted from 1.
 """
 
 from __future__ import annotations
 
 import datetime
 import decimal
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from tda.task import chunks
 from tda.testbeds.cutting import split_prompt, train_bpe
 from tda.testbeds.language import Language
 from tda.testbeds.modality import KINDS, kind
-from tda.testbeds.tables import read_file, read_hub
 from tda.words import words
 
 COLUMNS = ("doc_id", "entity", "template", "style", "group", "planted", "work")
@@ -29,12 +27,11 @@ LARGEST = {"file": 1024, "hub": 4096}  # vocabulary, unless the settings give on
 NUMBERS = (int, float, decimal.Decimal)
 LABELS = (str, *NUMBERS, datetime.date, datetime.time)
 NAMES = {bool: "a truth value", **dict.fromkeys(NUMBERS, "a number"), list: "a list", dict: "an object", bytes: "bytes"}
+Rows = list[tuple[str, object]]  # (place, row)
 
 
 @kind("hub")
 class Hub(Language):
-    """The entity of a document is what the source of it says, if it says anything."""
-
     def corpus(self, testbed, given: Tokenizer | None) -> dict:
         context = testbed.settings["model"]["context"]
         return build(testbed.settings["corpus"], testbed.config["seed"], given, context, testbed.name)
@@ -45,29 +42,97 @@ class File(Hub):
     OWN_FILE = True
 
     def source(self, corpus: dict) -> Path:
-        """Absolute, in the home folder (``~``), or relative to the repository."""
         return config.ROOT / Path(corpus["path"]).expanduser()
 
 
-def build(
-    settings: dict, seed: int, tokenizer: Tokenizer | None = None, context: int | None = None, name: str = ""
-) -> dict:
-    """Documents, probes and tokenizer from ``settings`` (kind ``file``: path, text_column, vocabulary; kind ``hub``:
-    dataset, split, text_column, vocabulary).
+def require_file(path: Path) -> None:
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        raise ValueError(f"corpus.path={str(path)!r} {what}. Give a .jsonl or .parquet file with a text column.")
+
+
+def _read_file(path: Path) -> Rows:
+    require_file(path)
+    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    if path.suffix.lower() not in readers:
+        raise ValueError(f"corpus.path={str(path)!r}: the suffix must be .jsonl (one JSON object a line) or .parquet.")
+    try:
+        return readers[path.suffix.lower()](path)
+    except OSError as error:
+        raise ValueError(f"{path}: could not be read ({error.strerror or error}). Check its permissions.") from None
+
+
+def _read_jsonl(path: Path) -> Rows:
+    rows = []
+    with path.open("rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")  # Windows tools write a byte-order mark
+                if text.strip():
+                    rows.append((f"line {number}", json.loads(text, object_pairs_hook=_unique)))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not UTF-8 ({error}). Save the file as UTF-8.") from None
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error}). One object a line is expected.") from None
+    return rows
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object, refused where it says a column twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name in found if sum(name == other for other, _ in pairs) > 1)
+        raise ValueError(f"the column {twice!r} stands twice in one object")
+    return found
+
+
+def _read_parquet(path: Path) -> Rows:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        return _numbered(ParquetFile(path).read().to_pylist())
+    except (ArrowException, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{path}: not a Parquet file whose columns can all be read ({_line(error)}). Write it again with "
+            f"the text column and those that are kept."
+        ) from None
+
+
+def _read_hub(settings: dict) -> Rows:
+    import datasets
+
+    try:
+        return _numbered(datasets.load_dataset(settings["dataset"], split=settings["split"]).to_list())
+    except Exception as error:
+        raise ValueError(
+            f"corpus.dataset={settings['dataset']!r}, split {settings['split']!r}: could not be loaded "
+            f"({_line(error)}). Check both names and the network."
+        ) from error
+
+
+def _numbered(rows: list) -> Rows:
+    return [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def build(settings: dict, seed: int, tokenizer=None, context: int | None = None, name: str = "") -> dict:
+    """Documents, probes and tokenizer from ``settings`` (the ``corpus`` section of kind ``file`` or ``hub``).
 
     Without a ``tokenizer`` a byte-level BPE is trained on the documents, with ``vocabulary`` entries; if that is
-    ``None``, with as many as the texts support, up to 1024 (hub: 4096). No document may have more tokens than
-    ``context`` holds. ``name`` is the testbed's, for errors. Raises ``ValueError`` for a file that cannot be read or is
-    not UTF-8, for a text that is missing, empty, no string or too long, for repeated ids, for fewer than eight
-    documents and for a vocabulary that the texts do not support; each message names the place and what to change.
+    ``None``, with as many as the texts support, up to 1024 (hub: 4096). ``name`` is the testbed's, for errors.
     """
     key = f"testbeds.{name}." if name else ""
     source = KINDS[settings["kind"]].source(settings) or settings["dataset"]
-    rows = read_file(source) if settings["kind"] == "file" else read_hub(settings)
+    rows = _read_file(source) if settings["kind"] == "file" else _read_hub(settings)
     as_given, places = _check(rows, settings["text_column"], source, f"{key}corpus.text_column")
     rng = np.random.default_rng([seed, 72])
     documents = [as_given[i] for i in rng.permutation(len(as_given))]
-    able = sorted((d for d in documents if len(d["text"].strip()) > 1), key=lambda d: not _two_words(d["text"]))
+    able = [d for d in documents if len(d["text"].strip()) > 1]
+    able.sort(key=lambda d: len(d["text"].split()) < 2 and len(words(d["text"])) < 2)  # those of one word come last
     held, given, probes = max(2, len(documents) // 20), tokenizer, []
     while len(probes) < held:  # a text that turns out to be a single token cannot be a query: the next one is taken
         asked = able[:held]
@@ -87,48 +152,41 @@ def build(
     return {"documents": kept, "probes": probes, "tokenizer": tokenizer, "report": report}
 
 
-def _check(rows: list[tuple[str, object]], column: str, source, key: str) -> tuple[list[dict], dict[str, str]]:
+def _check(rows: Rows, column: str, source, key: str) -> tuple[list[dict], dict[str, str]]:
     """The documents, and the place of each id in the source."""
     documents, places = [], {}
     for place, row in rows:
         where = f"{source}, {place}"
         if not isinstance(row, dict):
-            shown = f"{row!r:.40}"
-            raise ValueError(f'{where}: {shown} is not an object with columns. Write {{"{column}": ...}}.')
+            raise ValueError(f'{where}: {row!r:.40} is not an object with columns. Write {{"{column}": ...}}.')
         if column not in row:
             raise ValueError(f"{where}: no column {column!r}; it has {sorted(row)}. Set {key}.")
         text = row[column]
         if _missing(text) or (isinstance(text, str) and not text.strip()):
             raise ValueError(f"{where}: its text is empty. Remove the document or fill it.")
         if not isinstance(text, str):
-            raise ValueError(
-                f"{where}: its text is {_shown(text)}; a text must be a string. Write it as one, or name another "
-                f"column in {key}."
-            )
-        document = {name: "" if _missing(row.get(name)) else row[name] for name in COLUMNS}
-        for name, value in document.items():
+            cure = f"Write it as one, or name another column in {key}."
+            raise ValueError(f"{where}: its text is {_shown(text)}; a text must be a string. {cure}")
+        document = {}
+        for name in COLUMNS:
+            value = "" if _missing(row.get(name)) else row[name]
             if not isinstance(value, LABELS):
-                raise ValueError(
-                    f"{where}: its {name} is {_shown(value)}; it must be text or a number. Give one value."
-                )
-        document = {name: str(value) for name, value in document.items()} | {"text": text, "facts": []}
+                shown = _shown(value)
+                raise ValueError(f"{where}: its {name} is {shown}; it must be text or a number. Give one value.")
+            document[name] = str(value)
+        document |= {"text": text, "facts": []}
         document["doc_id"] = document["doc_id"] or f"d{int(place.split()[1]):06d}"
         for name in ("text", *COLUMNS):
             try:
                 document[name].encode("utf-8")
             except UnicodeEncodeError:
                 raise ValueError(f"{where}: its {name} holds a lone surrogate, which UTF-8 lacks. Repair it.") from None
-        if document["doc_id"] in places:
-            first = places[document["doc_id"]]
-            raise ValueError(
-                f"{where}: doc_id {document['doc_id']!r} occurs twice (first in {first}). Make ids unique."
-            )
-        places[document["doc_id"]] = place
+        if first := places.get(name := document["doc_id"]):
+            raise ValueError(f"{where}: doc_id {name!r} occurs twice (first in {first}). Make ids unique.")
+        places[name] = place
         documents.append(document)
-    if len(documents) < 8:
-        raise ValueError(
-            f"{source}: {len(documents)} documents; at least 8 are needed to train, hold out and attribute."
-        )
+    if (n := len(documents)) < 8:
+        raise ValueError(f"{source}: {n} documents; at least 8 are needed to train, hold out and attribute.")
     return documents, places
 
 
@@ -137,24 +195,12 @@ def _missing(value) -> bool:
 
 
 def _shown(value) -> str:
-    what = NAMES.get(type(value), f"a {type(value).__name__}")
-    return f"{value!r:.40}, {what}"
-
-
-def _two_words(text: str) -> bool:
-    return len(text.split()) > 1 or len(words(text)) > 1
+    return f"{value!r:.40}, {NAMES.get(type(value), f'a {type(value).__name__}')}"
 
 
 def _bpe(documents: list[dict], settings: dict, key: str, source) -> Tokenizer:
-    wanted = settings.get("vocabulary")
-    texts = [d["text"] for d in documents]
-    tokenizer = train_bpe(texts, wanted or LARGEST[settings["kind"]], at_most=True)
-    if wanted and (size := tokenizer.get_vocab_size()) < wanted:
-        raise ValueError(
-            f"{source}: {key}corpus.vocabulary is {wanted}, but {sum(map(len, texts)):,} characters of text support "
-            f"only {size} entries. Lower vocabulary to {size}, or leave it out to take what the texts support."
-        )
-    return tokenizer
+    wanted, name = settings.get("vocabulary"), f"{source}: {key}corpus.vocabulary (null: what the texts support)"
+    return train_bpe([d["text"] for d in documents], wanted or LARGEST[settings["kind"]], not wanted, name)
 
 
 def _fit(documents: list[dict], tokenizer: Tokenizer, context: int | None, key: str, where) -> None:
@@ -179,12 +225,5 @@ def _probe(document: dict, tokenizer: Tokenizer) -> dict | None:
         prompt, target = split_prompt(document["text"], tokenizer, half)
     except ValueError:
         return None
-    return {
-        "query_id": f"held_out-{document['doc_id']}",
-        "kind": "held_out",
-        "prompt": prompt,
-        "target": target,
-        "text": document["text"],
-        "entity": document["entity"],
-        "work": document["work"],
-    }
+    row = {"query_id": f"held_out-{document['doc_id']}", "kind": "held_out", "prompt": prompt, "target": target}
+    return row | {name: document[name] for name in ("text", "entity", "work")}

@@ -1,13 +1,9 @@
-"""Texts, and a language model trained on them: what all kinds of texts share.
-
-A query is a text of which a part is the target. Its two losses are those of the whole text and of the target alone.
-"""
+"""Texts, and a language model trained on them: what all kinds of texts share."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +14,6 @@ from tda.saved import saved_tokenizer
 from tda.task import Examples, Params
 from tda.testbeds.modality import Modality
 from tda.training import train
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from tda.testbeds import Testbed
 
 
 class Language(Modality):
@@ -36,15 +27,15 @@ class Language(Modality):
     MAIN = "target"  # what the main loss of a query covers: its target, or its text
     KNOWN_ONLY = False  # whether queries have a right answer, and are asked only if the model knows it
     UNIT = "prompt"  # queries that agree in this are all for tuning, or all for testing
+    corpus: Callable[..., dict]  # what build returns, of a testbed and the tokenizer of a saved model, if one is used
 
-    def build(self, testbed: Testbed) -> dict:
+    loss_function, outputs_function = staticmethod(lm.loss_function), staticmethod(lm.outputs_function)
+    choose_queries, generate = staticmethod(queries.choose), staticmethod(queries.generated_passages)
+
+    def build(self, testbed) -> dict:
         source = testbed.settings["model"].get("from")
         given = saved_tokenizer(source) if source else None
         return self.corpus(testbed, given) | ({"tokenizer": given} if given else {})
-
-    @abstractmethod
-    def corpus(self, testbed: Testbed, given: Tokenizer | None) -> dict:
-        """What :meth:`build` returns; ``given`` is the tokenizer of a saved model, if one is used."""
 
     def check(self, settings: dict) -> Iterator[tuple[str, Any, str]]:
         yield from super().check(settings)
@@ -58,16 +49,14 @@ class Language(Modality):
         if corpus.get("tokens_max", 0) >= model["context"]:
             yield "model.context", model["context"], f"it must exceed tokens_max ({corpus['tokens_max']})"
 
-    def examples(self, testbed: Testbed) -> Examples:
+    def examples(self, testbed) -> Examples:
         documents, context = testbed.documents, testbed.settings["model"]["context"]
         names = [f"document {name!r}" for name in documents["doc_id"]]
         encoded = lm.encode(testbed.tokenizer, documents["text"], context, names=names)
         return encoded | {"entity": list(documents["entity"]), "doc_id": list(documents["doc_id"])}
 
-    def new_model(self, testbed: Testbed, seed: int) -> torch.nn.Module:
+    def new_model(self, testbed, seed: int) -> torch.nn.Module:
         return lm.new_model(testbed.settings["model"], testbed.tokenizer.get_vocab_size(), seed)
-
-    loss_function, outputs_function = staticmethod(lm.loss_function), staticmethod(lm.outputs_function)
 
     def encoders(self, model: torch.nn.Module, params: Params) -> dict:
         """Text, group (entity) and features (mean-pooled final hidden states)."""
@@ -77,7 +66,7 @@ class Language(Modality):
             "features": lambda examples: lm.hidden_states(model, params, examples),
         }
 
-    def train_models(self, testbed: Testbed, wanted: Sequence[tuple[np.ndarray, int]], how: str) -> Iterator[tuple]:
+    def train_models(self, testbed, wanted: Sequence[tuple[np.ndarray, int]], how: str) -> Iterator[tuple]:
         recipe = Recipe.of(testbed.settings["training"])
         for mask, seed in wanted:
             model = self.new_model(testbed, seed)
@@ -86,20 +75,19 @@ class Language(Modality):
             yield model, done.params, done.seconds, self.flops(model, done.tokens)
 
     def flops(self, model: torch.nn.Module, tokens: int) -> float:
-        """6 x parameters outside the input embedding x real tokens. Attention scores, padding and element-wise work are
-        not counted, so the achieved fraction is a lower bound.
+        """6 x parameters outside the input embedding x real tokens: a lower bound, without attention scores, padding
+        and element-wise work.
         """
         embedding = model.get_input_embeddings().weight.numel()
         return 6.0 * (sum(p.numel() for p in model.parameters()) - embedding) * tokens
 
-    def knowledge(self, testbed: Testbed, model: torch.nn.Module, params: Params) -> dict[str, float]:
-        """Share of the probes whose answer the model completes."""
-        context = testbed.settings["model"]["context"]
+    def knowledge(self, testbed, model: torch.nn.Module, params: Params) -> dict[str, float]:
         if not self.KNOWN_ONLY:
             return {}
+        context = testbed.settings["model"]["context"]
         return queries.recall(model, params, testbed.tokenizer, list(testbed.probes), context)
 
-    def save_pretrained(self, testbed: Testbed, model: torch.nn.Module, params: Params) -> None:
+    def save_pretrained(self, testbed, model: torch.nn.Module, params: Params) -> None:
         from transformers import PreTrainedTokenizerFast
         from transformers.utils.logging import disable_progress_bar
 
@@ -110,20 +98,12 @@ class Language(Modality):
         opening = testbed.tokenizer.id_to_token(lm.boundary_id(testbed.tokenizer))
         PreTrainedTokenizerFast(tokenizer_object=testbed.tokenizer, bos_token=opening).save_pretrained(folder)
 
-    def held_out(self, testbed: Testbed) -> Examples:
-        """The candidates for held-out queries."""
+    def held_out(self, testbed) -> Examples:
         rows = [row for row in testbed.probes if row["kind"] == "held_out"]
         texts, names = [row["text"] for row in rows], [f"query {row['query_id']!r}" for row in rows]
         return lm.encode(testbed.tokenizer, texts, testbed.settings["model"]["context"], names=names)
 
-    def choose_queries(self, testbed: Testbed, model: torch.nn.Module, params: Params) -> tuple[list[dict], dict]:
-        return queries.choose(testbed, model, params)
-
-    def generate(self, testbed: Testbed, model, params: Params, wanted: int, rng) -> tuple[list[dict], dict]:
-        """At most ``wanted`` queries that the model writes itself, and counts of what it wrote."""
-        return queries.generated_passages(testbed, model, params, wanted, rng)
-
-    def encode_queries(self, testbed: Testbed, rows: list[dict]) -> Examples:
+    def encode_queries(self, testbed, rows: list[dict]) -> Examples:
         return queries.encode_queries(testbed.tokenizer, rows, self.MAIN, testbed.settings["model"]["context"])
 
     def targets(self, asked: Examples) -> np.ndarray:
@@ -140,15 +120,14 @@ class Language(Modality):
         """The person or author, else the query itself."""
         return row["entity"] or row["query_id"]
 
-    def relevance(self, testbed: Testbed, rows: list[dict]) -> np.ndarray:
-        """Documents that share the query's entity."""
+    def relevance(self, testbed, rows: list[dict]) -> np.ndarray:
         entity = np.array(testbed.documents["entity"])
         return np.array([(entity == r["entity"]) & (r["entity"] != "") for r in rows])
 
-    def retrieval_measures(self, testbed: Testbed) -> list[str]:
+    def retrieval_measures(self, testbed) -> list[str]:
         return ["precision_at_10", "low_overlap_lift_at_10"]
 
-    def groups(self, testbed: Testbed, rows: list[dict], facts: Sequence[str] = ()) -> list[dict[str, list[int]]]:
+    def groups(self, testbed, rows: list[dict], facts: Sequence[str] = ()) -> list[dict[str, list[int]]]:
         """Entities, the statements of one of ``facts``, and clusters of near-duplicates: those that state a queried
         fact, where facts are known.
         """

@@ -1,14 +1,11 @@
 """What a kind of corpus offers: one contract, so that nothing outside this folder asks which kind a testbed is.
 
-A kind is a class with the decorator :func:`kind`, whose name stands in a testbed's ``corpus.kind``. It says how its
-documents are made (:meth:`Modality.build`), which model is trained on them and by which loss, what is asked of it and
-what counts as relevant. ``testbed.modality`` is the one object of the testbed's kind; it keeps no state, so every
-method takes what it is about.
+A kind is a class with the decorator :func:`kind`, whose name stands in a testbed's ``corpus.kind``.
+``testbed.modality`` is the one object of the testbed's kind; it keeps no state, so every method takes what it is about.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,15 +27,20 @@ def kind(*names: str) -> Callable[[type[Modality]], type[Modality]]:
     def register(modality: type[Modality]) -> type[Modality]:
         if taken := [name for name in names if name in KINDS]:
             raise ValueError(f"a kind of corpus named {taken[0]!r} is registered already; choose another name.")
+        members = [name for base in modality.__mro__ for name in vars(base).get("__annotations__", ())]
+        if lacking := [name for name in members if not hasattr(modality, name)]:
+            raise TypeError(f"{modality.__name__} is abstract: a kind of corpus has {', '.join(lacking)}, too.")
         KINDS.update(dict.fromkeys(names, modality()))
         return modality
 
     return register
 
 
-class Modality(ABC):
-    """Everything that depends on what the documents are. Queries are ``rows``: dicts of texts with the keys query_id,
-    query_set, split, prompt, target, text, entity, attribute, value and work.
+class Modality:
+    """Everything that depends on what the documents are. Members without a value are what every kind must have.
+
+    Queries are ``rows``: dicts of texts with the keys query_id, query_set, split, prompt, target, text, entity,
+    attribute, value and work.
     """
 
     MODELS: tuple[str, ...]  # allowed values of model.kind
@@ -54,13 +56,31 @@ class Modality(ABC):
     REMOVALS = False  # the best documents of a query taken away, one query at a time
     TAIL_PATCHES = False  # one more training step on the best documents
 
-    # --- the corpus
+    # Documents and probes (candidates for queries) as lists of dicts, a report, and the tokenizer of texts. The same
+    # settings and seed give the same corpus.
+    build: Callable[[Testbed], dict]
+    # The documents as tensors, and the lists entity and doc_id (and text, where they are texts).
+    examples: Callable[[Testbed], Examples]
 
-    @abstractmethod
-    def build(self, testbed: Testbed) -> dict:
-        """``documents`` and ``probes`` (candidates for queries) as lists of dicts, a ``report``, and the ``tokenizer``
-        of texts. The same settings and seed give the same corpus.
-        """
+    new_model: Callable[[Testbed, int], nn.Module]  # with the fresh weights of a seed
+    loss_function: Callable[[nn.Module], Callable[..., Tensor]]  # Task.loss_fn
+    outputs_function: Callable[[nn.Module], Callable[[Params, Examples], tuple[Tensor, Tensor]]]  # Task.outputs_fn
+    encoders: Callable[[nn.Module, Params], dict[str, Callable[[Examples], Any]]]  # Task.encode
+    # (model, final parameters, seconds, flops) for every (mask, seed), whose masks are applied in one way.
+    train_models: Callable[[Testbed, Sequence[tuple[np.ndarray, int]], str], Iterator[tuple]]
+    # Work of training on so many tokens, or examples: matrix products of forward and backward passes.
+    flops: Callable[[nn.Module, int], float]
+    # What a model knows, by kind of probe: shares in [0, 1]; empty where there is no right answer.
+    knowledge: Callable[[Testbed, nn.Module, Params], dict[str, float]]
+
+    held_out: Callable[[Testbed], Examples]  # what the loss is watched on during training
+    # The query rows for a trained model, and a report of what was left out and why.
+    choose_queries: Callable[[Testbed, nn.Module, Params], tuple[list[dict], dict]]
+    encode_queries: Callable[[Testbed, list[dict]], Examples]  # query rows as tensors and lists
+    targets: Callable[[Examples], np.ndarray]  # number of targets of the main loss of every query, [Q]
+    # Losses [1, Q] or, with a second one, [2, Q] float32 of every query, of a loss function and parameters.
+    outputs: Callable[[Callable[..., Tensor], Params, Examples], np.ndarray]
+    relevance: Callable[[Testbed, list[dict]], np.ndarray]  # [Q, N] bool: documents that are sources by provenance
 
     def source(self, corpus: dict) -> Path | None:
         """The file that documents are made from, apart from the code: its content is part of what was built."""
@@ -68,11 +88,10 @@ class Modality(ABC):
 
     def check(self, settings: dict) -> Iterator[tuple[str, Any, str]]:
         """What this kind refuses in the settings of a testbed: ``(key, given, what is allowed)``."""
-        name, model = settings["corpus"]["kind"], settings["model"]["kind"]
-        if model not in self.MODELS:
-            yield "model.kind", model, f"it must be {' or '.join(self.MODELS)} for a corpus of kind {name}"
-        if (given := settings["training"]["optimizer"]) not in self.OPTIMIZERS:
-            yield "training.optimizer", given, f"it must be {' or '.join(self.OPTIMIZERS)} for a corpus of kind {name}"
+        name = settings["corpus"]["kind"]
+        for section, key, allowed in (("model", "kind", self.MODELS), ("training", "optimizer", self.OPTIMIZERS)):
+            if (given := settings[section][key]) not in allowed:
+                yield f"{section}.{key}", given, f"it must be {' or '.join(allowed)} for a corpus of kind {name}"
         if not self.GROUPS and "leave_group" in settings["designs"]:
             yield "designs", "leave_group", f"a corpus of kind {name} has no planted groups; use half and leave_5"
         counts = (("queries", "generated", self.GENERATES), ("evaluation", "tailpatch_queries", self.TAIL_PATCHES))
@@ -82,78 +101,12 @@ class Modality(ABC):
         if not self.REMOVALS and settings["removals"]:
             yield "removals", "a plan", f"a corpus of kind {name} has none: write null"
 
-    @abstractmethod
-    def examples(self, testbed: Testbed) -> Examples:
-        """The documents as tensors, and the lists ``entity`` and ``doc_id`` (and ``text``, where they are texts)."""
-
-    # --- the model
-
-    @abstractmethod
-    def new_model(self, testbed: Testbed, seed: int) -> nn.Module:
-        """A model with the fresh weights of this seed."""
-
-    @abstractmethod
-    def loss_function(self, model: nn.Module) -> Callable[..., Tensor]:
-        """``Task.loss_fn`` of a model."""
-
-    @abstractmethod
-    def outputs_function(self, model: nn.Module) -> Callable[[Params, Examples], tuple[Tensor, Tensor]]:
-        """``Task.outputs_fn`` of a model, joined by the loss ``OUTPUT_LOSS``."""
-
-    @abstractmethod
-    def encoders(self, model: nn.Module, params: Params) -> dict[str, Callable[[Examples], Any]]:
-        """``Task.encode``."""
-
-    @abstractmethod
-    def train_models(self, testbed: Testbed, wanted: Sequence[tuple[np.ndarray, int]], how: str) -> Iterator[tuple]:
-        """``(model, final parameters, seconds, flops)`` for every (mask, seed) of ``wanted``."""
-
-    @abstractmethod
-    def flops(self, model: nn.Module, tokens: int) -> float:
-        """Work of training on this many tokens, or examples: matrix products of forward and backward passes."""
-
-    @abstractmethod
-    def knowledge(self, testbed: Testbed, model: nn.Module, params: Params) -> dict[str, float]:
-        """What a model knows, by kind of probe: shares in [0, 1]; empty where there is no right answer."""
-
-    def save_pretrained(self, testbed: Testbed, model: nn.Module, params: Params) -> None:  # noqa: B027
+    def save_pretrained(self, testbed: Testbed, model: nn.Module, params: Params) -> None:
         """Also write the model in the format of the hub, where it has one."""
-
-    # --- queries
-
-    @abstractmethod
-    def held_out(self, testbed: Testbed) -> Examples:
-        """What the loss is watched on during training."""
-
-    @abstractmethod
-    def choose_queries(self, testbed: Testbed, model: nn.Module, params: Params) -> tuple[list[dict], dict]:
-        """The query rows for a trained model, and a report of what was left out and why."""
-
-    @abstractmethod
-    def encode_queries(self, testbed: Testbed, rows: list[dict]) -> Examples:
-        """Query rows as tensors and lists."""
-
-    @abstractmethod
-    def targets(self, asked: Examples) -> np.ndarray:
-        """Number of targets of the main loss of every query, [Q]."""
-
-    def second_output(self, testbed: Testbed) -> str | None:
-        """Name of the second loss of a query, or ``None``."""
-        return self.SECOND
-
-    @abstractmethod
-    def outputs(self, loss_fn: Callable[..., Tensor], params: Params, asked: Examples) -> np.ndarray:
-        """Losses [1, Q] or, with a second one, [2, Q] float32 of every query."""
-
-    # --- what is known about queries and documents
 
     def cluster(self, row: dict) -> str:
         """Queries with the same label are not independent draws. Here every query stands alone."""
         return row["query_id"]
-
-    @abstractmethod
-    def relevance(self, testbed: Testbed, rows: list[dict]) -> np.ndarray:
-        """[Q, N] bool: the documents that provenance calls sources of a query."""
 
     def retrieval_measures(self, testbed: Testbed) -> list[str]:
         """Names of the metrics that compare a ranking with :meth:`relevance`."""

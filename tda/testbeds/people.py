@@ -2,11 +2,9 @@
 
 A *document* states a few facts of one person (:mod:`tda.testbeds.statements`), one sentence each. For each (person,
 attribute) one of the wordings that end in the value is *held out*: no document about this person uses it, although
-documents about other people do. The held-out sentences are the queries.
-
-What makes the corpus hard on purpose: people share first or last names, many people share a value, all people
-share the wordings; some documents never name their person; some are copies or near-copies of another; some state
-a wrong value. The ``planted`` column says which.
+documents about other people do. The held-out sentences are the queries. On purpose people share names, values and
+wordings; some documents never name their person, are copies or near-copies of another, or state a wrong value: the
+``planted`` column says which.
 
 Source of the design: bioS in *Physics of Language Models 3.1* (varied wordings make facts extractable).
 """
@@ -14,7 +12,7 @@ Source of the design: bioS in *Physics of Language Models 3.1* (varied wordings 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,28 +27,25 @@ class People(Language):
     """The main loss of a query is that of the whole sentence; it is asked only if the model knows the answer."""
 
     SECOND, MAIN, KNOWN_ONLY, UNIT = "answer", "text", True, "entity"
+    generate = staticmethod(statements.generated_facts)
 
     def corpus(self, testbed, given) -> dict:
         return build(testbed.settings["corpus"], testbed.config["seed"])
 
-    def generate(self, testbed, model, params, wanted, rng) -> tuple[list[dict], dict]:
-        return statements.generated_facts(testbed, model, params, wanted, rng)
-
     def relevance(self, testbed, rows: list[dict]) -> np.ndarray:
         """Documents that state the queried fact."""
         stated = [set(facts) for facts in testbed.documents["facts"]]
-        return np.array([[fact_of(row) in facts for facts in stated] for row in rows])
+        return np.array([[_fact_of(row) in facts for facts in stated] for row in rows])
 
     def retrieval_measures(self, testbed) -> list[str]:
         recalls = [f"recall_at_{k}" for k in testbed.settings["evaluation"]["recall_k"]]
         return [*recalls, "mrr", "average_precision"]
 
     def groups(self, testbed, rows: list[dict]) -> list[dict[str, list[int]]]:
-        return super().groups(testbed, rows, [fact_of(row) for row in rows if row["attribute"]])
+        return super().groups(testbed, rows, [_fact_of(row) for row in rows if row["attribute"]])
 
 
-def fact_of(row: dict) -> str:
-    """The fact that a query asks about."""
+def _fact_of(row: dict) -> str:
     return fact_id(row["entity"], row["attribute"], row["value"])
 
 
@@ -67,16 +62,10 @@ class _Draft:
     group: str = ""
 
     def row(self) -> dict:
-        return {
-            "text": self.text,
-            "entity": self.name,
-            "facts": [fact_id(self.name, a, v) for a, v in self.facts],
-            "template": "+".join(f"{a}:{w}" for (a, _), w in zip(self.facts, self.wordings, strict=True)),
-            "style": self.style,
-            "group": self.group,
-            "planted": self.planted,
-            "work": "",
-        }
+        facts = [fact_id(self.name, a, v) for a, v in self.facts]
+        template = "+".join(f"{a}:{w}" for (a, _), w in zip(self.facts, self.wordings, strict=True))
+        row = {"text": self.text, "entity": self.name, "facts": facts, "template": template, "style": self.style}
+        return row | {"group": self.group, "planted": self.planted, "work": ""}
 
 
 class _World:
@@ -101,8 +90,7 @@ class _World:
         for position, ((attribute, value), wording) in enumerate(zip(draft.facts, draft.wordings, strict=True)):
             later_pronoun = position > 0 and self.rng.random() < self.settings["pronoun_rate"]
             unnamed = later_pronoun or draft.planted == "pronoun"
-            who = self.pronoun[draft.name] if unnamed else draft.name
-            parts.append(sentence(who, attribute, wording, value))
+            parts.append(sentence(self.pronoun[draft.name] if unnamed else draft.name, attribute, wording, value))
         return " ".join(parts)
 
 
@@ -126,21 +114,13 @@ def build(settings: dict, seed: int) -> dict:
     counts = s["docs_min"] + np.rint((s["docs_max"] - s["docs_min"]) * tilt).astype(int)
     drafts = [draft for name, count in zip(world.names, counts, strict=True) for draft in _drafts(world, name, count)]
     drafts += _duplicates(world, drafts)
-    rows = [drafts[j].row() for j in rng.permutation(len(drafts))]
-    documents = [{"doc_id": f"p{i:04d}", **row} for i, row in enumerate(rows)]
+    documents = [{"doc_id": f"p{i:04d}", **drafts[j].row()} for i, j in enumerate(rng.permutation(len(drafts)))]
     shared = [any(set(n.split()) & set(m.split()) for m in world.names if m != n) for n in world.names]
-    planted = Counter(draft.planted for draft in drafts)
-    return {
-        "documents": documents,
-        "probes": _probes(world, drafts),
-        "tokenizer": statements.tokenizer(),
-        "report": {
-            "people": len(world.names),
-            "documents": len(documents),
-            "planted": {name: planted[name] for name in sorted(planted)},
-            "people_sharing_a_name": sum(shared),
-        },
-    }
+    report = {"people": len(world.names), "documents": len(documents)}
+    report |= {"planted": dict(sorted(Counter(draft.planted for draft in drafts).items()))}
+    report |= {"people_sharing_a_name": sum(shared)}
+    probes = _probes(world, drafts)
+    return {"documents": documents, "probes": probes, "tokenizer": statements.tokenizer(), "report": report}
 
 
 def _names(rng: np.random.Generator, people: int, sharing: float) -> list[str]:
@@ -148,17 +128,16 @@ def _names(rng: np.random.Generator, people: int, sharing: float) -> list[str]:
     firsts, lasts = list(rng.permutation(statements.FIRST)), list(rng.permutation(statements.LAST))
     names: list[tuple[str, str]] = []
     while len(names) < people:
-        shared = bool(names) and (rng.random() < sharing or not firsts or not lasts)
-        if not shared:
-            candidate = (firsts.pop(), lasts.pop())
+        if names and (rng.random() < sharing or not firsts or not lasts):
+            first, last = names[rng.integers(len(names))]
+            if rng.random() < 0.5:
+                last = statements.LAST[rng.integers(len(statements.LAST))]
+            else:
+                first = statements.FIRST[rng.integers(len(statements.FIRST))]
         else:
-            other = names[rng.integers(len(names))]
-            keep_first = rng.random() < 0.5
-            pool = statements.LAST if keep_first else statements.FIRST
-            new = pool[rng.integers(len(pool))]
-            candidate = (other[0], new) if keep_first else (new, other[1])
-        if candidate not in names:
-            names.append(candidate)
+            first, last = firsts.pop(), lasts.pop()
+        if (first, last) not in names:
+            names.append((first, last))
     return [" ".join(name) for name in names]
 
 
@@ -169,20 +148,18 @@ def _drafts(world: _World, name: str, count: int):
         # Cycle through shuffled attributes, so that every fact is stated about equally often.
         chosen: list[str] = []
         while len(chosen) < s["facts_per_document"]:
-            attribute = next((a for a in cycle if a not in chosen), None)
-            if attribute is None:
+            if not set(cycle) - set(chosen):
                 cycle += list(rng.permutation(world.attributes))
-                continue
-            cycle.remove(attribute)
-            chosen.append(attribute)
+            chosen.append(next(a for a in cycle if a not in chosen))
+            cycle.remove(chosen[-1])
         facts = [(a, world.truth[name, a]) for a in chosen]
         wordings = [int(rng.choice(world.allowed(name, a))) for a in chosen]
         draft = _Draft(name, facts, wordings, styles[rng.integers(len(styles))])
         draw = rng.random()
         if draw < s["contradictions"]:
             draft.planted, wrong = "contradiction", int(rng.integers(len(facts)))
-            a = facts[wrong][0]
-            others = [v for v in VALUES[a][: s["values"]] if v != world.truth[name, a]]
+            a, true = facts[wrong]
+            others = [v for v in VALUES[a][: s["values"]] if v != true]
             facts[wrong] = (a, others[rng.integers(len(others))])
         elif draw < s["contradictions"] + s["pronoun_only"]:
             draft.planted = "pronoun"
@@ -196,13 +173,11 @@ def _duplicates(world: _World, drafts: list[_Draft]) -> list[_Draft]:
     plain = [draft for draft in drafts if not draft.planted and set(draft.text.split()) & set(statements.EDITS)]
     sorts = ["exact"] * s["exact_copies"] + ["one_word"] * s["one_word_edits"] + ["paraphrase"] * s["paraphrases"]
     if len(sorts) > len(plain):
-        raise ValueError(
-            f"people corpus: {len(sorts)} duplicates asked for, but only {len(plain)} plain documents exist."
-        )
+        raise ValueError(f"people corpus: {len(sorts)} duplicates asked for, but only {len(plain)} plain documents.")
     for number, (i, planted) in enumerate(zip(rng.permutation(len(plain))[: len(sorts)], sorts, strict=True)):
         draft = plain[i]
         draft.group = f"{planted}-{number}"
-        copy = _Draft(draft.name, draft.facts, draft.wordings, draft.style, draft.text, planted, draft.group)
+        copy = replace(draft, planted=planted)
         if planted == "one_word":
             words = copy.text.split()
             spots = [i for i, word in enumerate(words) if word in statements.EDITS]
@@ -227,11 +202,10 @@ def _probes(world: _World, drafts: list[_Draft]) -> list[dict]:
                 used.setdefault((draft.name, attribute), set()).add(wording)
     rows = []
     for (name, attribute), value in world.truth.items():
-        seen = sorted(used.get((name, attribute), set()) & set(statements.ENDS_IN_VALUE))
-        trained = int(world.rng.choice(seen)) if seen else None
-        for probe, wording in (("held_out", world.held_out[name, attribute]), ("trained", trained)):
-            if wording is None:
-                continue
+        wordings = {"held_out": world.held_out[name, attribute]}
+        if seen := sorted(used.get((name, attribute), set()) & set(statements.ENDS_IN_VALUE)):
+            wordings["trained"] = int(world.rng.choice(seen))
+        for probe, wording in wordings.items():
             text = sentence(name, attribute, wording, value).removesuffix(" .")
             prompt = text.removesuffix(f" {value}")
             row = {"query_id": f"{probe}-{name.replace(' ', '_')}-{attribute}", "kind": probe, "prompt": prompt}

@@ -6,6 +6,7 @@ that it can be predicted from everything before it. The words lie in ``data/sour
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import yaml
@@ -20,6 +21,8 @@ FIRST, LAST = _WORDS["first"].split(), _WORDS["last"].split()
 VALUES: dict[str, list[str]] = {attribute: values.split() for attribute, values in _WORDS["values"].items()}
 WORDINGS: dict[str, list[str]] = _WORDS["wordings"]
 ENDS_IN_VALUE = range(5)
+_PARTS = {a: {"who": r"(?P<who>\S+?(?: \S+?)?)", "value": f"(?P<value>{'|'.join(VALUES[a])})"} for a in WORDINGS}
+PATTERNS = [(a, re.compile(wording.format(**_PARTS[a]))) for a, wordings in WORDINGS.items() for wording in wordings]
 
 # A register opens the document; it carries no fact. An edit replaces one word by another that no wording uses.
 REGISTERS = {"plain": "", "gazette": "the gazette reports :", "letter": "my dear friend ,", "notes": "short note :"}
@@ -39,10 +42,8 @@ def sentence(who: str, attribute: str, wording: int, value: str) -> str:
 
 
 def parse(text: str) -> list[tuple[str, str, str]]:
-    """The facts that a text states, read back from its words: ``[(who, attribute, value), ...]``.
-
-    Works sentence by sentence; a pronoun counts as the last person named ("" before any name), and the words of
-    the one-word edits are read as the words they replace.
+    """The facts that a text states, read back from its words: ``[(who, attribute, value), ...]``. A pronoun counts as
+    the last person named ("" before any name), and the words of the one-word edits as the words they replace.
     """
     found, last = [], ""
     for raw in text.split(" ."):
@@ -50,24 +51,11 @@ def parse(text: str) -> list[tuple[str, str, str]]:
         for opening in REGISTERS.values():
             if opening and words.startswith(opening):
                 words = words[len(opening) :].strip()
-        for attribute, wordings in WORDINGS.items():
-            for wording in wordings:
-                match = _match(wording, words, VALUES[attribute])
-                if match is not None:
-                    who, value = match
-                    last = last if who in PRONOUNS else who
-                    found.append((last, attribute, value))
+        for attribute, pattern in PATTERNS:
+            if match := pattern.fullmatch(words):
+                last = last if match["who"] in PRONOUNS else match["who"]
+                found.append((last, attribute, match["value"]))
     return found
-
-
-def _match(wording: str, words: str, values: list[str]) -> tuple[str, str] | None:
-    parts = wording.replace("{value}", "{who}").split("{who}")
-    if not (words.startswith(parts[0]) and words.endswith(parts[2])):
-        return None
-    inner = words[len(parts[0]) : len(words) - len(parts[2])] if parts[2] else words[len(parts[0]) :]
-    first, middle, second = inner.partition(parts[1])
-    who, value = (second, first) if wording.index("{value}") < wording.index("{who}") else (first, second)
-    return (who, value) if middle and value in values and len(who.split()) in (1, 2) else None
 
 
 def tokenizer() -> Tokenizer:

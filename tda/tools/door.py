@@ -19,6 +19,57 @@ from tda.task import Examples, Task, take, tensors
 from tda.tools.probe import broken, named_errors, probe
 
 PRECISE = (torch.float32, torch.float64)
+_inside: list[Task] = []  # the tasks whose methods are running
+
+
+@contextmanager
+def entered(task: Task, needs: Collection[str], **given: Any) -> Iterator[list[Examples]]:
+    """The ``given`` examples (``train=..., queries=...``) as methods take them, and the model in evaluation mode, after
+    all checks of this module. ``needs``: what the method looks at, as in :class:`tda.attribution.registry.Method`.
+
+    An error from inside is told which examples have no finite loss, if there are any.
+    """
+    if not isinstance(task, Task):
+        raise ValueError(f"the task is a {type(task).__name__}; give a tda.task.Task.")
+    admitted = {what: admit(examples, what) for what, examples in given.items()}
+    if _inside:  # one method calls another: the outer call has checked
+        yield list(admitted.values())
+        return
+    in_training = [module for module in task.model.modules() if module.training] if task.model is not None else []
+    _inside.append(task)
+    try:
+        for module in in_training:
+            module.training = False
+        with torch.inference_mode(False), torch.enable_grad():
+            yield from _asked(task, needs, admitted)
+    finally:
+        _inside.pop()
+        for module in in_training:
+            module.training = True
+
+
+def _asked(task: Task, needs: Collection[str], admitted: dict[str, Examples]) -> Iterator[list[Examples]]:
+    if "params" in needs:
+        _check_model(task, "outputs" in needs)
+        for what, examples in admitted.items():
+            probe(task, examples, what)
+    for what, examples in admitted.items():
+        for need in {"text", "group", "features"} & set(needs):
+            with named_errors(f"{what}: encode[{need!r}] of task {task.name!r}", examples):
+                task.encode[need](take(examples, slice(0, 1)))
+    try:
+        yield list(admitted.values())
+    except (ValueError, RuntimeError, IndexError, KeyError, TypeError) as error:
+        if "forward AD" in str(error):  # a NotImplementedError, which is a RuntimeError
+            raise ValueError(
+                f"task {task.name!r}: its fused attention has no forward-mode derivative, which this needs. Load "
+                f"the model with attn_implementation='eager'."
+            ) from error
+        names = "".join(broken(task, x, what) for what, x in admitted.items()) if "params" in needs else ""
+        if not names:
+            raise
+        kind = type(error) if isinstance(error, ValueError) else ValueError
+        raise kind(f"{error}{names}") from error
 
 
 def admit(examples: Any, what: str) -> Examples:
@@ -73,26 +124,23 @@ def _rows(bad: Tensor) -> list[int]:
     return torch.nonzero(bad).flatten()[:5].tolist()
 
 
-def check_model(task: Task, layers: bool) -> None:
-    """Refuse parameters and a model that no method can work with; ``layers``: the method runs the model's modules.
-
-    Half precision, another device, parameters that the model does not have, gradient checkpointing.
-    """
+def _check_model(task: Task, layers: bool) -> None:
+    """Refuse parameters and a model that no method can work with; ``layers``: the method runs the model's modules."""
     for name, value in task.params.items():
+        problem = ""
         if not isinstance(value, Tensor):
-            raise ValueError(f"task {task.name!r}: parameter {name!r} is a {type(value).__name__}; give a tensor.")
-        if value.dtype not in PRECISE:
-            raise ValueError(
-                f"task {task.name!r}: parameter {name!r} is {str(value.dtype)[6:]}; scores are differences of small "
-                f"numbers and need float32 parameters. Call model.float() before making the task."
+            problem = f"is a {type(value).__name__}; give a tensor."
+        elif value.dtype not in PRECISE:
+            problem = (
+                f"is {str(value.dtype)[6:]}; scores are differences of small numbers and need float32 parameters. Call "
+                f"model.float() before making the task."
             )
-        if value.device.type != "cpu":
-            raise ValueError(
-                f"task {task.name!r}: parameter {name!r} lies on {value.device}; only the CPU is offered. Call "
-                f"model.cpu() before making the task."
-            )
-        if not value.isfinite().all():
-            raise ValueError(f"task {task.name!r}: parameter {name!r} is not finite. The training of it diverged.")
+        elif value.device.type != "cpu":
+            problem = f"lies on {value.device}; only the CPU is offered. Call model.cpu() before making the task."
+        elif not value.isfinite().all():
+            problem = "is not finite. The training of it diverged."
+        if problem:
+            raise ValueError(f"task {task.name!r}: parameter {name!r} {problem}")
     if task.model is None:
         return
     if any(getattr(module, "gradient_checkpointing", False) for module in task.model.modules()):
@@ -107,64 +155,3 @@ def check_model(task: Task, layers: bool) -> None:
             f"task {task.name!r}: its model has no parameters {foreign[:3]} of these shapes, so its layers cannot be "
             f"told which they are. Give task.params the names of model.named_parameters()."
         )
-
-
-@contextmanager
-def evaluating(task: Task) -> Iterator[None]:
-    """The task's model in evaluation mode, whatever it was left in (dropout off, batch norm fixed); then as it was."""
-    training = [m for m in task.model.modules() if m.training] if task.model is not None else []
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-_inside: list[Task] = []  # the tasks whose methods are running
-
-
-@contextmanager
-def entered(task: Task, needs: Collection[str], **given: Any) -> Iterator[list[Examples]]:
-    """The ``given`` examples (``train=..., queries=...``) as methods take them, and the model in evaluation mode, after
-    all checks of this module. ``needs``: what the method looks at, as in :class:`tda.attribution.registry.Method`.
-
-    An error from inside is told which examples have no finite loss, if there are any.
-    """
-    if not isinstance(task, Task):
-        raise ValueError(f"the task is a {type(task).__name__}; give a tda.task.Task.")
-    admitted = {what: admit(examples, what) for what, examples in given.items()}
-    if _inside:  # one method calls another: the outer call has checked
-        yield list(admitted.values())
-        return
-    _inside.append(task)
-    try:
-        with evaluating(task), torch.inference_mode(False), torch.enable_grad():
-            yield from _entered(task, needs, admitted)
-    finally:
-        _inside.remove(task)
-
-
-def _entered(task: Task, needs: Collection[str], admitted: dict[str, Examples]) -> Iterator[list[Examples]]:
-    if "params" in needs:
-        check_model(task, "outputs" in needs)
-        for what, examples in admitted.items():
-            probe(task, examples, what)
-    for what, examples in admitted.items():
-        for need in {"text", "group", "features"} & set(needs):
-            with named_errors(f"{what}: encode[{need!r}] of task {task.name!r}", examples):
-                task.encode[need](take(examples, slice(0, 1)))
-    try:
-        yield list(admitted.values())
-    except (ValueError, RuntimeError, IndexError, KeyError, TypeError) as error:
-        if "forward AD" in str(error):  # a NotImplementedError, which is a RuntimeError
-            raise ValueError(
-                f"task {task.name!r}: its fused attention has no forward-mode derivative, which this needs. Load "
-                f"the model with attn_implementation='eager'."
-            ) from error
-        names = "".join(broken(task, x, what) for what, x in admitted.items()) if "params" in needs else ""
-        if not names:
-            raise
-        kind = type(error) if isinstance(error, ValueError) else ValueError
-        raise kind(f"{error}{names}") from error

@@ -8,9 +8,7 @@ SHARE = 0.6  # of the memory that is free now; the rest is for activations, the 
 
 
 def require(size: float, what: str, advice: str) -> None:
-    """Raise ``ValueError`` if ``size`` bytes for ``what`` exceed the share of the free memory; ``advice`` names the
-    option that fits.
-    """
+    """``ValueError`` if ``size`` bytes for ``what`` exceed their share of the free memory; ``advice``: what fits."""
     free = psutil.virtual_memory().available
     if size > SHARE * free:
         raise ValueError(

@@ -1,12 +1,11 @@
-"""What the options of a method may be: type and range, stated once.
-
-``damping: Positive = 0.1`` is checked wherever an option enters: when the method is called, and when the configuration
-is read, so that a row with ``damping: "0.1"`` stops there and not in the middle of a chapter. It stands in the method's
-signature or, where there are many, in a frozen dataclass with keyword-only fields, each made by :func:`option`.
+"""What the options of a method may be: type and range, stated once and checked wherever an option enters, when the
+method is called and when the configuration is read. ``damping: Positive = 0.1`` stands in the method's signature or,
+where there are many, in a frozen dataclass with keyword-only fields, each made by :func:`option`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import math
@@ -49,8 +48,8 @@ def _compiles(value: Any) -> bool:
 
 def whole(least: int) -> Any:
     """An integer of at least ``least``."""
-    words = f"it must be a whole number of at least {least}"
-    return Annotated[int, Rule(words, lambda value: is_whole(value) and value >= least)]
+    rule = Rule(f"it must be a whole number of at least {least}", lambda value: is_whole(value) and value >= least)
+    return Annotated[int, rule]
 
 
 def one_of(names: Sequence[str]) -> Any:
@@ -62,10 +61,8 @@ Count, Whole = whole(1), whole(0)
 Positive = Annotated[float, Rule("it must be positive, a finite number", lambda value: _number(value) and value > 0)]
 NotNegative = Annotated[float, Rule("it must be a finite number of at least 0", lambda v: _number(v) and v >= 0)]
 Share = Annotated[float, Rule("it must be a number from 0 to 1", lambda value: _number(value) and 0 <= value <= 1)]
-Pattern = Annotated[str, Rule("it must be a regular expression", lambda value: _compiles(value))]
+Pattern = Annotated[str, Rule("it must be a regular expression", _compiles)]
 Flag = Annotated[bool, Rule("it must be true or false", lambda value: isinstance(value, (bool, np.bool_)))]
-
-
 Options = TypeVar("Options")
 
 
@@ -110,11 +107,8 @@ def check(name: str, allowed: Mapping[str, Rule], options: Mapping[str, Any]) ->
 
 def _as_number(value: Any) -> str:
     """What a number in quotes should have been; YAML reads 1e-1 as text, too."""
-    try:
-        number = float(value) if isinstance(value, str) else math.nan
-    except ValueError:
-        return ""
-    if not math.isfinite(number):
-        return ""
-    plain = int(number) if number == int(number) and value.strip().lstrip("+-").isdigit() else number
-    return f" {value!r} is text; write {plain!r}, without quotes."
+    for kind in (int, float) if isinstance(value, str) else ():
+        with contextlib.suppress(ValueError, OverflowError):
+            if math.isfinite(kind(value)):
+                return f" {value!r} is text; write {kind(value)!r}, without quotes."
+    return ""

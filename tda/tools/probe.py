@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,32 +17,31 @@ from tda.tools.gradients import CHUNK, batch_of
 
 SPREAD = 8  # rows at even distances on which two ways of computing a loss are compared
 TOLERANCE = 1e-3  # of a loss of size 1 or more, between two ways of computing it: far above rounding in float32
+UNUSUAL = {  # where a column says something that a loss has to read
+    "attention_mask": lambda mask: mask == 0,
+    "token_type_ids": lambda types: types != 0,
+    "position_ids": lambda positions: positions.long() != torch.arange(positions.shape[-1]),
+}
 
 
 def probe(task: Task, examples: Examples, what: str) -> None:
     """Ask the loss, and ``outputs_fn`` where there is one, about a few examples; refuse what would be scored wrongly.
-
-    That is a loss that reads other columns or ids than there are, draws at random, mixes the examples of a batch, reads
-    what follows an example's last target, or whose reductions or outputs disagree. ``loss_fn.check(examples, what)``,
-    where the loss has one, is asked first.
+    ``loss_fn.check(examples, what)``, where the loss has one, is asked first.
     """
     getattr(task.loss_fn, "check", lambda *_: None)(examples, what)
     few = take(examples, _telling(examples))
-    each, count = _losses(task, few, what), n_examples(few)
-    if each.shape != (count,):
-        raise ValueError(
-            f"task {task.name!r}: loss_fn(params, batch, 'example') has shape {tuple(each.shape)} for {count} "
-            f"examples, where one loss an example is expected."
-        )
+    each, total, count = _losses(task, few, what), _losses(task, few, what, "sum"), n_examples(few)
+    for reduction, loss, shape in (("example", each, (count,)), ("sum", total, ())):
+        if loss.shape != shape:
+            raise ValueError(
+                f"task {task.name!r}: loss_fn(params, batch, {reduction!r}) has shape {tuple(loss.shape)} for {count} "
+                f"examples, where {shape} is expected."
+            )
     if not each.isfinite().all():
-        raise ValueError(
-            f"task {task.name!r} cannot be attributed.{broken(task, examples, what)} Repair or remove them."
-        )
+        named = broken(task, examples, what)
+        raise ValueError(f"task {task.name!r} cannot be attributed.{named} Repair or remove them.")
     alone = [take(few, slice(i, i + 1)) for i in range(count)]
     cut = torch.cat([_losses(task, batch_of(example), what) for example in alone])
-    total = _losses(task, few, what, "sum")
-    if total.dim():
-        raise ValueError(f"task {task.name!r}: its 'sum' has shape {tuple(total.shape)}, where one number is expected.")
     for other, problem, cure in (
         (_losses(task, few, what), "draws at random (two calls differ)", "put the model that it uses into task.model"),
         (torch.cat([_losses(task, example, what) for example in alone]), "mixes the examples of a batch",
@@ -61,6 +60,8 @@ def probe(task: Task, examples: Examples, what: str) -> None:
 class _Watched(dict):
     """A batch that remembers which of its columns were read."""
 
+    get, items, values = Mapping.get, Mapping.items, Mapping.values  # by __getitem__, as ``**batch`` does with __iter__
+
     def __init__(self, batch: Examples) -> None:
         super().__init__(batch)
         self.read: set[str] = set()
@@ -69,36 +70,18 @@ class _Watched(dict):
         self.read.add(column)
         return super().__getitem__(column)
 
-    def get(self, column: str, default: Tensor | None = None) -> Tensor | None:
-        self.read.add(column)
-        return super().get(column, default)
-
-    def keys(self):  # ``**batch``, or a loop over it: everything is read
-        self.read |= set(self)
-        return super().keys()
-
-    def items(self):
-        self.read |= set(self)
-        return super().items()
+    def __iter__(self) -> Iterator[str]:
+        return super().__iter__()
 
 
 def _refuse_unread(task: Task, few: Examples, examples: Examples, what: str) -> None:
-    """A mask, types or positions that say something and that the loss does not read are no part of what it scores. A
-    loss that checks its own examples has said what it makes of them.
-    """
-    columns, nothing = tensors(examples), torch.zeros(0)
-    mask, types = (columns.get(column, nothing) for column in ("attention_mask", "token_type_ids"))
-    positions = columns.get("position_ids", nothing)
-    usual = torch.arange(positions.shape[-1]).expand_as(positions)
-    says = {
-        "attention_mask": bool((mask == 0).any()),
-        "token_type_ids": bool((types != 0).any()),
-        "position_ids": not torch.equal(positions.long(), usual),
-    }
+    """What says something and is not read is not scored; a loss that checks its own examples has said so itself."""
+    columns = tensors(examples)
+    says = [column for column, odd in UNUSUAL.items() if column in columns and odd(columns[column]).any()]
     watched = _Watched(tensors(few))
     with torch.no_grad(), named_errors(f"{what}: the loss of task {task.name!r}", few):
         task.loss_fn(task.params, watched, "example")
-    unread = [column for column, matters in says.items() if matters and column not in watched.read]
+    unread = [column for column in says if column not in watched.read]
     if unread and not hasattr(task.loss_fn, "check"):
         raise ValueError(
             f"{what}: the loss of task {task.name!r} does not read {unread}. Remove these columns, or write a loss "
@@ -150,7 +133,7 @@ def _probe_outputs(task: Task, examples: Examples, what: str) -> None:
     def outputs(batch: Examples, params: Params = task.params) -> tuple[Tensor, Tensor]:
         with named_errors(f"{what}: outputs_fn of task {task.name!r}", batch):
             found, targets = task.outputs_fn(params, tensors(batch))
-            return found, targets
+        return found, targets
 
     few, loss = take(examples, _spread(examples)), output_loss.of(task)
     with torch.no_grad():
@@ -206,6 +189,5 @@ def broken(task: Task, examples: Examples, what: str) -> str:
             return torch.cat([finite(slice(i, i + 1)) for i in range(rows.start, rows.stop)])
 
     bad = ~torch.cat([finite(part) for part in chunks(n_examples(examples), CHUNK)])
-    if not bad.any():
-        return ""
-    return f" The losses of {what} {torch.nonzero(bad).flatten()[:5].tolist()} are not finite, or fail."
+    rows = torch.nonzero(bad).flatten()[:5].tolist()
+    return f" The losses of {what} {rows} are not finite, or fail." if rows else ""

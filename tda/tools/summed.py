@@ -14,16 +14,12 @@ from tda.tools.cache import remembered
 @remembered(4)
 def trajectory(task: Task, checkpoints: int) -> list[tuple[Task, float]]:
     """``[(task at a checkpoint, its weight), ...]``: ``checkpoints`` of the recorded ones, evenly spaced and ending
-    with the last (0: all).
-
-    The weight is the sum of the learning rates of the steps since the previous checkpoint *used*, so that a sum over
-    fewer checkpoints approximates the same integral along training.
+    with the last (0: all). The weight is the sum of the learning rates since the previous checkpoint *used*, so that a
+    sum over fewer checkpoints approximates the same integral along training. ``ValueError`` if there are not as many.
     """
     known = () if task.run is None else task.run.checkpoints
     if not known:
-        raise ValueError(
-            f"the task {task.name!r} has no checkpoints; train with training.checkpoints, or use one model."
-        )
+        raise ValueError(f"task {task.name!r} has no checkpoints; train with training.checkpoints, or use one model.")
     count = checkpoints or len(known)
     if not 0 < count <= len(known) or count != int(count):
         raise ValueError(
@@ -41,10 +37,8 @@ def over_checkpoints(task: Task, count: int, score: Callable[[Task], np.ndarray]
 
 
 def along(parts: list[tuple[np.ndarray, float]]) -> np.ndarray:
-    """Weighted sum of score matrices [Q, N], each query's scores first scaled to unit mean magnitude.
-
-    The inverse Fisher grows as the gradients shrink, so the raw scores of late checkpoints would drown the early ones,
-    where most of the learning happens. Scaling query by query keeps a query's scores independent of what else is asked.
+    """Weighted sum of score matrices [Q, N], each query's scores first scaled to unit mean magnitude: raw scores of
+    late checkpoints, where gradients are small and their inverse Fisher large, would drown the early ones.
     """
     return sum(weight * unit_scale(scores) for scores, weight in parts)
 

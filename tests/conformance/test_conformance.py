@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from tda import attribute
 from tda.attribution import trak, unroll
 from tda.config import ROOT
-from tda.curvature import Kronecker, products, second_derivatives
+from tda.curvature import Kronecker, layers, second_derivatives
 from tda.evaluation import lds
 from tda.studies import conformance
 from tda.studies.conformance import comparison, curvature, faults
@@ -68,8 +68,8 @@ def factor_two(patch):
 
 
 def lost_biases(patch):
-    sides = products._sides
-    patch.setattr(products, "_sides", lambda *known: {k: (a[:, :-1], g) for k, (a, g) in sides(*known).items()})
+    sides = layers._sides
+    patch.setattr(layers, "_sides", lambda *known: {k: (a[:, :-1], g) for k, (a, g) in sides(*known).items()})
 
 
 def no_residuals(patch):

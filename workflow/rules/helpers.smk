@@ -15,6 +15,11 @@ def parameters(**more):
     return as_given(received(**more))
 
 
+def received_by(*names):
+    """The same for a rule with wildcards, which are parameters of the notebook."""
+    return lambda wildcards: received(**{name: wildcards[name] for name in names})
+
+
 def section(*keys, testbed=None):
     """Hash of the named config sections (of one testbed, or of the whole config): a rule reruns when it changes."""
     tree = CONFIG["testbeds"][testbed] if testbed else CONFIG
@@ -131,8 +136,7 @@ def measured_on(testbed, name):
     """The banks of a testbed, and score files of other chapters that this one reads (baselines, and rows that its claims
     name), for a chapter that has rows or claims there.
     """
-    claims = [claim for claim in CONFIG["claims"] if (claim["notebook"], claim["testbed"]) == (name, testbed)]
-    if not testbed or not (rows_of(testbed, name) or claims):
+    if not testbed or not (rows_of(testbed, name) or configuration.claims_of(CONFIG, testbed, name)):
         return []
     wanted = configuration.compared_rows(CONFIG, testbed, name)
     others = [row for row in rows_of(testbed) if row["id"] in wanted and row["notebook"] != name]
@@ -159,22 +163,6 @@ def user_file(testbed):
     sys.exit(f"Error in the configuration: testbeds.{testbed}.corpus.path: {path!r} {problem}")
 
 
-def training_parameters(wildcards):
-    return received(testbed=wildcards.testbed)
-
-
-def training_config(wildcards):
-    return section("model", "training", "queries", testbed=wildcards.testbed)
-
-
-def bank_parameters(wildcards):
-    return received(testbed=wildcards.testbed, design=wildcards.design, shard=wildcards.shard)
-
-
-def bank_config(wildcards):
-    return key_of(CONFIG["testbeds"][wildcards.testbed]["designs"][wildcards.design])
-
-
 def bank_parts(testbed):
     """What the merge of a testbed starts from: markers of all shards, or the shipped files."""
     designs = CONFIG["testbeds"][testbed]["designs"]
@@ -192,18 +180,19 @@ def bank_parts(testbed):
     ]
 
 
-def removal_parameters(wildcards):
-    return received(testbed=wildcards.testbed, shard=wildcards.shard)
+def removal_scores(testbed):
+    return scores(testbed, configuration.removal_rows(CONFIG, testbed))
 
 
-def removal_scores(wildcards):
-    return scores(wildcards.testbed, configuration.removal_rows(CONFIG, wildcards.testbed))
+JOBS = {}  # rule -> what it is made of
 
 
-def removal_config(wildcards):
-    return section("removals", testbed=wildcards.testbed)
-
-
-def other_figures():
-    """Figures of the other notebooks: the manifest lists them, so they come first."""
-    return [path for path in all_figures() if path not in figure_paths("60_leaderboard")]
+def stage(rule, name, made, inputs, parameters, priority=0, log=None, methods=(), **settings):
+    """A rule that runs notebook ``name``; it also runs again when its code or one of ``settings`` changes."""
+    JOBS[rule] = {
+        "inputs": {"notebook": notebook(name), "modules": modules(name, methods), **inputs},
+        "made": made,
+        "params": {"parameters": parameters, **settings},
+        "priority": priority,
+        "log": log or name,
+    }

@@ -13,7 +13,6 @@ rule quickstart:
         **logs("00_quickstart"),
     benchmark:
         f"{BENCHMARKS}/00_quickstart.tsv"
-    threads: 1
     resources:
         mem_mb=MEMORY,
         runtime=MINUTES,
@@ -37,7 +36,6 @@ rule workflow_figure:
         f"{LOGS}/workflow.txt",
     benchmark:
         f"{BENCHMARKS}/workflow.tsv"
-    threads: 1
     resources:
         mem_mb=1000,
         runtime=5,
@@ -55,7 +53,6 @@ rule extract_sources:
         f"{LOGS}/extract_sources.txt",
     benchmark:
         f"{BENCHMARKS}/extract_sources.tsv"
-    threads: 1
     resources:
         mem_mb=1000,
         runtime=30,

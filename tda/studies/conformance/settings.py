@@ -48,7 +48,8 @@ def setting(kind: str) -> Setting:
     return task, train, queries
 
 
-def _language(n: int = 48, queries: int = 6, vocabulary: int = 40, context: int = 20) -> Setting:
+def _language() -> Setting:
+    n, queries, vocabulary, context = 48, 6, 40, 20
     sizes = {"layers": 1, "width": 16, "heads": 2, "context": context, "parallel_residual": False, "init_std": 0.2}
     model = lm.new_model(sizes, vocabulary, 0)
     generator = torch.Generator().manual_seed(0)

@@ -14,22 +14,12 @@ from tda.task import Examples, Task
 
 
 def comparisons() -> list[Comparison]:
-    return [
-        Comparison(
-            "gradient dot, MLP",
-            "captum",
-            lambda: attribute("gradient_dot", *trained_mlp()),
-            lambda: by_captum(*trained_mlp(), last=True),
-            1e-5,
-        ),
-        Comparison(
-            "TracIn, 6 checkpoints, MLP",
-            "captum",
-            lambda: attribute("tracincp", *trained_mlp()),
-            lambda: by_captum(*trained_mlp()),
-            1e-5,
-        ),
-    ]
+    return [_of("gradient dot, MLP", "gradient_dot", last=True), _of("TracIn, 6 checkpoints, MLP", "tracincp")]
+
+
+def _of(quantity: str, method: str, **given: bool) -> Comparison:
+    ours, theirs = (lambda: attribute(method, *trained_mlp())), (lambda: by_captum(*trained_mlp(), **given))
+    return Comparison(quantity, "captum", ours, theirs, 1e-5)
 
 
 @quietly

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tda.evaluation.intervals import Interval, jackknife, mean_interval, two_way_interval
+from tda.evaluation.intervals import Interval, jackknife, mean_interval, small_sample_shortfall, two_way_interval
 from tda.evaluation.lds import output_ranks, prediction_ranks
-from tda.evaluation.ranks import small_sample_shortfall
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The Gauss-Newton matrix of a net with more parameters than pseudo-gradients: its eigenvectors in their span.
 
-N examples of C classes have N C exact pseudo-gradients R [N C, P] (:mod:`tda.curvature.outputs`), and ``GGN = R^T R /
-N`` has no more eigenvalues than rows. A decomposition then costs P (N C)^2 in place of P^3.
+N examples of C classes have N C exact pseudo-gradients R [N C, P] (:mod:`tda.curvature.second_derivatives`), and
+``GGN = R^T R / N`` has no more eigenvalues than rows. A decomposition then costs P (N C)^2 in place of P^3.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from tda.curvature.operators import DENSE_ADVICE, Blocks, Dense, Spectral, finite
-from tda.curvature.outputs import pseudo_gradients, require_outputs
-from tda.curvature.second_derivatives import moments, parameter_groups
+from tda.curvature.second_derivatives import moments, parameter_groups, pseudo_gradients, require_outputs
 from tda.task import Examples, Task, n_examples, take, tensors
 from tda.tools.memory_limit import require
 

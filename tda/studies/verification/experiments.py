@@ -21,18 +21,16 @@ STEPS = 60  # tenths of a decade that a budget may grow to
 Sessions = list[tuple[Verdict, Attribution]]
 
 
-def world(
-    n: int = EXAMPLES, p: float = 0.5, energy=ENERGY, seed: int = 0, share: float = 0.2, **options
-) -> tuple[Polynomial, Statement, Attribution]:
+def world(n: int = EXAMPLES, energy=ENERGY, share: float = 0.2, **options) -> tuple[Polynomial, Statement, Attribution]:
     """``(learner, statement, best attribution)`` of a polynomial; eps = ``share`` * B_1, sizes by :func:`plan`, which
     is told the residual and its bias. Further options go to :class:`Statement`.
     """
-    learner = Polynomial(n, p, energy, seed=seed)
+    learner = Polynomial(n, 0.5, energy)
     weights = learner.weights()[:, 0]
     eps = share * weights[1]
     fresh, bases = plan(eps, DELTA, weights[2:].sum(), RHO, off=bias(weights[:, None], RHO)[0])
     sizes = {"fresh": fresh, "bases": bases, "checks": 200, "rho": RHO}
-    return learner, Statement(learner.spec(), float(eps), DELTA, p=p, **(sizes | options)), learner.best()
+    return learner, Statement(learner.spec(), float(eps), DELTA, **(sizes | options)), learner.best()
 
 
 def pilot(
@@ -141,17 +139,15 @@ def estimates(
     }
 
 
-def smallest_budget(
-    learner: Polynomial, eps: float, rng: np.random.Generator, fits: int = 8, share: float = 0.95
-) -> int:
-    """Fewest trainings, in steps of a tenth of a decade from 1.2 N, with which a ``share`` of least-squares fits have
-    an error below eps / 4. Raises ``ValueError`` if a million times as many are not enough.
+def smallest_budget(learner: Polynomial, eps: float, rng: np.random.Generator, fits: int = 8) -> int:
+    """Fewest trainings, in steps of a tenth of a decade from 1.2 N, with which 95 % of least-squares fits have an error
+    below eps / 4. Raises ``ValueError`` if a million times as many are not enough.
     """
     best = learner.best()
     for step in range(STEPS):
         budget = int(1.2 * learner.n * 10 ** (step / 10))
         errors = [fit("least_squares", learner, budget, learner.p, rng).error(best).max() for _ in range(fits)]
-        if np.quantile(errors, share) < eps / 4:
+        if np.quantile(errors, 0.95) < eps / 4:
             return budget
     raise ValueError(f"eps={eps}: no budget up to {budget} gives an error below eps / 4; raise eps.")
 

