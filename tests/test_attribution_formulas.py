@@ -67,7 +67,7 @@ def test_the_steps_of_the_codes_fall_to_nothing():
     """On an objective that is linear in the codes, T steps go (T + 1) / 2 full ones along the preconditioned slope."""
     rng, steps, rate = np.random.default_rng(0), 7, 0.3
     slope, metric = torch.from_numpy(rng.normal(size=(4, 2, 3))), torch.from_numpy(rng.normal(size=(3, 2, 2)))
-    descend = Descent(torch.zeros(1, 5).double(), None, np.eye(4, dtype=bool), None, Weights(), None, None)
+    descend = Descent(torch.zeros(1, 5).double(), None, np.eye(4, dtype=bool), None, Weights(1, 100, 1), None, None)
     descend.objective = lambda psi, codes: (slope * codes).sum() + psi.sum()
     psi, codes = torch.ones(5, 2, dtype=torch.float64), torch.zeros(4, 2, 3, dtype=torch.float64)
     moved, found = descend(psi, codes, metric, steps, rate)
