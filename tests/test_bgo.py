@@ -591,9 +591,10 @@ def test_flat_queries_are_refused(task, tiny, few):
 
 
 def test_models_used_counts_checkpoints_and_seeds(tiny):
-    def used(method, seeds=1, **options):
-        return scores.models_used(tiny, {"method": method, "seeds": seeds}, options)
+    def used(method, seeds=1, summed=None, **options):
+        return scores.models_used(tiny, {"method": method, "seeds": seeds, "checkpoints": summed}, options)
 
     assert used("bm25") == 0 and used("bgo") == 1 and used("bgo", 3) == 3
+    assert used("bgo", summed=0) == 3 and used("bgo", 2, summed=2, checkpoints=2) == 4
     assert used("trak_trajectory") == 3 and used("trak_trajectory", 2, checkpoints=2) == 4
     assert config.load("smoke")["rows"][0]["seeds"] == 1
