@@ -292,6 +292,11 @@ def test_batched_rows_equal_single_calls(bank):
     assert rows["x"].difference["y"] == lds_difference(scores, other, subsets, outputs, clusters, 0.9)
     assert tuple(rows["y"].difference["y"]) == (0, 0, 0)
     np.testing.assert_allclose(rows["x"].per_query, lds(scores, subsets, outputs))
+    predicted = lds_intervals({}, subsets, outputs, clusters, 0.9, predictions={"x": scores @ subsets.T})["x"]
+    assert tuple(predicted.value) == pytest.approx(tuple(rows["x"].value))
+    for bad in (scores, np.full((7, 24), np.nan)):
+        with pytest.raises(ValueError, match="given predictions"):
+            lds_intervals({}, subsets, outputs, predictions={"x": bad})
 
 
 def test_intervals_hold_their_value_and_answer_to_level(bank):

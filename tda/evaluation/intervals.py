@@ -28,7 +28,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import stats
 
-from .lds import check_outputs, correlate_ranks, deleted_unit_deviations, output_ranks, prediction_ranks
+from .lds import (
+    check_outputs,
+    correlate_ranks,
+    deleted_unit_deviations,
+    given_prediction_ranks,
+    output_ranks,
+    prediction_ranks,
+)
 
 CHUNK = 4_000_000  # numbers in one [queries, M, M] block: 32 MB
 
@@ -69,6 +76,7 @@ def lds_intervals(
     clusters: Sequence | None = None,
     level: float = 0.95,
     references: Sequence[str] = (),
+    predictions: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, RowResult]:
     """LDS of many rows on one bank: row id -> RowResult. Memory: about 100 MB at most beside the inputs.
 
@@ -76,11 +84,13 @@ def lds_intervals(
     clusters     [Q] labels of queries that belong together (same person or author); None: every query on its own.
     level        coverage of the intervals, in (0, 1).
     references   row ids; every row gets its paired difference (row minus reference) to each of them.
+    predictions  row id -> [Q, M], rows that predict the subsets themselves, not by a sum of scores.
     Errors       ValueError as in `lds`; for a reference that is not among the rows; for fewer than 2 clusters.
     """
     outputs = check_outputs(outputs)
-    _check_references(references, scores)
     ranks = {name: prediction_ranks(matrix, subsets, outputs) for name, matrix in scores.items()}
+    ranks |= {name: given_prediction_ranks(matrix, outputs) for name, matrix in (predictions or {}).items()}
+    _check_references(references, ranks)
     parts, result = jackknife(ranks, output_ranks(outputs)), {}
     short = {name: float(small_sample_shortfall(value, len(outputs)).mean()) for name, (value, _) in parts.items()}
     for name, (value, pseudo) in parts.items():

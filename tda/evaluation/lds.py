@@ -55,6 +55,17 @@ def prediction_ranks(scores: np.ndarray, subsets: np.ndarray, outputs: np.ndarra
     return average_ranks(sums, 4 * EPS * (np.abs(centred).sum(axis=1) + np.abs(mean) * np.ptp(size)))
 
 
+def given_prediction_ranks(predictions: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """Average ranks [Q, M] of predictions (larger = lower loss) that a method makes for the subsets itself."""
+    predictions = np.asarray(predictions, dtype=np.float64)
+    if predictions.shape != (outputs.shape[2], outputs.shape[0]) or not np.isfinite(predictions).all():
+        raise ValueError(
+            f"lds: given predictions {predictions.shape} and outputs {outputs.shape}; they must be [Q, M], all finite, "
+            f"and [M, R, Q]"
+        )
+    return average_ranks(predictions)
+
+
 def output_ranks(outputs: np.ndarray) -> np.ndarray:
     """Average ranks [Q, M] of minus the seed-averaged loss; outputs [M, R, Q]."""
     return average_ranks(-outputs.astype(np.float64).mean(axis=1).T)
