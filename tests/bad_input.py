@@ -181,7 +181,9 @@ def _configured(whole: dict, path: tuple, value: object) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "mine.yaml"
         file.write_text(yaml.safe_dump({k: v for k, v in changed.items() if k != "profile" or path == ("profile",)}))
-        return tuning.check_rows(config.load(str(file)))
+        loaded = config.load(str(file))
+        tda.testbeds.check_kinds(loaded)
+        return tuning.check_rows(loaded)
 
 
 def files() -> Iterator[Case]:

@@ -12,6 +12,7 @@ import yaml
 from tda import config, config_files
 from tda.chapter import Chapter
 from tda.config import ConfigError
+from tda.testbeds import check_kinds
 from tda.tuning import check_rows
 
 PROFILES = sorted(path.stem for path in config.PROFILES.glob("*.yaml") if path.stem != "schema")
@@ -19,7 +20,9 @@ PROFILES = sorted(path.stem for path in config.PROFILES.glob("*.yaml") if path.s
 
 def error_of(overrides=None, profile="smoke"):
     with pytest.raises(ConfigError) as caught:
-        check_rows(config.load(profile, overrides))
+        loaded = config.load(profile, overrides)
+        check_kinds(loaded)
+        check_rows(loaded)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -37,6 +40,7 @@ def test_the_four_profiles_load():
     assert PROFILES == ["extended", "large", "paper", "smoke"]
     for profile in PROFILES:
         loaded = config.load(profile)
+        check_kinds(loaded)
         check_rows(loaded)
         assert loaded["profile"] == profile and loaded["overrides"] == {}
 

@@ -47,6 +47,8 @@ def imports(path: Path) -> set[str]:
             above = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
             names |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            names |= {constant.value for constant in node.args if isinstance(constant, ast.Constant)}  # by its name
     return {name for name in names if name == "tda" or name.startswith("tda.")}
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import tda.config
 from tda import artefacts
 from tda.artefacts import ArtefactError, file_sha256, key_of, read_record, remove
+from tda.config_checks import refuse
 from tda.provenance import Stopwatch, record
 from tda.saved import read_files
 from tda.task import Examples, use_threads
@@ -128,12 +129,25 @@ def load(name: str | os.PathLike, profile: str = "smoke", overrides: dict | None
         if isinstance(given, dict) and all(isinstance(entry, dict) for entry in given.values()):
             name, overrides["testbeds"] = _own(path, profile, given)
     config = tda.config.load(profile, overrides)
+    check_kinds(config)
     if name not in config["testbeds"]:
         raise ValueError(
             f"testbed {name!r} is unknown in profile {config['profile']!r}; it has {sorted(config['testbeds'])}. "
             f"A file of your own must end in .jsonl or .parquet."
         )
     return Testbed(name, config, config["testbeds"][name], tda.config.data_dir(config) / name)
+
+
+def check_kinds(config: dict) -> None:
+    """Raises :class:`tda.config.ConfigError`, one line, for the first setting of a testbed that its kind of corpus
+    refuses (:meth:`tda.testbeds.modality.Modality.check`).
+    """
+    faults = (
+        (f"testbeds.{name}.{key}", given, f"; {allowed}")
+        for name, testbed in config["testbeds"].items()
+        for key, given, allowed in KINDS[testbed["corpus"]["kind"]].check(testbed)
+    )
+    refuse(faults, config["places"])
 
 
 def _own(path: Path, profile: str, testbeds: dict) -> tuple[str, dict]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tda import config as configuration
-from tda import tuning
+from tda import testbeds, tuning
 from tda.artefacts import atomic, key_of
 from tda.config_files import chapters
 from tda.provenance import modules_used
@@ -25,6 +25,7 @@ if not isinstance(OVERRIDES, dict):
 OVERRIDES |= {key: value for key, value in config.items() if key not in ("profile", "overrides")}
 try:
     CONFIG = configuration.load(PROFILE, OVERRIDES, as_text=True)
+    testbeds.check_kinds(CONFIG)
     tuning.check_rows(CONFIG)
     NOTEBOOKS = sorted(chapters().keys() | {row["notebook"] for row in CONFIG["rows"]})
 except configuration.ConfigError as error:
