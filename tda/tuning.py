@@ -28,7 +28,7 @@ def check_rows(config: dict) -> None:
         for index, row in enumerate(config["rows"]):
             key, methods = f"rows[{index}]", attribution.METHODS
             if row["method"] not in methods:
-                yield f"{key}.method", row["method"], f"; registered methods: {listed(methods, row['method'])}"
+                yield f"{key}.method", row["method"], f"; registered methods: {listed(sorted(methods), row['method'])}"
             given = [("options", name, value) for name, value in row["options"].items()]
             given += [("tune", name, value) for name, values in row["tune"].items() for value in values]
             for part, name, value in given:
