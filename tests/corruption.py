@@ -42,7 +42,7 @@ ROWS = [
     {"id": "bm25", "method": "bm25", "notebook": "04_first_methods"},
     {"id": "fisher", "method": "fisher_influence", "notebook": "20_influence", "tune": {"damping": [3.0, 1e6]}},
 ]
-CLAIM = {"id": "one", "notebook": "20_influence", "metric": "finding_one"}
+CLAIM = {"id": "one", "notebook": "20_influence", "metric": "finding_one", "row": "", "against": ""}
 CURE = re.compile(r"delete|chmod|git checkout|[Rr]un .* again|run the step")
 
 
