@@ -99,7 +99,9 @@ def test_impossible_flips_and_sizes_are_refused():
         with pytest.raises(ValueError, match="'uniform' or 'asymmetric', 0 <= share < 1"):
             digits.flip(np.arange(10), share, kind, np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"held_out: 97.*train \(1700\) and held_out must leave images of 1797"):
-        config.load("smoke", {"testbeds": {"digits_mlp": {"corpus": {"train": 1700, "held_out": 97}}}})
+        tda.testbeds.load(
+            "digits_mlp", "smoke", {"testbeds": {"digits_mlp": {"corpus": {"train": 1700, "held_out": 97}}}}
+        )
 
 
 def test_the_same_seed_gives_the_same_corpus(tiny, tmp_path):
