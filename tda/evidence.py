@@ -19,7 +19,7 @@ import pandas as pd
 
 from tda import bank, measures, models
 from tda.artefacts import ArtefactError, read_table, write_table
-from tda.config import figures_dir
+from tda.config import claims_of, figures_dir
 from tda.evaluation import removal
 from tda.evaluation.ceiling import Ceiling, ceiling
 from tda.evaluation.intervals import Interval, mean_interval
@@ -86,9 +86,9 @@ def before_correction(notebook: str, config: dict, testbed: Testbed | None) -> p
 
     Claims on removals are left to chapter 60, since chapter 05 trains their models.
     """
-    name, lines = testbed and testbed.name, []
-    for claim in config["claims"]:
-        if (claim["notebook"], claim["testbed"]) == (notebook, name) and "removal" not in claim["metric"]:
+    lines = []
+    for claim in claims_of(config, testbed and testbed.name, notebook):
+        if "removal" not in claim["metric"]:
             numbers = dict(zip(("value", "low", "high"), interval_of(claim, config, testbed), strict=True))
             region = str(Criterion(claim["direction"], claim["margin"]))
             lines.append({"claim": claim["claim"]} | numbers | {"true if": region})

@@ -91,7 +91,8 @@ def tune(testbed: Testbed, row: dict, taken: dict | None = None) -> dict:
         raise ValueError(
             f"row {row['id']!r} is to be tuned, but no held-out query is in the tune split; raise queries.tune."
         )
-    truth, task, queries = bank.load(testbed, "half"), models.load_task(testbed), models.query_examples(testbed)
+    truth, task = bank.load(testbed, "half"), models.load_task(testbed)
+    queries = take(models.query_examples(testbed), chosen)
     best, trials, lds_of = {}, [], {}
     with Stopwatch() as watch:
         for option, values in row["tune"].items():
@@ -100,7 +101,7 @@ def tune(testbed: Testbed, row: dict, taken: dict | None = None) -> dict:
                 same = key_of(_with_defaults(row, options))  # a later option's default was tried along with the first
                 if same not in lds_of:
                     seeded = {"seed": testbed.config["seed"]} | options
-                    lds_of[same] = _trial(row, task, testbed.train, take(queries, chosen), seeded, truth, chosen)
+                    lds_of[same] = _trial(row, task, testbed.train, queries, seeded, truth, chosen)
                 trials.append({**best, option: value, "lds_tune": lds_of[same]})
             usable = [trial for trial in trials[-len(values) :] if trial["lds_tune"] is not None]
             if not usable:

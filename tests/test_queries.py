@@ -69,7 +69,8 @@ def test_tune_queries_are_held_out_tune_queries_and_nothing_else(tiny):
         assert set(some) <= set(wanted) and not {rows[q]["entity"] for q in some} & asked
 
 
-PLAIN = {"tune_every": 1, "tune_like": "", "checkpoints": None}
+ROW = {"id": "x", "method": "bgo", "options": {"damping": 0.1}}
+ROW |= {"tune_every": 1, "tune_like": "", "checkpoints": None}
 LDS = {0.02: 0.1, 0.1: 0.4, 0.5: 0.3, 2.0: None}  # the largest step breaks the model
 
 
@@ -90,15 +91,7 @@ def tried(own, monkeypatch):
 
 def test_tuning_takes_the_best_value_of_each_option_in_turn(tried):
     testbed, asked = tried
-    row = {
-        "id": "x",
-        "method": "bgo",
-        "options": {"damping": 0.1},
-        "tune_every": 1,
-        "tune_like": "",
-        "checkpoints": None,
-    }
-    row |= {"tune": {"step": list(LDS), "damping": [10.0, 0.1, 1.0]}}
+    row = ROW | {"tune": {"step": list(LDS), "damping": [10.0, 0.1, 1.0]}}
     found = tuning.tune(testbed, row)
     assert found["options"] == {"step": 0.1, "damping": 1.0} and found["retrainings"] == 6
     assert [trial["lds_tune"] for trial in found["trials"]] == pytest.approx([0.1, 0.4, 0.3, None, 0.2, 0.4, 0.45])
@@ -112,16 +105,8 @@ def test_tuning_takes_the_best_value_of_each_option_in_turn(tried):
 
 
 def test_tuning_without_a_usable_value_is_refused(tried):
-    row = {
-        "id": "x",
-        "method": "bgo",
-        "options": {"damping": 0.1},
-        "tune_every": 1,
-        "tune_like": "",
-        "checkpoints": None,
-    }
     with pytest.raises(ValueError, match="row 'x': every value of step breaks the model"):
-        tuning.tune(tried[0], row | {"tune": {"step": [2.0]}})
+        tuning.tune(tried[0], ROW | {"tune": {"step": [2.0]}})
 
 
 # --- removals

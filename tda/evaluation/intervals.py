@@ -15,7 +15,7 @@ The value stays the plain mean; the interval is widened on one side by the short
 infinitely many subsets of the same design, with as many seeds each, and over queries like these. Fewer than about 10
 clusters of queries, or per-query values with a very heavy tail, are covered less often than `level` says (0.85-0.93 at
 0.95). Differences of two methods use the differences of their pseudo-values, so they are paired in queries and subsets.
-Nothing is resampled: the result has no seed. `tda.studies.coverage` measures what this and the bootstrap cover.
+Nothing is resampled: the result has no seed. Chapter 03 measures what this and the bootstrap cover.
 Sources: Efron & Stein, "The jackknife estimate of variance", 1981; Cameron, Gelbach & Miller, "Robust inference with
 multiway clustering", 2011.
 """
