@@ -59,6 +59,15 @@ def plan(profile):
     return rules, [(notebook, out, shlex.split(parameters)[0]) for notebook, out, parameters in calls]
 
 
+def test_a_chapter_waits_for_the_rows_that_its_file_says_it_reads():
+    done = snakemake("-n", "--forceall", "--nolock", "--cores", "2", "--config", "profile=smoke")
+    planned = (done.stdout + done.stderr).split("rule chapter_16_bgo_repairs_on_people:")[1].split("\nrule ")[0]
+    inputs = re.search(r"input: (.*)", planned)[1].split(", ")
+    reads = chapters()["16_bgo_repairs"]["reads"]
+    assert reads and {f"data/smoke/people/scores/{row}.npz" for row in reads} <= set(inputs)
+    assert "data/smoke/people/bank_half.npz" in inputs
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_stage_is_planned(profile):
     loaded = config.load(profile)

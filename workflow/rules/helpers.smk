@@ -134,9 +134,10 @@ def rows_of(testbed, name=None):
 
 def measured_on(testbed, name):
     """The banks of a testbed, and score files of other chapters that this one reads (baselines, and rows that its claims
-    name), for a chapter that has rows or claims there.
+    or its file name), for a chapter that has rows or claims there, or reads rows.
     """
-    if not testbed or not (rows_of(testbed, name) or configuration.claims_of(CONFIG, testbed, name)):
+    reads = chapters().get(name, {}).get("reads")
+    if not testbed or not (rows_of(testbed, name) or configuration.claims_of(CONFIG, testbed, name) or reads):
         return []
     wanted = configuration.compared_rows(CONFIG, testbed, name)
     others = [row for row in rows_of(testbed) if row["id"] in wanted and row["notebook"] != name]
