@@ -19,7 +19,7 @@ import pandas as pd
 
 from tda import attribution, bank, config_files, measures, models
 from tda.artefacts import ArtefactError, read_table, write_table
-from tda.config import claims_of, figures_dir, rows
+from tda.config import claims_of, declared_figures, figures_dir, rows
 from tda.config_checks import EVERY_OTHER
 from tda.evaluation import removal
 from tda.evaluation.ceiling import Ceiling, ceiling
@@ -131,9 +131,12 @@ def save_findings(notebook: str, config: dict, testbed: Testbed | None, interval
             raise ValueError(f"{name} is {tuple(interval)}; value and interval must be finite, low <= value <= high.")
     lines = [(name, *i, i.df, *(getattr(i, part, math.nan) for part in COUNTS)) for name, i in intervals.items()]
     frame = pd.DataFrame(lines, columns=list(COLUMNS))
-    for seconds, part in frame.groupby(frame.finding.str.startswith(SECONDS)):
+    of_seconds = frame.finding.str.startswith(SECONDS)
+    for seconds, part in ((False, frame[~of_seconds]), (True, frame[of_seconds])):
         path, about = _findings(notebook, config, testbed, seconds)
-        write_table(path, part, about)
+        declared = declared_figures(notebook, testbed and testbed.name)
+        if len(part) or f"tables/{path.name}" in declared:
+            write_table(path, part, about)
 
 
 def _finding(claim: dict, config: dict, testbed: Testbed | None) -> Interval:
