@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TREES = ("tda", "notebooks", "workflow")
 PACKAGES = "torch transformers datasets tokenizers numpy scipy pandas pyarrow scikit-learn bm25s snakemake papermill"
 # modules that cannot change a number
-PLUMBING = ("__init__", "config", "config_checks", "config_files", "config_schema", "provenance", "run_notebook")
+PLUMBING = ("__init__", "config", "config_checks", "config_files", "config_schema", "provenance")
 
 
 def tree_hash(folder: str | os.PathLike) -> str:
