@@ -195,7 +195,7 @@ def _threads() -> int | None:
 
 @functools.cache
 def _git() -> dict[str, Any] | None:
-    """``{commit, dirty}``, or ``None`` without git, a repository or a commit. Asked once, for it takes seconds; where it
+    """``{commit, dirty}``, or ``None`` without git, repository or commit. Asked once, for it takes seconds; where it
     does not come in time (a copy of a repository is compared file by file), ``dirty`` is ``None``.
     """
 
