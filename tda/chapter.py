@@ -88,7 +88,7 @@ class Asking:
 
     def which(self, split: str = "test", query_set: str = "held_out") -> np.ndarray:
         """[Q] bool: the queries of a split (tune, test) and a set (held_out, generated)."""
-        return np.array([(r["split"], r["query_set"]) == (split, query_set) for r in self.query_rows])
+        return models.which(self.bed, split, query_set)
 
     @cached_property
     def test(self) -> np.ndarray:

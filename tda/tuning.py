@@ -159,8 +159,7 @@ def tune_queries(testbed: Testbed, every: int = 1) -> np.ndarray:
     """Positions of the held-out queries that hyper-parameters are chosen on; one in ``every``, at random (in order they
     go round the attributes of a person).
     """
-    rows = models.query_rows(testbed)
-    held_out = np.array([q for q, r in enumerate(rows) if (r["split"], r["query_set"]) == ("tune", "held_out")], int)
+    held_out = np.flatnonzero(models.which(testbed, "tune", "held_out"))
     if every == 1:
         return held_out
     rng = np.random.default_rng([testbed.config["seed"], 71, every])
