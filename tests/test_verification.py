@@ -378,19 +378,19 @@ def test_methods_of_the_registry_are_brought_to_scale(output):
 
 def test_pilot_finds_the_scale_the_residual_and_the_best_scores():
     learner = Polynomial(30, 0.4, (0.3, 1.0, 0.2), points=2)
-    statement, reference, left = pilot(learner, np.random.default_rng(0), budget=3000, p=0.4, checks=7)
+    statement, reference, left = pilot(learner, np.random.default_rng(0), budget=3000, p=0.4, rule="first", checks=7)
     w = learner.weights()
     assert statement.eps == pytest.approx(0.2 * w[1:].sum(0).min(), rel=0.1) and statement.checks == 7
     assert left == pytest.approx(w[2], rel=0.15)
     assert (reference.error(learner.best()) < 0.1 * statement.eps).all()
     sizes = plan(statement.eps, 0.05, float(left.max()), 1 / 3, points=2)
     assert (statement.fresh, statement.bases) == sizes and statement.delta == 0.05
-    fewer = pilot(learner, np.random.default_rng(0), budget=3000, p=0.4, checks=7, most=sizes[1] // 2)[0]
+    fewer = pilot(learner, np.random.default_rng(0), budget=3000, p=0.4, rule="first", checks=7, most=sizes[1] // 2)[0]
     assert fewer.bases == sizes[1] // 2 and fewer.fresh == sizes[0]
     assert fewer.delta == pytest.approx(attained(statement.eps, float(left.max()), 1 / 3, fewer.bases, 2))
     assert fewer.delta > 0.05
     with pytest.raises(ValueError, match="40 bases attain delta"):
-        pilot(learner, np.random.default_rng(0), budget=3000, p=0.4, most=40, checks=7)
+        pilot(learner, np.random.default_rng(0), budget=3000, p=0.4, rule="first", most=40, checks=7)
     with pytest.raises(ValueError, match=r"budget=31 for 30 examples"):
         pilot(learner, np.random.default_rng(0), budget=31, p=0.4)
     flat = Polynomial(6, 0.5, (1.0, 0.0))
@@ -403,7 +403,7 @@ def test_planned_sizes_keep_their_promise():
     w, best = learner.weights()[:, 0], learner.best()
     eps = float(0.2 * w[1])
     fresh, bases = plan(eps, 0.05, w[2], 1 / 3)
-    statement = Statement(learner.spec(), eps, fresh=fresh, bases=bases, checks=0, rho=1 / 3)
+    statement = Statement(learner.spec(), eps, rule="first", fresh=fresh, bases=bases, checks=0, rho=1 / 3)
     for part, lowest, highest in ((0.25, 0.85, 1.0), (1.0, 0.0, 0.15)):
         found = repeat(statement, lambda rng, e=part * eps: cheats.shaken(best, e, rng), 40)
         assert lowest <= np.mean([verdict.accepted for verdict, _ in found]) <= highest

@@ -30,7 +30,14 @@ COMMAND = [sys.executable, "-m", "tda.studies.verification"]
 def world(p=0.5, points=1, **options):
     """``(learner, statement, best attribution)``: eps is a fifth of B_1."""
     learner = Polynomial(N, p, ENERGY, points)
-    usual = {"eps": 0.2 * float(learner.weights()[1].min()), "fresh": 200, "bases": 900, "checks": 60, "rho": 1 / 3}
+    usual = {
+        "rule": "first",
+        "eps": 0.2 * float(learner.weights()[1].min()),
+        "fresh": 200,
+        "bases": 900,
+        "checks": 60,
+        "rho": 1 / 3,
+    }
     return learner, Statement(learner.spec(), p=p, **(usual | options)), learner.best()
 
 
@@ -170,7 +177,7 @@ def test_stale_models_and_lies_about_everything_are_caught():
         verdict = meet(learner, statement, best, alter=alter)[0]
         assert not verdict.accepted and "60 of 60 retrained models differ" in verdict.reason and verdict.trainings == 60
     ridge = Ridge(n=30, features=8)
-    asked = Statement(ridge.spec(), 0.01, bases=20, fresh=20, checks=10, seed=3)
+    asked = Statement(ridge.spec(), 0.01, rule="first", bases=20, fresh=20, checks=10, seed=3)
     stale = trained_elsewhere(Ridge(n=30, features=8), seed=2)
     claim = fit("least_squares", ridge, 100, 0.5, np.random.default_rng(0), seed=2)
     assert "10 of 10 retrained" in meet(ridge, asked, claim, alter=stale)[0].reason
@@ -194,7 +201,7 @@ def test_a_few_lies_move_the_estimate_little_because_their_terms_are_pulled_in()
 def test_an_error_on_one_example_is_not_hidden_by_winsorising(p):
     learner = Polynomial(60, p, (0.0, 1.0, 0.004))
     best, eps = learner.best(), 0.2 * float(learner.weights()[1, 0])
-    statement = Statement(learner.spec(), eps, p=p, bases=300, fresh=200, checks=20)
+    statement = Statement(learner.spec(), eps, p=p, rule="first", bases=300, fresh=200, checks=20)
     claim = cheats.gallery(best, eps, best)["boosted: one example"]
     assert (claim.scores != best.scores).sum() == 1 and claim.error(best)[0] == pytest.approx(1.5 * eps)
     assert np.mean([v.accepted for v, _ in repeat(statement, claim, 30)]) <= 0.1
@@ -303,7 +310,15 @@ def test_noise_of_training_cancels_if_every_training_has_its_own_seed():
     gaps = {}
     for seeding in ("one", "each"):
         statement = Statement(
-            noisy.spec(), eps, bases=900, fresh=300, checks=20, seeding=seeding, winsor=0.0, constraint=False
+            noisy.spec(),
+            eps,
+            rule="first",
+            bases=900,
+            fresh=300,
+            checks=20,
+            seeding=seeding,
+            winsor=0.0,
+            constraint=False,
         )
         verdicts = [meet(noisy, statement, best, i)[0] for i in range(12)]
         gaps[seeding] = np.array([(v.mse - v.residual)[0] for v in verdicts]) / eps
@@ -340,7 +355,7 @@ def test_noise_of_training_cancels_if_every_training_has_its_own_seed():
 )  # fmt: skip
 def test_statements_that_make_no_sense_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        Statement(**({"learner": {}, "eps": 0.1, "bases": 20, "checks": 5} | change))
+        Statement(**({"learner": {}, "eps": 0.1, "rule": "first", "bases": 20, "checks": 5} | change))
 
 
 def test_parties_that_do_not_fit_the_statement_are_refused():
@@ -410,7 +425,7 @@ def test_a_ridge_learner_end_to_end():
     honest = fit("least_squares", learner, 1500, 0.5, rng)
     f = learner(*pilot(40, 400)).values
     power = float(np.square(f - f.mean()).mean())
-    statement = Statement(learner.spec(), 0.2 * power, bases=400, fresh=150, checks=40, rho=1 / 3)
+    statement = Statement(learner.spec(), 0.2 * power, rule="first", bases=400, fresh=150, checks=40, rho=1 / 3)
     assert meet(learner, statement, honest)[0].accepted
     verdict = meet(learner, statement, cheats.scaled(honest, 0.2))[0]
     assert not verdict.accepted and "MSE" in verdict.reason
@@ -429,7 +444,7 @@ def start(role, problem, folder, *more):
 def test_two_processes_over_files(tmp_path, scale, code, word):
     learner = Ridge(n=30, features=12, decay=2.0)
     f = learner(*pilot(30, 300)).values
-    statement = Statement(learner.spec(), 0.3 * float(f.var()), bases=300, fresh=150, checks=30, rho=1 / 3)
+    statement = Statement(learner.spec(), 0.3 * float(f.var()), bases=3000, fresh=150, rho=1 / 3)
     problem = tmp_path / "problem.json"
     problem.write_text(json.dumps(statement.to_json()))
     verifier = start("verify", problem, tmp_path / "wire")

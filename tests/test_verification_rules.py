@@ -64,23 +64,23 @@ def test_spot_checks_allow_the_tolerance_and_not_more(share, sign):
     told[coins.checks[3]] += sign * share * statement.tolerance
     given = Outputs(told, 255 - honest.fingerprints)  # hashes are not compared where a tolerance is given
     if share <= 1:
-        spot_check(given, learner, coins)
+        spot_check(given, learner, coins, coins.checks)
     else:
         with pytest.raises(ProtocolError, match="1 of 5 retrained models differ"):
-            spot_check(given, learner, coins)
+            spot_check(given, learner, coins, coins.checks)
 
 
 def test_without_a_tolerance_one_hash_or_the_last_digit_of_an_output_is_enough():
     learner, statement, _ = world(bases=20, fresh=20, checks=5)
     coins = Coins(statement, N, secret(0))
     honest, place = learner(*coins.pairs), coins.checks[0]
-    spot_check(honest, learner, coins)
+    spot_check(honest, learner, coins, coins.checks)
     for values, prints in ((1e-15, 0), (0.0, 1)):
         given = Outputs(honest.values.copy(), honest.fingerprints.copy())
         given.values[place] += values
         given.fingerprints[place, 31] ^= prints
         with pytest.raises(ProtocolError, match="1 of 5 retrained models differ"):
-            spot_check(given, learner, coins)
+            spot_check(given, learner, coins, coins.checks)
 
 
 @pytest.mark.parametrize("rho", [0.25, 1 / 3])
@@ -102,6 +102,8 @@ def test_each_use_of_the_coins_hashes_the_secret_with_its_own_label():
         return np.random.default_rng(int.from_bytes(digest, "big"))
 
     np.testing.assert_array_equal(coins.checks, drawn("checks").choice(80, 7, replace=False))
+    bases = np.flatnonzero(drawn("checks").random(20) < 0.4)
+    np.testing.assert_array_equal(coins.checked(np.full(20, 0.4)), np.concatenate([bases + 20 * k for k in range(4)]))
     np.testing.assert_array_equal(coins.fresh[0], drawn("fresh").random((30, N)) < statement.p)
     np.testing.assert_array_equal(coins.pairs[0][:20], drawn("pairs").random((20, N)) < statement.p)
     assert coins.promise == hashlib.sha256(secret(4)).hexdigest()

@@ -1,9 +1,11 @@
 # %% 1 solution
+from dataclasses import replace
+
 from tda.studies.verification.residual import residual as estimate_of
 
-small_plain, found_ = replace(plain, bases=30, checks=20), []
+few_bases, found_ = replace(statement, bases=30), []
 for number in range(400):
-    verifier_ = Verifier(learner, small_plain, number.to_bytes(32, "big"))
+    verifier_ = Verifier(learner, few_bases, number.to_bytes(32, "big"))
     subsets_ = verifier_.coins.pairs[0]
     f = learner(subsets_, np.zeros(len(subsets_), int)).values[:, 0]
     design = np.column_stack([np.ones(len(f)), subsets_ - 0.5])
@@ -14,11 +16,13 @@ for number in range(400):
 late, early = np.mean(found_[::2]), np.mean(found_[1::2])
 
 # %% 1 wrong
+from dataclasses import replace
+
 from tda.studies.verification.residual import residual as estimate_of
 
-small_plain, found_ = replace(plain, bases=30, checks=20), []
+few_bases, found_ = replace(statement, bases=30), []
 for number in range(400):
-    verifier_ = Verifier(learner, small_plain, number.to_bytes(32, "big"))
+    verifier_ = Verifier(learner, few_bases, number.to_bytes(32, "big"))
     subsets_ = verifier_.coins.pairs[0]
     f = learner(subsets_, np.zeros(len(subsets_), int)).values[:, 0].reshape(4, -1, 1)
     found_.append(estimate_of(f, RHO, constraint=False).value[0] / eps)  # nothing is subtracted
@@ -47,3 +51,21 @@ def edit(number, raw):
     content = json.loads(raw)
     content["body"]["scores"]["data"] = content["body"]["scores"]["data"][::-1]
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()  # the old digest
+
+
+# %% 3 solution
+def fool(terms, lies):
+    terms[np.argsort(terms)[:lies]] = 2 * np.abs(terms).max()  # the smallest gain most, wherever they are pulled in to
+    return terms
+
+
+escape = np.exp(-2 * np.log(2 / statement.delta))
+
+
+# %% 3 wrong
+def fool(terms, lies):
+    terms[np.argsort(-terms)[:lies]] = 2 * np.abs(terms).max()  # these are pulled in again
+    return terms
+
+
+escape = statement.delta

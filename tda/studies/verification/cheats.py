@@ -17,6 +17,7 @@ import numpy as np
 
 from tda.studies.verification.cube import Attribution
 from tda.studies.verification.learner import Learner, Outputs
+from tda.studies.verification.limits import error_terms, leak
 from tda.studies.verification.messages import decode, encode, pack
 from tda.studies.verification.prover import Alter, Prover
 from tda.studies.verification.residual import slopes
@@ -98,7 +99,8 @@ def swapped(share: float, rng: np.random.Generator) -> Alter:
 
 
 def inflating(share: float, claim: Attribution, rho: float) -> Alter:
-    """The best liar that we know: inflates the estimated residual, so that a bad claim looks unavoidable.
+    """The best liar of the first version's own gallery: inflates the estimated residual, so that a bad claim looks
+    unavoidable. (:func:`clever` is better: it knows that terms are winsorised.)
 
     A base with rest g = f - claim enters the estimate through -g D, D the weighted sum of its partners' rests. Told
     -sign(D) as far from the claim as [-1, 1] allows, it adds the most. Bases with the largest |D| come first,
@@ -114,6 +116,25 @@ def inflating(share: float, claim: Attribution, rho: float) -> Alter:
         first = np.argsort(-np.abs(pull).mean(1), kind="stable")
         order = np.concatenate([first, np.arange(len(pull), len(told))])
         return lying(outputs, order[: round(share * len(told))], told)
+
+    return alter
+
+
+def clever(claim: Attribution, rho: float, lies: int) -> Alter:
+    """The best lies that we know (:mod:`attacks` says how many): on the bases whose term of the error is largest.
+
+    There the reported base output makes the term as small as [-1, 1] allows, so that the error looks smaller; in the
+    first version the same lies make the residual look larger, *after* its terms are pulled in.
+    """
+
+    def alter(subsets, outputs):
+        predicted = claim.predict(subsets)
+        rest = (outputs.values - predicted).reshape(4, -1, outputs.values.shape[1])
+        pull = np.tensordot(slopes(rho), rest[1:], 1)
+        order = np.argsort(-error_terms(rest, rho).mean(1), kind="stable")
+        told = outputs.values.copy()
+        told[: len(pull)] = predicted[: len(pull)] - 2 * pull / leak(rho)  # where the term, a parabola, is smallest
+        return lying(outputs, order[:lies], told)
 
     return alter
 

@@ -9,9 +9,11 @@ from scipy import stats
 
 from tda.evaluation import rates
 from tda.evaluation.intervals import Interval
-from tda.studies.verification.cheats import shaken
+from tda.studies.verification import cheats
+from tda.studies.verification.attacks import Pool, meet
 from tda.studies.verification.cube import Attribution, draw, with_partners
 from tda.studies.verification.learner import Learner, Polynomial
+from tda.studies.verification.limits import kurtosis, sizes
 from tda.studies.verification.prover import Prover, fit, least_squares
 from tda.studies.verification.residual import attained, base_terms, bias, largest_share, plan, residual, winsorised
 from tda.studies.verification.statement import Statement, build
@@ -22,30 +24,42 @@ STEPS = 60  # tenths of a decade that a budget may grow to
 Sessions = list[tuple[Verdict, Attribution]]
 
 
-def world(n: int = EXAMPLES, energy=ENERGY, share: float = 0.2, **options) -> tuple[Polynomial, Statement, Attribution]:
-    """``(learner, statement, best attribution)`` of a polynomial; eps = ``share`` * B_1, sizes by :func:`plan`, which
-    is told the residual and its bias. Further options go to :class:`Statement`.
+def world(
+    n: int = EXAMPLES, energy=ENERGY, share: float = 0.2, p: float = 0.5, rule: str = "limit", rho: float | None = RHO,
+    monomials: int | None = None, **options,
+) -> tuple[Polynomial, Statement, Attribution]:  # fmt: skip
+    """``(learner, statement, best attribution)`` of a polynomial; eps = ``share`` * B_1, sizes by :func:`sizes` (which
+    also chooses rho if that is None), or for the first version by :func:`plan`, which is told the residual and its
+    bias. Further options go to :class:`Statement`.
     """
-    learner = Polynomial(n, 0.5, energy)
-    weights = learner.weights()[:, 0]
-    eps = share * weights[1]
-    fresh, bases = plan(eps, DELTA, weights[2:].sum(), RHO, off=bias(weights[:, None], RHO)[0])
-    sizes = {"fresh": fresh, "bases": bases, "checks": 200, "rho": RHO}
-    return learner, Statement(learner.spec(), float(eps), DELTA, **(sizes | options)), learner.best()
+    learner = Polynomial(n, p, energy, monomials=monomials)
+    weights, best = learner.weights()[:, 0], learner.best()
+    eps, left = float(share * weights[1]), float(weights[2:].sum())
+    if rule == "limit":
+        subsets = draw(np.random.default_rng([n, 33]), 4000, n, p)
+        rest = learner(subsets, np.zeros(len(subsets), int)).values - best.predict(subsets)
+        guessed = float(kurtosis(rest)[0])
+        planned = sizes(eps, DELTA, left, p, rho, kurtosis=guessed)
+    else:
+        fresh, bases = plan(eps, DELTA, left, RHO, off=bias(weights[:, None], RHO)[0])
+        planned = {"fresh": fresh, "bases": bases, "checks": 200, "rho": RHO}
+    planned |= {"rule": rule, "p": p}
+    return learner, Statement(learner.spec(), eps, DELTA, **(planned | options)), best
 
 
 def pilot(
     learner: Learner, rng: np.random.Generator, share: float = 0.2, delta: float = DELTA, p: float = 0.5,
-    budget: int = 5000, rho: float = RHO, most: int = 3000, **options,
+    budget: int = 5000, most: int = 3000, rule: str = "limit", **options,
 ) -> tuple[Statement, Attribution, np.ndarray]:  # fmt: skip
     """``(statement, reference, residual [Q])`` from ``budget`` trainings on random subsets with the options' ``seed``.
 
     eps is ``share`` of the smallest output variance, so that it means something; ``reference`` is a least-squares
     fit, a stand-in for the best predictor; the residual B_{>=2} is the fit's mean square corrected for its N + 1 free
-    parameters, and sizes follow from the largest one by :func:`plan`, with at most ``most`` bases: where that cuts the
-    plan, the statement's ``delta`` is the larger one that the sizes attain. Further options go to :class:`Statement`.
-    Raises ``ValueError`` for budgets up to N + 1, for an output that does not vary, and if ``most`` bases decide
-    nothing.
+    parameters, and sizes follow from the largest one by :func:`sizes`, with at most ``most`` bases: where that cuts the
+    plan, honest provers are rejected more often. In the first version sizes follow by :func:`plan` at rho = 1/3, and
+    where ``most`` cuts them, the statement's ``delta`` is the larger one that they attain. Further options go to
+    :class:`Statement`. Raises ``ValueError`` for budgets up to N + 1, for an output that does not vary, if no rho
+    leaves room, and if ``most`` bases decide nothing in the first version.
     """
     free = learner.n + 1
     if budget <= free:
@@ -57,11 +71,17 @@ def pilot(
     reference = least_squares(subsets, f, p)
     left = np.square(f - reference.predict(subsets)).sum(0) / (budget - free)
     eps, largest = float(share * f.var(0).min()), float(left.max())
-    fresh, bases = plan(eps, delta, largest, rho, points=learner.points)
-    if bases > most:
-        bases, delta = most, attained(eps, largest, rho, most, learner.points)
-    sizes = {"fresh": fresh, "bases": bases, "rho": rho}
-    return Statement(learner.spec(), eps, delta, p=p, **(sizes | options)), reference, left
+    if rule == "limit":
+        guessed = float(kurtosis(f - reference.predict(subsets)).max())
+        planned = sizes(eps, delta, largest, p, None, learner.points, guessed)
+        planned["bases"] = min(planned["bases"], most)
+    else:
+        fresh, bases = plan(eps, delta, largest, RHO, points=learner.points)
+        if bases > most:
+            bases, delta = most, attained(eps, largest, RHO, most, learner.points)
+        planned = {"fresh": fresh, "bases": bases, "rho": RHO}
+    planned |= {"rule": rule, "p": p}
+    return Statement(learner.spec(), eps, delta, **(planned | options)), reference, left
 
 
 def repeat(
@@ -81,6 +101,27 @@ def repeat(
         prover = Prover(shared, statement, claimed, alter(rng, claimed) if alter else None, rng.bytes(32).hex())
         sessions.append((run(verifier, prover)[0], claimed))
     return sessions
+
+
+def duel(learner: Polynomial, statement: Statement, runs: int, rng, share: float = 1.02, count: int = 20_000) -> list:
+    """What the best liar achieves, and the honest beside him: a dict for each shape of a claim's error.
+
+    The liar's claim has the error ``share`` * eps, the honest one eps / 4, the most that is promised to pass: on all
+    examples alike, or on one. ``accepted`` and ``honest`` are intervals of ``runs`` sessions on a pool of ``count``
+    bases; ``silent``: accepted among the quarter of the sessions in which the liar's hope is highest, as if he had
+    fallen silent in the others.
+    """
+    pool, lines, best = Pool.of(learner, statement, count, rng), [], learner.best()
+    for shape, members in (("all examples", learner.n), ("one example", 1)):
+        size = np.sqrt(statement.eps / (learner.p * (1 - learner.p) * members))
+        false, fair = (cheats.boosted(best, np.arange(members), np.sqrt(part) * size) for part in (share, 0.25))
+        met, honest = meet(pool, false, statement, runs, rng), meet(pool, fair, statement, runs, rng, lying=False)
+        hopeful = sorted(met, key=lambda session: -session.hope)[: -(-runs // 4)]
+        line = {"shape": shape, "lies": np.mean([s.lies for s in met]), "checks": np.mean([s.checks for s in honest])}
+        for name, some in (("accepted", met), ("honest", honest), ("silent", hopeful)):
+            line[name] = rate([session.accepted for session in some])
+        lines.append(line)
+    return lines
 
 
 def rate(happened, runs: int | None = None, level: float = 0.95) -> Interval:
@@ -165,7 +206,7 @@ def subsets_needed(
     weights, z = learner.weights()[:, 0], stats.norm.ppf(1 - delta)
     eps = share * weights[1]
     rho = min(0.5, np.sqrt(eps / 8 / (2 * weights[3])))
-    claim, unit = shaken(learner.best(), eps / 4, rng), (4 * z / eps) ** 2
+    claim, unit = cheats.shaken(learner.best(), eps / 4, rng), (4 * z / eps) ** 2
     bases = draw(rng, pilot, learner.n, learner.p)
     independent, _ = _outputs(learner, bases, rho, False, claim, rng)
     coupled, rest = _outputs(learner, bases, rho, True, claim, rng)

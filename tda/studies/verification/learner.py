@@ -104,16 +104,18 @@ def digest_of(*arrays: np.ndarray) -> str:
 class Polynomial(Learner):
     """A function with known Fourier weights: no training at all, exact truth.
 
-    f = sum_T f_T phi_T in the p-biased basis, all outputs with the same sets T: every single example, ``n`` random
-    pairs, ``n`` random triples, ``n`` random quadruples, with ``energy`` = (B_0, B_1, B_2, ...) up to degree 4 and
-    signs and sizes from ``seed``. ``concentration`` >= 0 makes the linear part uneven (0: all sizes alike, 2: few
-    examples carry it). ``noise``: variance of a uniform number that depends on the training seed only. The bound is
-    sum |f_T| max |phi_T|, so nothing is ever clipped.
+    f = sum_T f_T phi_T in the p-biased basis, all outputs with the same sets T: every single example, and at most
+    ``monomials`` (``n`` unless given) random pairs, triples and quadruples, with ``energy`` = (B_0, B_1, B_2, ...) up
+    to degree 4 and signs and sizes from ``seed``. ``concentration`` >= 0 makes the linear part uneven (0: all sizes
+    alike, 2: few examples carry it). ``noise``: variance of a uniform number that depends on the training seed only.
+    The bound is sum |f_T| max |phi_T|, so nothing is ever clipped.
     """
 
     kind = "polynomial"
 
-    def __init__(self, n, p=0.5, energy=(0.0, 1.0, 0.1), points=1, seed=0, concentration=0.0, noise=0.0):
+    def __init__(
+        self, n, p=0.5, energy=(0.0, 1.0, 0.1), points=1, seed=0, concentration=0.0, noise=0.0, monomials=None
+    ):  # fmt: skip
         energy = [float(e) for e in energy]
         if n < 4 or not 2 <= len(energy) <= 5 or min(energy) < 0 or not sum(energy) > 0 or points < 1 or noise < 0:
             raise ValueError(
@@ -122,12 +124,13 @@ class Polynomial(Learner):
             )
         self.n, self.p, self.points, self.noise = n, check_probability(p), points, float(noise)
         self.options = {"n": n, "p": p, "energy": energy, "points": points, "seed": seed}
-        self.options |= {"concentration": concentration, "noise": noise}
+        self.options |= {"concentration": concentration, "noise": noise, "monomials": monomials}
         rng, self.terms = np.random.default_rng([seed, 31]), []
         for degree, strength in enumerate(energy):
             members = [()] if degree == 0 else [(i,) for i in range(n)]
             if degree > 1:
-                members = sorted({tuple(sorted(rng.choice(n, degree, replace=False).tolist())) for _ in range(n)})
+                chosen = [sorted(rng.choice(n, degree, replace=False).tolist()) for _ in range(monomials or n)]
+                members = sorted({tuple(one) for one in chosen})
             size = rng.normal(size=(points, len(members)))
             if degree == 1:
                 size *= np.exp(concentration * rng.normal(size=len(members)))

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PROTOCOL = "verifiable-attribution/1"
+PROTOCOL = "verifiable-attribution/2"
 KINDS = ("open", "claim", "commit", "queries", "answer", "verdict")
 LARGEST = 256 * 2**20  # bytes of one message
 DTYPES = {"<f8": np.dtype("<f8"), "<i8": np.dtype("<i8"), "|u1": np.dtype("|u1")}

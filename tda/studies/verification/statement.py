@@ -13,38 +13,52 @@ import numpy as np
 from tda.studies.verification.cube import check_probability, check_rho, draw, with_partners
 from tda.studies.verification.digits import Network, Pixels, Ridge
 from tda.studies.verification.learner import Learner, Polynomial
+from tda.studies.verification.limits import KURTOSIS, own_kurtosis
 from tda.studies.verification.residual import check_rates, largest_share
 
 LEARNERS = {learner.kind: learner for learner in (Polynomial, Ridge, Pixels, Network)}
 CHOICES = {
+    "rule": ("limit", "first"),
     "form": ("interactive", "non-interactive"),
     "around": ("claim", "mean", "nothing"),
     "seeding": ("one", "each"),
 }
 LEAST = {"fresh": 2, "bases": 2, "checks": 0, "seed": 0}
+FIRST = {"checks": None, "winsor": None, "around": "claim", "constraint": True}  # options of the first version
 
 
 @dataclass(frozen=True)
 class Statement:
     """``learner``: its spec. ``eps``: the claim's MSE may exceed the best linear MSE by this much (outputs in [-1, 1]).
-    ``delta``: how often the verifier may err, by the normal approximation that the sizes were planned with
-    (:func:`tda.studies.verification.residual.plan`); the rule of the verdict does not use it.
+    ``delta``: how often a claim with err > eps may be accepted, over all sessions that are opened.
 
-    Sizes: ``fresh`` subsets M on which the verifier measures the claim, ``bases`` n of the residual estimate (4 n
-    subsets), ``checks`` |C| of these retrained by the verifier (interactive form). 0 checks believe every answer: for
-    experiments only.
+    ``rule`` ``"limit"``: accept iff an upper limit of err lies below eps, whatever the prover sends
+    (:mod:`tda.studies.verification.limits`: the theorem, its one assumption about f, and sizes). ``"first"``: our first
+    version, which a clever liar fools; chapter 32 shows how, and why it is kept.
 
-    ``around``: what is subtracted from f before the residual is estimated. ``"nothing"`` is the text's estimator,
-    ``"mean"`` subtracts the verifier's own mean of f, ``"claim"`` the claimed predictor, which is sound because the
-    claim is committed to before the subsets are drawn. ``winsor``: share of the bases on each side whose terms are
-    pulled in (ours), so that few lies cannot move the estimate; at most, and by default,
-    :func:`tda.studies.verification.residual.largest_share`, beyond which an error on one example would be hidden. 0 is
-    the text's plain estimate, with ``constraint``: its non-negative fit.
+    Sizes: ``fresh`` subsets M on which the verifier measures E g^2 of g = f - claim, ``bases`` n (4 n subsets, trained
+    by the prover). Rule ``"limit"``: the verifier retrains bases at random, by what lies about them could gain
+    (``checks`` stays None); ``kurtosis``: E g^4 / (E g^2)^2 that is admitted; ``clip``: level of a term, at least 1, in
+    units of :func:`tda.studies.verification.limits.clip_level` times E g^2; ``allowance``: what lies that are likely to
+    escape may gain, in units of eps. Rule ``"first"``: ``checks`` of the 4 n subsets are retrained (200 unless given; 0
+    believes every answer), and the further options are ``around``, ``winsor`` and ``constraint``.
+
+    *Silence.* A prover who sees that the answer will not do can fall silent, or lose his line. Of the sessions that he
+    answers, a share of up to delta / P(answer) of false claims may then be accepted. So silence counts as a rejection:
+    the promise is about opened sessions, and of k sessions about one claim any is accepted with probability at most
+    k delta. Who lets a prover try again asks for delta / k.
+
+    ``around`` (first version): what is subtracted from f before the residual is estimated. ``"nothing"`` is the text's
+    estimator, ``"mean"`` subtracts the verifier's own mean of f, ``"claim"`` the claimed predictor, which is sound
+    because the claim is committed to before the subsets are drawn. ``winsor``: share of the bases on each side whose
+    terms are pulled in; at most, and by default, :func:`tda.studies.verification.residual.largest_share`, beyond which
+    an error on one example would be hidden. 0 is the text's plain estimate, with ``constraint``: its non-negative fit.
 
     ``tolerance``: largest difference between an output and its retraining; ``None`` compares the hashes of the models.
     Lies within it are never noticed. Lies of size t on all trainings move the estimate by at most (8 / rho) t rms(g),
     g = f - claim, and terms in t^2: the four squares give 2 t, the products 2 (4 / rho - 1) t, as sum_t |c_t| = 4 / rho
-    - 1. So at most eps rho / 32 is allowed, which is eps / 4 for rms(g) = 1.
+    - 1. So at most eps rho / 32 is allowed, which is eps / 4 for rms(g) = 1; rule ``"limit"`` adds its share to the
+    limit.
     ``seeding``: ``"one"``: every training uses ``seed``, so f is a function; ``"each"``: every training has a seed of
     its own, drawn by the verifier, so f has training noise, the same on both sides of the comparison.
 
@@ -56,9 +70,13 @@ class Statement:
     delta: float = 0.05
     p: float = 0.5
     rho: float = 1 / 3
-    fresh: int = 200
-    bases: int = 600
-    checks: int = 200
+    fresh: int = 300
+    bases: int = 5000
+    rule: str = "limit"
+    kurtosis: float = 6.0
+    clip: float = 1.5
+    allowance: float = 0.25
+    checks: int | None = None
     form: str = "interactive"
     around: str = "claim"
     winsor: float | None = None
@@ -74,16 +92,35 @@ class Statement:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}; one of {allowed}.")
+        if self.rule == "first" and self.checks is None:
+            object.__setattr__(self, "checks", 200)
         for name, least in LEAST.items():
             value = getattr(self, name)
-            if type(value) is not int or value < least:
+            if (type(value) is not int or value < least) and not (name == "checks" and value is None):
                 raise ValueError(f"{name}={value!r}; give an integer of at least {least}.")
-        if self.checks > 4 * self.bases:
+        if self.rule == "first" and self.checks > 4 * self.bases:
             raise ValueError(f"checks={self.checks} of {4 * self.bases} trainings; at most all of them.")
         if type(self.constraint) is not bool or not isinstance(self.learner, dict):
             raise ValueError("constraint is true or false, learner is the spec() of a learner.")
         self._check_tolerance()
-        self._check_winsor()
+        if self.rule == "first":
+            self._check_winsor()
+        else:
+            self._check_limit()
+
+    def _check_limit(self) -> None:
+        if not isinstance(self.kurtosis, float) or not max(KURTOSIS, own_kurtosis(self.p)) <= self.kurtosis < np.inf:
+            raise ValueError(
+                f"kurtosis={self.kurtosis!r}; a float from {KURTOSIS:g}, and from {own_kurtosis(self.p):.3g}, that of "
+                f"an error on one example at p={self.p}. Raise it, or choose p nearer to 1/2."
+            )
+        if not isinstance(self.clip, float) or not 1 <= self.clip < np.inf:
+            raise ValueError(f"clip={self.clip!r} cuts off the terms that show an error; a float from 1.")
+        if not isinstance(self.allowance, float) or not 0 < self.allowance < 1:
+            raise ValueError(f"allowance={self.allowance!r}; the share of eps lies strictly between 0 and 1.")
+        changed = [name for name, default in FIRST.items() if getattr(self, name) != default]
+        if changed:
+            raise ValueError(f"{', '.join(changed)}: options of rule='first' only; leave them out, or name that rule.")
 
     def _check_tolerance(self) -> None:
         if self.tolerance is None:
@@ -184,9 +221,14 @@ class Coins:
         rng = self._random("fresh")
         return draw(rng, self.statement.fresh, self.n, self.statement.p), self._seeds(rng, self.statement.fresh)
 
+    def checked(self, chances: np.ndarray) -> np.ndarray:
+        """Places of the bases that are retrained, each with its chance [n], and of their partners (rule "limit")."""
+        bases = np.flatnonzero(self._random("checks").random(self.statement.bases) < chances)
+        return (bases + self.statement.bases * np.arange(4)[:, None]).ravel()
+
     @property
     def checks(self) -> np.ndarray:
-        """Places among the pairs that are retrained, all different."""
+        """Places among the pairs that are retrained, all different (rule "first")."""
         return self._random("checks").choice(4 * self.statement.bases, self.statement.checks, replace=False)
 
     def _key(self, label: str) -> bytes:

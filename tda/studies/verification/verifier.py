@@ -14,6 +14,7 @@ import numpy as np
 
 from tda.studies.verification.cube import Attribution
 from tda.studies.verification.learner import Learner, Outputs
+from tda.studies.verification.limits import chances, error_limit, error_terms, kurtosis, level_of
 from tda.studies.verification.messages import Party, ProtocolError, decode, hexadecimal, keys, pack, unpack
 from tda.studies.verification.prover import Prover, commitment
 from tda.studies.verification.residual import residual, winsorised
@@ -25,8 +26,8 @@ Transcript = list[bytes]
 
 @dataclass(frozen=True)
 class Verdict:
-    """``accepted`` or not, and why. ``mse`` [Q] of the claim and estimated best ``residual`` [Q] where it came to that;
-    ``trainings``: what it cost the verifier.
+    """``accepted`` or not, and why. ``mse`` [Q] of the claim, and upper ``limit`` [Q] of its error (in the first
+    version the estimated best ``residual`` [Q]) where it came to that; ``trainings``: what it cost the verifier.
     """
 
     accepted: bool
@@ -34,6 +35,7 @@ class Verdict:
     trainings: int
     mse: np.ndarray | None = None
     residual: np.ndarray | None = None
+    limit: np.ndarray | None = None
 
 
 def read_claim(body: dict, learner: Learner, p: float) -> Attribution:
@@ -59,9 +61,9 @@ def read_answer(body: dict, committed: str, learner: Learner, statement: Stateme
     return claim, Outputs(values, fingerprints)
 
 
-def spot_check(answer: Outputs, learner: Learner, coins: Coins) -> None:
-    """Retrain the secret places with their seeds. Raises :class:`ProtocolError` if any differs."""
-    places, (subsets, seeds), tolerance = coins.checks, coins.pairs, coins.statement.tolerance
+def spot_check(answer: Outputs, learner: Learner, coins: Coins, places: np.ndarray) -> None:
+    """Retrain these secret places with their seeds. Raises :class:`ProtocolError` if any differs."""
+    (subsets, seeds), tolerance = coins.pairs, coins.statement.tolerance
     again = learner(subsets[places], seeds[places])
     wrong = np.abs(again.values - answer.values[places]).max(1) > (tolerance or 0.0)
     if tolerance is None:
@@ -71,8 +73,8 @@ def spot_check(answer: Outputs, learner: Learner, coins: Coins) -> None:
 
 
 def measure(claim: Attribution, values: np.ndarray, learner: Learner, coins: Coins) -> tuple[np.ndarray, np.ndarray]:
-    """``(MSE [Q] of the claim on fresh models, estimated B_{>=2} [Q])`` from the outputs ``values`` [4 n, Q] of the
-    pairs.
+    """The first version: ``(MSE [Q] of the claim on fresh models, estimated B_{>=2} [Q])`` from the outputs ``values``
+    [4 n, Q] of the pairs.
     """
     s, (fresh, seeds) = coins.statement, coins.fresh
     own = learner(fresh, seeds).values
@@ -82,8 +84,36 @@ def measure(claim: Attribution, values: np.ndarray, learner: Learner, coins: Coi
     return np.square(own - claim.predict(fresh)).mean(0), best
 
 
+def judge(claim: Attribution, answer: Outputs, learner: Learner, coins: Coins) -> tuple[np.ndarray, np.ndarray]:
+    """``(MSE [Q] of the claim on fresh models, upper limit [Q] of its error)``, after the checks.
+
+    Raises :class:`ProtocolError` for a rest with long tails, and where one of the bases that are retrained differs; no
+    base is retrained where the limit would not do anyway.
+    """
+    s, (fresh, seeds) = coins.statement, coins.fresh
+    own = learner(fresh, seeds).values - claim.predict(fresh)
+    if kurtosis(own).max() > s.kurtosis:
+        raise ProtocolError(
+            f"what the claim leaves has kurtosis {kurtosis(own).max():.1f}, and at most {s.kurtosis:.3g} is fit"
+        )
+    mse = np.square(own).mean(0)
+    rest = (answer.values - claim.predict(coins.pairs[0])).reshape(4, s.bases, -1)
+    level = level_of(mse, s)
+    terms = np.clip(error_terms(rest, s.rho), -level, level)
+    limit = error_limit(terms.mean(0), np.square(terms).mean(0), mse, s)
+    if (limit <= s.eps).all():
+        spot_check(answer, learner, coins, coins.checked(chances(terms, level, s).max(1)))
+    return mse, limit
+
+
+def decide_by_limit(limit: np.ndarray, eps: float) -> tuple[bool, str]:
+    """Accept iff at every test point the upper limit of the error is at most eps."""
+    failed, over = int((limit > eps).sum()), f"the error is at most {limit.max() / eps:.2f} eps"
+    return (False, f"{over}, too much at {failed} of {len(limit)} test points") if failed else (True, over)
+
+
 def decide(mse: np.ndarray, best: np.ndarray, eps: float) -> tuple[bool, str]:
-    """Accept iff at every test point MSE <= best residual + eps / 2."""
+    """The first version: accept iff at every test point MSE <= best residual + eps / 2."""
     failed = int((mse > best + eps / 2).sum())
     over = f"MSE exceeds the best residual by {(mse - best).max() / eps:.2f} eps"
     if failed:
@@ -116,33 +146,40 @@ class Verifier(Party):
         if self.verdict is not None:
             return self._close(self.verdict)
         before = self.learner.trainings  # a prover may share the object: what he has trained is not counted here
-        mse = best = None
+        mse = best = limit = None
         try:
             body = self._read(decode(raw))
             if self.due == "commit":
                 self.committed = hexadecimal(keys(body, "commitment")["commitment"], "the commitment")
                 return self._ask()
-            claim, values = self._judged(body)
-            mse, best = measure(claim, values, self.learner, self.coins)
-            accepted, reason = decide(mse, best, self.statement.eps)
+            claim, answer = self._judged(body)
+            if self.statement.rule == "limit":
+                mse, limit = judge(claim, answer, self.learner, self.coins)
+                accepted, reason = decide_by_limit(limit, self.statement.eps)
+            else:
+                mse, best = measure(claim, answer.values, self.learner, self.coins)
+                accepted, reason = decide(mse, best, self.statement.eps)
         except ProtocolError as error:
             accepted, reason = False, str(error)
         except ValueError as error:  # its learner's: nothing that the message holds can make it train to nonsense
             accepted, reason = False, f"the verifier could not train: {error}"
-        return self._close(Verdict(accepted, reason, self.learner.trainings - before, mse, best))
+        return self._close(Verdict(accepted, reason, self.learner.trainings - before, mse, best, limit))
 
     def _ask(self) -> bytes:
         subsets, seeds = self.coins.pairs
         return self._send("queries", {"subsets": pack(subsets), "seeds": pack(seeds)}, "answer")
 
-    def _judged(self, body: dict) -> tuple[Attribution, np.ndarray]:
-        """The claim, and the outputs of the pairs: the prover's, spot-checked, or the verifier's own."""
+    def _judged(self, body: dict) -> tuple[Attribution, Outputs]:
+        """The claim, and the outputs of the pairs: the prover's (in the first version spot-checked), or the verifier's
+        own.
+        """
         if self.due == "answer":
             claim, answer = read_answer(body, self.committed, self.learner, self.statement)
-            spot_check(answer, self.learner, self.coins)
-            return claim, answer.values
+            if self.statement.rule == "first":
+                spot_check(answer, self.learner, self.coins, self.coins.checks)
+            return claim, answer
         claim = read_claim(keys(body, "scores", "mean"), self.learner, self.statement.p)
-        return claim, self.learner(*self.coins.pairs).values
+        return claim, self.learner(*self.coins.pairs)
 
     def _close(self, verdict: Verdict) -> bytes:
         self.verdict = verdict
