@@ -3,21 +3,25 @@
 A bank measures how well two halves of its seeds agree; the ceiling asks how well the mean of all seeds agrees with the
 expected loss. Spearman and Brown's formula joins the two for Gaussian losses. Means of heavy-tailed or skewed noise
 stay noisy longer, and a rank correlation sees a heavy-tailed signal poorly, so the formula then promises too much.
-Here losses are simulated in the bank's own shape, one query a row:
+Here losses are simulated in the bank's own shape, one query a row,
 
-    y[m, r] = s[m] + lambda v[m] e[m, r],   s, e = Tukey's g-and-h shape of a standard normal,   v = exp(eta z[m])
+    y[m, r] = s[m] + lambda exp(delta s[m] + eta z[m]) e[m, r],   s, e of Tukey's g-and-h shape,   z normal,
 
-and for a grid of noise levels lambda both quantities are read off. Shapes are matched (indirect inference), so that
-simulated and measured losses have the same L-kurtosis of differences of seeds (tail of e), Spearman correlation of
-their size with the mean (skew of e), L-skewness and L-kurtosis of the mean over seeds (skew and tail of s). eta, a noise
-that differs between subsets, comes from the logarithms of differences, which then go together across queries.
+and for a grid of noise levels lambda both quantities are read off. The shape is matched (indirect inference), so that
+simulated and measured losses agree in five means over queries:
+
+    L-kurtosis of the difference of two seeds                      tail of the noise e
+    Spearman correlation of its size with the mean of the others   delta: noise that grows with the loss
+    Spearman correlation of its size with the mean of the two      skew of e (a seed that is far out is above)
+    L-skewness and L-kurtosis of the mean over seeds               skew and tail of the signal s
+
+Two seeds have no others: delta is then 0, and noise that grows with the loss is taken for skewed noise.
+eta, a noise that differs between subsets, shows in the logarithms of the differences: they go together across queries.
 Sources: Tukey, "Modern techniques in data analysis", 1977 (g-and-h); Hosking, "L-moments", 1990; Gourieroux, Monfort &
 Renault, "Indirect inference", 1993. Nothing depends on a random seed of the caller.
 """
 
 from __future__ import annotations
-
-from itertools import combinations
 
 import numpy as np
 from scipy import special
@@ -25,10 +29,11 @@ from scipy.linalg import hadamard
 
 LEVELS = np.exp(np.linspace(np.log(40), np.log(0.08), 14))  # of the noise, in L-scales of the signal
 ROWS = 256  # simulated queries
-STEPS = 8  # of the matching; it settles after four to six
-NAMES = ("noise_tail", "noise_skew", "signal_skew", "signal_tail")
-GAIN = np.array([2.0, 1.0, 1.5, 2.0])  # about the inverse slopes of the four statistics at a Gaussian shape
-LOWEST, HIGHEST = np.array([[-0.2, -1.2, -1.0, -0.2], [0.6, 1.2, 1.0, 0.5]])  # log-normal is a skew of 1, t(3) a tail of 0.2
+STEPS = 8  # of the matching
+NAMES = ("noise_tail", "with_loss", "noise_skew", "signal_skew", "signal_tail")
+GAIN = np.array([2.0, 1.0, 1.0, 1.5, 2.0])  # about the inverse slopes of the five statistics at a Gaussian shape
+LOWEST = np.array([-0.2, -0.8, -1.2, -1.0, -0.2])
+HIGHEST = np.array([0.6, 0.8, 1.2, 1.0, 0.5])  # log-normal is a skew of 1, t(3) a tail of 0.2
 NORMAL = special.ndtri((np.arange(200) + 0.5) / 200)
 FEWEST = 8  # subsets; with fewer a shape cannot be told from chance and is taken as Gaussian
 
@@ -39,6 +44,11 @@ def halves(seeds: int) -> list[tuple[list[int], list[int]]]:
     return [(sorted(part), sorted(set(range(seeds)) - part)) for part in first]
 
 
+def _pairs(seeds: int) -> list[tuple[int, int]]:
+    """Neighbours in a circle: each seed in two pairs."""
+    return [(0, 1)] if seeds == 2 else [(i, (i + 1) % seeds) for i in range(seeds)]
+
+
 def relation(outputs: np.ndarray, spread: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """(agreement of half the seeds with the other half [K], agreement of all seeds with the truth [K], the shape).
 
@@ -47,25 +57,24 @@ def relation(outputs: np.ndarray, spread: tuple[float, float]) -> tuple[np.ndarr
     """
     losses = np.moveaxis(outputs - outputs.mean(axis=0), 2, 0)
     world = _World(losses.shape[1], losses.shape[2])
-    shape = np.zeros(5)
-    differences = [losses[..., a] - losses[..., b] for a, b in combinations(range(losses.shape[2]), 2)]
+    shape = np.zeros(6)
+    differences = [losses[..., a] - losses[..., b] for a, b in _pairs(losses.shape[2])]
     vary = (np.ptp(losses.mean(axis=2), axis=1) > 0) & (np.min([np.ptp(d, axis=1) for d in differences], axis=0) > 0)
     if losses.shape[1] >= FEWEST and vary.sum() >= 2:
         losses = losses[vary]
-        shape[4] = _spread_of_scale(losses)
+        shape[5] = _spread_of_scale(losses)
         measured = _statistics(losses)
         wanted = np.quantile(logit_normal(*spread), world.place)
         for step in range(STEPS):
-            if step % 3 == 0:
+            if step % 2 == 0:
                 halves_agree, _ = world.curve(shape, LEVELS[::2])
             level = np.exp(np.interp(wanted, halves_agree, np.log(LEVELS[::2])))
             signal, noise = world.draw(shape)
             found = _statistics(signal[..., None] + level[:, None, None] * noise)
-            shape[:4] = np.clip(shape[:4] + GAIN * (measured - found), LOWEST, HIGHEST)
+            shape[:5] = np.clip(shape[:5] + GAIN * (measured - found), LOWEST, HIGHEST)
     x, y = world.curve(shape, LEVELS)
     ends = np.concatenate([[0.0], x, [1.0]]), np.concatenate([[0.0], np.where(x > 0, y, 0.0), [1.0]])
     return *ends, dict(zip((*NAMES, "subset_scale"), shape.tolist(), strict=True))
-
 
 
 def logit_normal(mean: float, variance: float) -> np.ndarray:
@@ -104,8 +113,11 @@ class _World:
 
     def draw(self, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Signal [ROWS, M] and noise [ROWS, M, R], each of unit L-scale before the scale of the subset."""
-        noise = _unit_scale(_tukey(self.noise, skew=shape[1], tail=shape[0])) * np.exp(shape[4] * self.scale)
-        return _unit_scale(_tukey(self.signal, skew=shape[2], tail=shape[3])), noise
+        tail, with_loss, skew, signal_skew, signal_tail, subset_scale = shape
+        signal = _unit_scale(_tukey(self.signal, signal_skew, signal_tail))
+        scale = np.exp(np.clip(with_loss * signal[..., None], -2, 2) + subset_scale * self.scale)
+        scale /= np.sqrt((scale**2).mean())
+        return signal, _unit_scale(_tukey(self.noise, skew, tail)) * scale
 
     def curve(self, shape: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Agreement of halves [K] and with the truth [K] for each level of noise."""
@@ -131,15 +143,18 @@ def _unit_scale(x: np.ndarray) -> np.ndarray:
 
 def _statistics(losses: np.ndarray) -> np.ndarray:
     """What is matched: means over queries of losses [Q, M, R]."""
-    tail, skew = [], []
-    for a, b in combinations(range(losses.shape[2]), 2):
-        difference = losses[..., a] - losses[..., b]
+    seeds = losses.shape[2]
+    total = losses.sum(axis=2)
+    tail, growth, skew = [], [], []
+    for a, b in _pairs(seeds):
+        difference, both = losses[..., a] - losses[..., b], losses[..., a] + losses[..., b]
         moments = _l_moments(difference)
         tail.append((moments[3] / moments[1]).mean())
-        size = np.abs(difference - np.median(difference, axis=1, keepdims=True))
-        skew.append(_spearman(_ranks(size), _ranks(losses[..., a] + losses[..., b])).mean())
-    moments = _l_moments(losses.mean(axis=2))
-    return np.array([np.mean(tail), np.mean(skew), *(moments[2:] / moments[1]).mean(axis=1)])
+        size = _ranks(np.abs(difference - np.median(difference, axis=1, keepdims=True)))
+        growth.append(_spearman(size, _ranks(total - both)).mean() if seeds > 2 else 0.0)
+        skew.append(_spearman(size, _ranks(both)).mean())
+    moments = _l_moments(total)
+    return np.array([np.mean(tail), np.mean(growth), np.mean(skew), *(moments[2:] / moments[1]).mean(axis=1)])
 
 
 def _spread_of_scale(losses: np.ndarray) -> float:
@@ -149,7 +164,7 @@ def _spread_of_scale(losses: np.ndarray) -> float:
     """
     queries, size, seeds = losses.shape
     found = []
-    for a, b in combinations(range(seeds), 2):
+    for a, b in _pairs(seeds):
         difference = losses[..., a] - losses[..., b]
         difference = difference - np.median(difference, axis=1, keepdims=True)
         length = np.abs(difference)

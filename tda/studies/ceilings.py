@@ -2,9 +2,9 @@
 
 A simulated loss is minus a signal plus noise, with each of the two in a shape of choice. Noise is partly shared by all
 queries of a model and by the queries of an entity (a Gaussian copula: shares .2 and .3 of the variance of the normal
-scores), and so is the signal (.3 and .4). The expected loss of every subset is known, so the perfect predictor is known,
-and with it the ceiling that a bank really has: the mean Spearman correlation of the expected losses with the mean of
-the R seeds on that very bank.
+scores), and so is the signal (.3 and .4). The expected loss of every subset is known, so the perfect predictor is
+known, and with it the ceiling that a bank really has: the mean Spearman correlation of the expected losses with the
+mean of the R seeds on that very bank.
 """
 
 from __future__ import annotations

@@ -7,7 +7,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from tda.evaluation.tables import COUNTS, DELTA_COLUMNS, INTERVAL_COLUMNS, KEY, LEADERBOARD_COLUMNS, OPTIONAL, SHARE_COLUMNS
+from tda.evaluation.tables import (
+    COUNTS,
+    DELTA_COLUMNS,
+    INTERVAL_COLUMNS,
+    KEY,
+    LEADERBOARD_COLUMNS,
+    OPTIONAL,
+    SHARE_COLUMNS,
+)
 
 
 def leaderboard(parts: Sequence[pd.DataFrame], row_order: Sequence[str] = ()) -> pd.DataFrame:
