@@ -23,14 +23,20 @@ def test_the_ceiling_is_within_two_points_where_the_formula_is_not(subsets, seed
     assert (error["formula"][["skewed noise", "queries differ"]] > 0.05).all(), error
 
 
-def test_noise_that_grows_with_the_loss_is_told_from_skew_by_a_third_seed():
-    found = judge(["noise grows with the loss", "skewed noise"], 64, 3, replicates=8).set_index(
-        ["estimate", "scenario"]
+@pytest.mark.parametrize(("seeds", "least", "allowed"), [(2, 0.05, 0.04), (3, 0.2, 0.02)])
+def test_noise_that_grows_with_the_loss_is_told_from_skew(seeds, least, allowed):
+    """Truth: 0.28 in L-scales. Well told by a third seed, in part by two (skew alone has an error of -.06)."""
+    frame = judge(["noise grows with the loss", "skewed noise"], 64, seeds, replicates=6)
+    error = frame[frame.estimate == "simulation"].set_index("scenario").error
+    assert abs(error["noise grows with the loss"]) < allowed and abs(error["skewed noise"]) < 0.02, frame
+    grown, skewed = (
+        [
+            ceiling(simulate_losses(np.random.default_rng(i), 64, seeds, **SCENARIOS[name])[0]).shape["with_loss"]
+            for i in range(4)
+        ]
+        for name in ("noise grows with the loss", "skewed noise")
     )
-    assert found.error["simulation"].abs().max() < 0.02, found
-    outputs, _, _ = simulate_losses(np.random.default_rng(0), 64, 3, **SCENARIOS["noise grows with the loss"])
-    shape = ceiling(outputs).shape
-    assert shape["with_loss"] > 0.2 and abs(shape["noise_skew"]) < 0.4
+    assert np.mean(grown) > least and np.mean(grown) > 2 * abs(np.mean(skewed)), (grown, skewed)
 
 
 def test_shapes_are_found():

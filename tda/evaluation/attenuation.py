@@ -15,7 +15,8 @@ simulated and measured losses agree in five means over queries:
     Spearman correlation of its size with the mean of the two      skew of e (a seed that is far out is above)
     L-skewness and L-kurtosis of the mean over seeds               skew and tail of the signal s
 
-Two seeds have no others: delta is then 0, and noise that grows with the loss is taken for skewed noise.
+Two seeds have no others. Both explanations of the third line are then matched, delta alone and skew alone, and mixed so
+that the contrast between the upper and the lower half of the means is that of the bank (`_contrast`).
 eta, a noise that differs between subsets, shows in the logarithms of the differences: they go together across queries.
 Sources: Tukey, "Modern techniques in data analysis", 1977 (g-and-h); Hosking, "L-moments", 1990; Gourieroux, Monfort &
 Renault, "Indirect inference", 1993. Nothing depends on a random seed of the caller.
@@ -30,7 +31,10 @@ from scipy.linalg import hadamard
 LEVELS = np.exp(np.linspace(np.log(40), np.log(0.08), 14))  # of the noise, in L-scales of the signal
 ROWS = 256  # simulated queries
 STEPS = 8  # of the matching
-NAMES = ("noise_tail", "with_loss", "noise_skew", "signal_skew", "signal_tail")
+NAMES = ("noise_tail", "with_loss", "noise_skew", "signal_skew", "signal_tail", "subset_scale")
+BY_STATISTIC = np.array([0, 1, 2, 3, 4])  # the statistic that moves each part of the shape
+GROWTH_BY_SKEW = np.array([0, 2, 5, 3, 4])  # the skew of the noise stays 0, and its growth accounts for all
+LEAST_APART = 0.02  # contrasts of the two explanations that are closer than this tell nothing
 GAIN = np.array([2.0, 1.0, 1.0, 1.5, 2.0])  # about the inverse slopes of the five statistics at a Gaussian shape
 LOWEST = np.array([-0.2, -0.8, -1.2, -1.0, -0.2])
 HIGHEST = np.array([0.6, 0.8, 1.2, 1.0, 0.5])  # log-normal is a skew of 1, t(3) a tail of 0.2
@@ -57,24 +61,44 @@ def relation(outputs: np.ndarray, spread: tuple[float, float]) -> tuple[np.ndarr
     """
     losses = np.moveaxis(outputs - outputs.mean(axis=0), 2, 0)
     world = _World(losses.shape[1], losses.shape[2])
-    shape = np.zeros(6)
     differences = [losses[..., a] - losses[..., b] for a, b in _pairs(losses.shape[2])]
     vary = (np.ptp(losses.mean(axis=2), axis=1) > 0) & (np.min([np.ptp(d, axis=1) for d in differences], axis=0) > 0)
-    if losses.shape[1] >= FEWEST and vary.sum() >= 2:
-        losses = losses[vary]
-        shape[5] = _spread_of_scale(losses)
-        measured = _statistics(losses)
-        wanted = np.quantile(logit_normal(*spread), world.place)
-        for step in range(STEPS):
-            if step % 2 == 0:
-                halves_agree, _ = world.curve(shape, LEVELS[::2])
-            level = np.exp(np.interp(wanted, halves_agree, np.log(LEVELS[::2])))
-            signal, noise = world.draw(shape)
-            found = _statistics(signal[..., None] + level[:, None, None] * noise)
-            shape[:5] = np.clip(shape[:5] + GAIN * (measured - found), LOWEST, HIGHEST)
-    x, y = world.curve(shape, LEVELS)
-    ends = np.concatenate([[0.0], x, [1.0]]), np.concatenate([[0.0], np.where(x > 0, y, 0.0), [1.0]])
-    return *ends, dict(zip((*NAMES, "subset_scale"), shape.tolist(), strict=True))
+    if losses.shape[1] < FEWEST or vary.sum() < 2:
+        return *world.relation(np.zeros(6)), dict.fromkeys(NAMES, 0.0)
+    losses = losses[vary]
+    if losses.shape[2] > 2:
+        shape, _ = _matched(world, losses, spread, BY_STATISTIC)
+        return *world.relation(shape), dict(zip(NAMES, shape.tolist(), strict=True))
+    skewed, as_skewed = _matched(world, losses, spread, BY_STATISTIC)
+    grown, as_grown = _matched(world, losses, spread, GROWTH_BY_SKEW)
+    apart = as_skewed - as_grown
+    weight = float(np.clip((_contrast(losses) - as_grown) / apart, 0, 1)) if abs(apart) > LEAST_APART else 0.5
+    (x, first), (x_grown, second) = world.relation(skewed), world.relation(grown)
+    shape = weight * skewed + (1 - weight) * grown
+    with_truth = weight * first + (1 - weight) * np.interp(x, x_grown, second)
+    return x, with_truth, dict(zip(NAMES, shape.tolist(), strict=True))
+
+
+def _matched(
+    world: _World, losses: np.ndarray, spread: tuple[float, float], by: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """The shape [6] whose simulated losses have the statistics of these [Q, M, R], and the contrast that they have.
+
+    by [5]: the statistic that moves each of the first five parts of the shape; -1 leaves it 0.
+    """
+    shape = np.zeros(6)
+    shape[5] = _spread_of_scale(losses)
+    measured = _statistics(losses)
+    wanted = np.quantile(logit_normal(*spread), world.place)
+    for step in range(STEPS):
+        if step % 2 == 0:
+            halves_agree, _ = world.curve(shape, LEVELS[::2])
+        level = np.exp(np.interp(wanted, halves_agree, np.log(LEVELS[::2])))
+        signal, noise = world.draw(shape)
+        found = signal[..., None] + level[:, None, None] * noise
+        gap = np.append(measured - _statistics(found), 0.0)
+        shape[:5] = np.clip(shape[:5] + GAIN * gap[by], LOWEST, HIGHEST)
+    return shape, _contrast(found) if losses.shape[2] == 2 else 0.0
 
 
 def logit_normal(mean: float, variance: float) -> np.ndarray:
@@ -131,6 +155,11 @@ class _World:
             )
         return tuple(np.maximum.accumulate(np.maximum(agree, 0.0)).T)
 
+    def relation(self, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The curve at all levels with its ends, (0, 0) and (1, 1)."""
+        x, y = self.curve(shape, LEVELS)
+        return np.concatenate([[0.0], x, [1.0]]), np.concatenate([[0.0], np.where(x > 0, y, 0.0), [1.0]])
+
 
 def _tukey(z: np.ndarray, skew: float, tail: float) -> np.ndarray:
     bent = np.expm1(skew * z) / skew if abs(skew) > 1e-4 else z
@@ -155,6 +184,19 @@ def _statistics(losses: np.ndarray) -> np.ndarray:
         skew.append(_spearman(size, _ranks(both)).mean())
     moments = _l_moments(total)
     return np.array([np.mean(tail), np.mean(growth), np.mean(skew), *(moments[2:] / moments[1]).mean(axis=1)])
+
+
+def _contrast(losses: np.ndarray) -> float:
+    """Of two seeds: how much more the size of their difference goes with their mean above its median than below.
+
+    A seed far out by skewed noise raises the mean and the difference together, and is in the upper half.
+    """
+    half = losses.shape[1] // 2
+    difference = losses[..., 0] - losses[..., 1]
+    size = np.abs(difference - np.median(difference, axis=1, keepdims=True))
+    size = np.take_along_axis(size, np.argsort(losses.sum(axis=2), axis=1), axis=1)
+    lower, upper = (_spearman(_ranks(part), np.arange(half)).mean() for part in (size[:, :half], size[:, -half:]))
+    return float(upper - lower)
 
 
 def _spread_of_scale(losses: np.ndarray) -> float:

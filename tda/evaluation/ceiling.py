@@ -12,8 +12,8 @@ bank's M subsets. It is estimated in two steps.
    less jackknife noise.
 
 For Gaussian losses and equal queries this is Spearman and Brown's sqrt(R r1 / (1 + (R - 1) r1)). Chapter 03 measures
-the error of both outside that case: within .02 but where two seeds meet noise that grows with the loss (too low by up
-to .06), where few subsets carry all signal (too high by up to .12, the formula by .3), and where the agreement is not
+the error of both outside that case: within .02, but for two seeds whose noise grows with the loss (too low by up to
+.04), where few subsets carry all signal (too high by up to .12, the formula by .3), and where the agreement is not
 safely above 0. A loss that seed r shifts equally for all subsets does no harm: ranks are taken
 within a seed or a half.
 """
