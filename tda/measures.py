@@ -79,7 +79,7 @@ def on_queries(
     ``only``: skip the families of metrics that do not hold this metric. Empty, with a printed reason, where the set has
     test queries of fewer than two clusters (no interval exists).
     """
-    chosen = np.array([(r["query_set"], r["split"]) == (query_set, "test") for r in models.query_rows(testbed)])
+    chosen = models.which(testbed, "test", query_set)
     clusters = models.query_clusters(testbed, chosen)
     if len(set(clusters)) < 2:
         few = f"{len(clusters)} test queries of {len(set(clusters))} cluster"

@@ -97,6 +97,12 @@ def query_rows(testbed: Testbed) -> list[dict]:
     return load_queries(testbed.folder, base_record(testbed)["queries_sha256"])
 
 
+def which(testbed: Testbed, split: str | None = None, query_set: str | None = None) -> np.ndarray:
+    """[Q] bool: the queries of a split (tune, test) and a set (held_out, generated, ...); ``None``: of any."""
+    rows = query_rows(testbed)
+    return np.array([split in (None, r["split"]) and query_set in (None, r["query_set"]) for r in rows], bool)
+
+
 @lru_cache(maxsize=8)
 def load_queries(folder: Path, sha256: str) -> list[dict]:
     """The queries in ``folder``, whose content must have this checksum (the base models' record has it)."""
@@ -106,7 +112,8 @@ def load_queries(folder: Path, sha256: str) -> list[dict]:
 
 def query_examples(testbed: Testbed, query_set: str | None = None, split: str | None = None) -> Examples:
     """The queries as tensors and lists, optionally of one set (held_out, generated, ...) or split (tune, test)."""
-    rows = [r for r in query_rows(testbed) if query_set in (None, r["query_set"]) and split in (None, r["split"])]
+    chosen = which(testbed, split, query_set)
+    rows = [row for row, keep in zip(query_rows(testbed), chosen, strict=True) if keep]
     if not rows:
         raise ValueError(f"testbed {testbed.name!r} has no queries with query_set={query_set!r}, split={split!r}.")
     return testbed.modality.encode_queries(testbed, rows)

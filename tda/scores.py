@@ -39,8 +39,9 @@ def load(testbed: Testbed, row_id: str) -> tuple[np.ndarray, dict]:
     row = row_of(testbed, row_id)
     cure = f"delete {path.name} and {path.name}.json and run {row['notebook']} again"
     arrays, made = load_arrays(path, "scores", ("scores",), _about(testbed, row), cure)
-    scores, shape = arrays["scores"], (len(models.query_rows(testbed)), len(testbed.documents))
-    fits = scores.shape == shape and scores.dtype == np.float32 and np.isfinite(scores[test_queries(testbed)]).all()
+    scores, test = arrays["scores"], models.which(testbed, "test")
+    shape = (len(test), len(testbed.documents))
+    fits = scores.shape == shape and scores.dtype == np.float32 and np.isfinite(scores[test]).all()
     require(fits, path, f"does not hold finite float32 scores {list(shape)} of the test queries", cure)
     return scores, made
 
@@ -56,7 +57,7 @@ def over_seeds(testbed: Testbed, row: dict, options: dict) -> np.ndarray:
     if row["seeds"] > len(seeds):
         trains = f"{testbed.name} trains {len(seeds)}. Raise training.seeds."
         raise ValueError(f"row {row['id']!r} asks for {row['seeds']} seeds; {trains}")
-    test, queries = test_queries(testbed), models.query_examples(testbed)
+    test, queries = models.which(testbed, "test"), models.query_examples(testbed)
     per_query = attribution.named(row["method"]).cost == "per query"
     asked, parts = take(queries, test) if per_query else queries, []
     for seed in seeds[: row["seeds"]]:
@@ -69,11 +70,6 @@ def over_seeds(testbed: Testbed, row: dict, options: dict) -> np.ndarray:
     everywhere = np.full((len(test), total.shape[1]), np.nan, dtype=np.float32)
     everywhere[test] = total
     return everywhere
-
-
-def test_queries(testbed: Testbed) -> np.ndarray:
-    """[Q] bool: the queries, of all sets, that results are reported on."""
-    return np.array([r["split"] == "test" for r in models.query_rows(testbed)])
 
 
 def scores_key(testbed: Testbed, row: dict) -> str:

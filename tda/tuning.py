@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import numbers
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +19,8 @@ from tda.task import Examples, Task, take
 from tda.testbeds import Testbed
 from tda.tools.options import check
 from tda.tools.summed import over_checkpoints
+
+FLAT = 0.005  # LDS on tune queries by which an end of a grid may lead its neighbour and still count as levelled off
 
 
 def check_rows(config: dict) -> None:
@@ -112,6 +116,27 @@ def tune(testbed: Testbed, row: dict, taken: dict | None = None) -> dict:
     return read_json(path)
 
 
+def at_the_edge(row: dict, trials: list[dict]) -> list[str]:
+    """Options of a row whose chosen number is an end of its tune grid, and might have been better beyond it.
+
+    Not so where the LDS has levelled off (the next value inwards is within :data:`FLAT`) and where the option goes no
+    further by its own rule (0 steps, a penalty of 0). A step that breaks the model is in the grid, so that the value
+    before it is no end. ``trials`` are those of :func:`tune`.
+    """
+    found, start, rules = [], 0, attribution.named(row["method"]).rules
+    for option, values in row["tune"].items():
+        part, start = trials[start : start + len(values)], start + len(values)
+        if len(values) < 2 or not all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in values):
+            continue
+        reached = {trial[option]: trial["lds_tune"] for trial in part if trial["lds_tune"] is not None}
+        best, grid = max(reached, key=reached.get), sorted(values)
+        for end, inner, beyond in ((grid[0], grid[1], -1), (grid[-1], grid[-2], 1)):
+            open_ended = any(rules[option].holds(end + beyond * step) for step in (1, abs(end) / 10 or 1))
+            if best == end and open_ended and reached[end] - reached.get(inner, -math.inf) > FLAT:
+                found.append(option)
+    return found
+
+
 def what_runs(row: dict) -> list:
     """The part of a row's key that is not in its options: the method, and over how many checkpoints it is summed."""
     return [row["method"], *([] if row["checkpoints"] is None else [row["checkpoints"]])]
@@ -134,8 +159,7 @@ def tune_queries(testbed: Testbed, every: int = 1) -> np.ndarray:
     """Positions of the held-out queries that hyper-parameters are chosen on; one in ``every``, at random (in order they
     go round the attributes of a person).
     """
-    rows = models.query_rows(testbed)
-    held_out = np.array([q for q, r in enumerate(rows) if (r["split"], r["query_set"]) == ("tune", "held_out")], int)
+    held_out = np.flatnonzero(models.which(testbed, "tune", "held_out"))
     if every == 1:
         return held_out
     rng = np.random.default_rng([testbed.config["seed"], 71, every])

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tda import bank, lm, models, queries, scores, tuning
+from tda import bank, lm, models, queries, tuning
 from tda.evaluation import removal
 from tda.task import take
 from tda.testbeds import KINDS, custom, statements
@@ -62,7 +62,7 @@ def test_tune_queries_are_held_out_tune_queries_and_nothing_else(tiny):
     examples = models.query_examples(tiny)
     assert take(examples, tuning.tune_queries(tiny))["query_id"] == [rows[q]["query_id"] for q in wanted]
     reported = [row["query_id"] for row in rows if row["split"] == "test"]
-    assert take(examples, scores.test_queries(tiny))["query_id"] == reported
+    assert take(examples, models.which(tiny, "test"))["query_id"] == reported
     asked = {row["entity"] for row in rows if row["split"] == "test"}
     for every in (1, 2, 3):
         some = tuning.tune_queries(tiny, every)

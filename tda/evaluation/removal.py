@@ -50,7 +50,7 @@ def plan(testbed: Testbed, scores: Mapping[str, np.ndarray]) -> Removals:
     wanted = testbed.settings["removals"]
     rng = np.random.default_rng([testbed.config["seed"], 51])
     rows = models.query_rows(testbed)
-    eligible = [q for q, row in enumerate(rows) if row["split"] == "test" and row["query_set"] == "held_out"]
+    eligible = np.flatnonzero(models.which(testbed, "test", "held_out")).tolist()
     one_each = {rows[eligible[i]]["entity"] or str(i): eligible[i] for i in rng.permutation(len(eligible))}
     chosen = sorted(list(one_each.values())[: wanted["queries"]])
     n, ks = len(testbed.documents), {row: [wanted["k"], *wanted["more_k"].get(row, ())] for row in scores}
