@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from tda import bank, config, models, scores
 from tda.artefacts import key_of, read_table, write_table
 from tda.evaluation import removal, retrieval
-from tda.evaluation.ceiling import ceiling
+from tda.evaluation.ceiling import ceiling, share_of_ceiling
 from tda.evaluation.intervals import lds_intervals, mean_intervals
 from tda.evaluation.tables import LEADERBOARD_COLUMNS, leaderboard_row
 from tda.evaluation.tailpatch import tail_patch
@@ -142,6 +143,8 @@ def _causal(testbed: Testbed, scores: dict, chosen: np.ndarray, clusters: list[s
             bound = ceiling(outputs, clusters, level)
             counts = {"ceiling": bound.value, "n_subsets": outputs.shape[0], "n_seeds": outputs.shape[1]}
             intervals = lds_intervals(scores, truth.subsets, outputs, clusters, level, references)
+            for row_id, found in intervals.items():
+                intervals[row_id] = replace(found, share=share_of_ceiling(found, bound, clusters, level))
             results[f"lds_{design}{suffix}"] = (intervals, counts)
     return results
 

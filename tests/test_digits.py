@@ -320,7 +320,9 @@ def test_rows_run_and_are_measured(own):
     same = frame[frame.row_id.isin(again.row_id)]
     np.testing.assert_allclose(again.value.sort_values(), same.value.sort_values(), rtol=1e-5)  # a CSV has six digits
     half = frame[frame.metric == "lds_half"].set_index("row_id")
-    assert half.n_queries.eq(12).all() and half.ceiling.notna().all()
+    assert half.n_queries.eq(12).all() and half.ceiling.gt(0).all()
+    np.testing.assert_allclose(half.share, half.value / half.ceiling)
+    assert half.share_low.lt(half.share_high).any()
     truth, chosen = bank.load(own, "half"), np.array([row["split"] == "test" for row in models.query_rows(own)])
     found = scores.load(own, "gradient_dot")[0][chosen]
     assert half.value["gradient_dot"] == pytest.approx(

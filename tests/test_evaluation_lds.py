@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tda.evaluation.ceiling import ceiling, seeds_needed, spearman_brown_ceiling
+from tda.evaluation.ceiling import ceiling, seeds_needed, with_seeds
 from tda.evaluation.intervals import (
     jackknife,
     lds_intervals,
@@ -178,7 +178,7 @@ def test_the_ceiling_ignores_what_a_seed_does_to_all_subsets():
 def test_ceiling_of_pure_noise_is_zero_and_of_no_noise_one():
     rng = np.random.default_rng(0)
     noise = ceiling(rng.standard_normal((64, 2, 100)))
-    assert noise.low == 0 and noise.high < 0.4 and noise.r1_low < 0 < noise.r1_high
+    assert noise.low == 0 and noise.high < 0.4 and noise.agreement.low < 0 < noise.agreement.high
     signal, outputs = noisy_bank(rng, 20, 3, 20, 0.0)
     perfect = ceiling(outputs)
     assert (perfect.value, perfect.low, perfect.high) == pytest.approx((1, 1, 1))
@@ -189,8 +189,11 @@ def test_ceiling_of_pure_noise_is_zero_and_of_no_noise_one():
 def test_ceiling_counts_pairs_and_queries():
     _, outputs = noisy_bank(np.random.default_rng(3), 16, 3, 12, 0.8)
     pairs = [spearman_rows(outputs[:, a].T, outputs[:, b].T) for a, b in [(0, 1), (0, 2), (1, 2)]]
+    one_two = [((0,), (1, 2)), ((1,), (0, 2)), ((2,), (0, 1))]
+    parts = [[outputs[:, list(part)].mean(1).T for part in pair] for pair in one_two]
     found = ceiling(outputs)
-    np.testing.assert_allclose(found.per_query, np.mean(pairs, axis=0))
+    assert found.r1 == pytest.approx(np.mean(pairs))
+    np.testing.assert_allclose(found.per_query, np.mean([spearman_rows(*pair) for pair in parts], axis=0))
     assert found.low < found.value < found.high <= 1
     assert (found.n_subsets, found.n_seeds, found.n_queries) == (16, 3, 12)
 
@@ -201,7 +204,7 @@ def test_ceiling_interval_covers():
     for index in range(100):
         _, outputs = noisy_bank(np.random.default_rng(index), 24, 2, 40, 1.0)
         found = ceiling(outputs)
-        inside += found.r1_low <= true <= found.r1_high
+        inside += found.agreement.low <= true <= found.agreement.high
     assert inside >= 89  # 95 expected, standard deviation 2.2
 
 
@@ -209,20 +212,22 @@ def test_spread_of_reliability_between_queries():
     rng = np.random.default_rng(4)
     _, even = noisy_bank(rng, 64, 2, 300, 1.0)
     _, uneven = noisy_bank(rng, 64, 2, 300, np.where(np.arange(300) % 2, 0.4, 2.0))
-    assert ceiling(even).r1_spread < 0.05
-    assert ceiling(uneven).r1_spread == pytest.approx(0.32, abs=0.05)
+    assert ceiling(even).spread < 0.05
+    assert ceiling(uneven).spread == pytest.approx(0.32, abs=0.05)
 
 
 def test_seeds_needed():
-    assert seeds_needed(1 / 3, math.sqrt(0.5)) == 2  # reliability 2 r1 / (1 + r1) = 1 / 2, exactly at the target
-    assert seeds_needed(0.9, 0.5) == 1
-    assert seeds_needed(0.0, 0.5) == seeds_needed(-0.1, 0.5) == math.inf
-    for r1 in (0.03, 0.2, 0.6):
-        n = seeds_needed(r1, 0.7)
-        assert spearman_brown_ceiling(r1, n) >= 0.7 and (n == 1 or spearman_brown_ceiling(r1, n - 1) < 0.7)
-    for r1, target in [(0.5, 1.0), (0.5, 0.0), (1.5, 0.5), (float("nan"), 0.5)]:
+    assert with_seeds(math.sqrt(0.5), 2, 2) == pytest.approx(math.sqrt(0.5))
+    assert with_seeds(math.sqrt(1 / 3), 1, 2) == pytest.approx(math.sqrt(0.5))  # reliability 2 r1 / (1 + r1)
+    assert seeds_needed(math.sqrt(1 / 3), 1, math.sqrt(0.5)) == 2  # exactly at the target
+    assert seeds_needed(0.95, 2, 0.5) == seeds_needed(1.0, 2, 0.5) == 1
+    assert seeds_needed(0.0, 2, 0.5) == math.inf and (with_seeds(0.0, 2, 9), with_seeds(1.0, 2, 9)) == (0, 1)
+    for value in (0.2, 0.5, 0.8):
+        n = seeds_needed(value, 3, 0.7)
+        assert with_seeds(value, 3, n) >= 0.7 and (n == 1 or with_seeds(value, 3, n - 1) < 0.7)
+    for value, seeds, target in [(0.5, 2, 1.0), (0.5, 2, 0.0), (1.5, 2, 0.5), (float("nan"), 2, 0.5), (0.5, 0, 0.5)]:
         with pytest.raises(ValueError):
-            seeds_needed(r1, target)
+            seeds_needed(value, seeds, target)
 
 
 def test_ceiling_curve():

@@ -11,7 +11,7 @@ from scipy import stats
 from tda.evaluation.ceiling import ceiling
 from tda.evaluation.intervals import Interval, RowResult
 from tda.evaluation.rates import least, rate
-from tda.evaluation.tables import LEADERBOARD_COLUMNS, leaderboard_row, pivot
+from tda.evaluation.tables import LEADERBOARD_COLUMNS, leaderboard_row, pivot, share_text
 from tda.studies.claims import (
     CLAIM_COLUMNS,
     Criterion,
@@ -43,11 +43,15 @@ def test_row_has_the_columns_of_the_contract():
     row = line()
     assert tuple(row) == LEADERBOARD_COLUMNS == (
         "testbed", "query_set", "row_id", "metric", "method", "family", "options_json",
-        "value", "ci_low", "ci_high", "ceiling", "delta_vs_gradient_dot", "delta_gd_low", "delta_gd_high",
+        "value", "ci_low", "ci_high", "ceiling", "share", "share_low", "share_high",
+        "delta_vs_gradient_dot", "delta_gd_low", "delta_gd_high",
         "delta_vs_bm25", "delta_bm25_low", "delta_bm25_high", "n_queries", "n_subsets", "n_seeds",
     )  # fmt: skip
     assert row["options_json"] == '{"a": 2, "b": 1}' and row["delta_bm25_low"] == 0.02
-    assert math.isnan(row["delta_vs_gradient_dot"])
+    assert math.isnan(row["delta_vs_gradient_dot"]) and math.isnan(row["share"])
+    assert share_text(row) == "an unknown share"
+    shared = line(result=RowResult(np.zeros(3), Interval(0.5, 0.4, 0.6), share=Interval(0.62, 0.51, 0.73)))
+    assert share_text(shared) == "62% [51%, 73%]" and (shared["share_low"], shared["share_high"]) == (0.51, 0.73)
     bare = line(result=RowResult(np.zeros(3), Interval(0.5, 0.4, 0.6)), ceiling=float("nan"))
     assert bare["value"] == 0.5 and math.isnan(bare["delta_vs_bm25"])
 
@@ -285,8 +289,8 @@ def test_a_noisy_bank_gives_no_verdict_but_counts():
 
 def test_what_a_noisy_bank_needs():
     noisy, bad = quiet_bank(2.5), quiet_bank(50.0)
-    assert 0 < noisy.r1_low and "seeds would put the lower bound" in noisy.cure(0.8)
-    assert bad.r1_low <= 0 and "seeds alone do not help" in bad.cure(0.2)
+    assert 0 < noisy.low and "seeds would put the lower bound" in noisy.cure(0.8)
+    assert bad.low == 0 and "seeds alone do not help" in bad.cure(0.2)
 
 
 def test_numbers_that_are_no_interval_have_no_verdict():

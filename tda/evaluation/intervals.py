@@ -68,11 +68,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class RowResult:
-    """One leaderboard row: per-query values [Q], interval of their mean, differences to reference rows."""
+    """One leaderboard row: per-query values [Q], interval of their mean, differences to reference rows; of an LDS the
+    jackknife pseudo-values [Q, M] as well, and once it stands beside its bank's ceiling the share of that.
+    """
 
     per_query: np.ndarray
     value: Interval
     difference: dict[str, Interval] = field(default_factory=dict)
+    pseudo: np.ndarray | None = field(default=None, repr=False)
+    share: Interval | None = None
 
 
 def lds_intervals(
@@ -104,7 +108,8 @@ def lds_intervals(
         for other in references:
             difference, rest = value - parts[other][0], pseudo - parts[other][1]
             against[other] = two_way_interval(difference, rest, clusters, level, short[name] - short[other])
-        result[name] = RowResult(value, two_way_interval(value, pseudo, clusters, level, short[name]), against)
+        whole = two_way_interval(value, pseudo, clusters, level, short[name])
+        result[name] = RowResult(value, whole, against, pseudo)
     return result
 
 

@@ -19,8 +19,9 @@ DELTA_COLUMNS = {  # of a reference row
     "gradient_dot": ("delta_vs_gradient_dot", "delta_gd_low", "delta_gd_high"),
     "bm25": ("delta_vs_bm25", "delta_bm25_low", "delta_bm25_high"),
 }
+SHARE_COLUMNS = ("share", "share_low", "share_high")  # of the ceiling, paired with it
 COUNTS = ("n_queries", "n_subsets", "n_seeds")
-OPTIONAL = ("ceiling", *DELTA_COLUMNS["gradient_dot"], *DELTA_COLUMNS["bm25"])  # empty where they do not apply
+OPTIONAL = ("ceiling", *SHARE_COLUMNS, *DELTA_COLUMNS["gradient_dot"], *DELTA_COLUMNS["bm25"])  # empty: not applicable
 LEADERBOARD_COLUMNS = (*KEY, "method", "family", "options_json", *INTERVAL_COLUMNS, *OPTIONAL, *COUNTS)
 
 
@@ -39,15 +40,23 @@ def leaderboard_row(
     n_subsets: int = 0,
     n_seeds: int = 0,
 ) -> dict:
-    """One line of the leaderboard as a dict with exactly LEADERBOARD_COLUMNS; deltas that were not computed and a
-    ceiling that does not apply are NaN.
+    """One line of the leaderboard as a dict with exactly LEADERBOARD_COLUMNS; deltas and shares that were not computed
+    and a ceiling that does not apply are NaN.
     """
     row = dict(zip(KEY, (testbed, query_set, row_id, metric), strict=True))
     row |= {"method": method, "family": family, "options_json": json.dumps(dict(options), sort_keys=True)}
     row |= dict(zip(INTERVAL_COLUMNS, result.value, strict=True)) | {"ceiling": ceiling}
+    unknown = (float("nan"),) * 3
+    row |= dict(zip(SHARE_COLUMNS, result.share or unknown, strict=True))
     for reference, names in DELTA_COLUMNS.items():
-        row |= dict(zip(names, result.difference.get(reference, (float("nan"),) * 3), strict=True))
+        row |= dict(zip(names, result.difference.get(reference, unknown), strict=True))
     return row | {"n_queries": n_queries, "n_subsets": n_subsets, "n_seeds": n_seeds}
+
+
+def share_text(line: pd.Series | Mapping) -> str:
+    """The share of the ceiling in a line of the leaderboard with its interval, "62% [55%, 69%]"."""
+    share, low, high = (line[name] for name in SHARE_COLUMNS)
+    return "an unknown share" if pd.isna(share) else f"{share:.0%} [{low:.0%}, {high:.0%}]"
 
 
 def pivot(

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from tda.evaluation.ceiling import ceiling, spearman_brown_ceiling
+from tda.evaluation.ceiling import ceiling, with_seeds
 from tda.evaluation.intervals import Interval, clusters_of, lds_intervals
 from tda.evaluation.lds import check_outputs, correlate_ranks, lds, output_ranks, prediction_ranks
 
@@ -27,14 +27,14 @@ def ceiling_curve(
     n_subsets_list: Sequence[int],
     n_seeds_list: Sequence[int],
     seed: int = 0,
-    draws: int = 20,
+    draws: int = 8,
     clusters: Sequence | None = None,
 ) -> pd.DataFrame:
     """How the ceiling and its 95 % interval move with the number of subsets and seeds, and what more seeds would buy.
 
     outputs [M, R, Q]. For m <= M subsets and r <= R seeds: mean over `draws` random choices without replacement (one
-    draw where nothing is left to choose). r = 1 and r > R cannot be measured here: there r1 comes from all R seeds and
-    the ceiling from the Spearman-Brown formula (`measured` is False).
+    draw where nothing is left to choose). r = 1 and r > R cannot be measured here: there the ceiling of all R seeds is
+    continued by `with_seeds` (`measured` is False).
     Returns one row per (m, r): n_subsets, n_seeds, measured, r1, ceiling, low, high, width, draws.
     Errors: ValueError for m outside 3..M, r < 1, and as in `ceiling`.
     """
@@ -55,7 +55,8 @@ def ceiling_curve(
                 chosen = np.sort(rng.permutation(size)[:m])
                 which = np.sort(rng.permutation(seeds)[:used])
                 c = ceiling(outputs[np.ix_(chosen, which)], clusters)
-                found.append([c.r1, *(spearman_brown_ceiling(v, r) for v in (c.r1, c.r1_low, c.r1_high))])
+                bounds = (c.value, c.low, c.high)
+                found.append([c.r1, *(bounds if measured else (with_seeds(v, used, r) for v in bounds))])
             r1, value, low, high = np.mean(found, axis=0)
             rows.append((m, r, measured, r1, value, low, high, high - low, repeats))
     names = ["n_subsets", "n_seeds", "measured", "r1", "ceiling", "low", "high", "width", "draws"]

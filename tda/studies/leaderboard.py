@@ -7,7 +7,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from tda.evaluation.tables import COUNTS, DELTA_COLUMNS, INTERVAL_COLUMNS, KEY, LEADERBOARD_COLUMNS, OPTIONAL
+from tda.evaluation.tables import (
+    COUNTS,
+    DELTA_COLUMNS,
+    INTERVAL_COLUMNS,
+    KEY,
+    LEADERBOARD_COLUMNS,
+    OPTIONAL,
+    SHARE_COLUMNS,
+)
 
 
 def leaderboard(parts: Sequence[pd.DataFrame], row_order: Sequence[str] = ()) -> pd.DataFrame:
@@ -40,7 +48,7 @@ def _problems(frame: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
     numbers = frame[[*INTERVAL_COLUMNS, *OPTIONAL, *COUNTS]].apply(pd.to_numeric, errors="coerce")
     for name, column in numbers.items():
         yield f"{name} is not a finite number", ~np.isfinite(column) & ~(frame[name].isna() & (name in OPTIONAL))
-    for value, low, high in (INTERVAL_COLUMNS, *DELTA_COLUMNS.values()):
+    for value, low, high in (INTERVAL_COLUMNS, SHARE_COLUMNS, *DELTA_COLUMNS.values()):
         outside = (numbers[low] > numbers[value]) | (numbers[value] > numbers[high])
         yield f"{low} <= {value} <= {high} does not hold", outside
 

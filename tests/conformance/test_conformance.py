@@ -103,6 +103,7 @@ def one_fault_only(patch):
 
 BROKEN = {
     "EK-FAC scores": missing_transpose,
+    "EK-FAC, mask of all tokens": missing_transpose,
     "Gauss-Newton scores": factor_two,
     "Hessian scores": factor_two,
     "gradient dot": lost_biases,

@@ -16,16 +16,13 @@ every = range(half.outputs.shape[2])  # tune queries and generated ones as well
 by_hand = np.mean([spearmanr(half.outputs[:, 0, q], half.outputs[:, 1, q]).statistic for q in every])
 # %% 2 solution
 half = banks["half"]
-part = (half.query_set == "held_out") & (half.split == "test")
-bound = ceiling(half.outputs[:, :, part], models.query_clusters(bed, part))
-own = np.mean([spearman_brown_ceiling(r1, half.outputs.shape[1]) for r1 in bound.per_query])
-answer = "too high" if bound.value > own else "too low"
+line = table[(table.design == "half") & (table.query_set == "held_out") & (table.output == "main")].iloc[0]
+formula = np.sqrt(line.seeds * line.r1 / (1 + (line.seeds - 1) * line.r1))
+answer = "above" if formula > line.ceiling else "below"
 # %% 2 wrong
-half = banks["half"]
-part = (half.query_set == "held_out") & (half.split == "test")
-bound = ceiling(half.outputs[:, :, part], models.query_clusters(bed, part))
-own = spearman_brown_ceiling(float(np.mean(bound.per_query)), half.outputs.shape[1])  # of the mean, not the mean
-answer = "too high"
+line = table[(table.design == "half") & (table.query_set == "held_out") & (table.output == "main")].iloc[0]
+formula = np.sqrt(line.r1)  # of one seed, not of their mean
+answer = "above"
 # %% 3 solution
 from scipy.stats import spearmanr
 

@@ -30,6 +30,13 @@ def comparisons() -> list[Comparison]:
     classifiers = [kind for kind in KINDS if kind != "GPT-NeoX"]
     return [
         *[_of_ekfac(kind, "kronfluence", ekfac_by_kronfluence) for kind in KINDS],
+        Comparison(
+            "EK-FAC, mask of all tokens, GPT-NeoX",
+            "kronfluence",
+            lambda: ekfac(*setting("GPT-NeoX")),
+            lambda: ekfac_by_kronfluence(*setting("GPT-NeoX"), last_token=True),
+            tolerance=0.05,  # another convention: of the order of one token in a document of 10 to 20
+        ),
         *[_of_ekfac(kind, "curvlinops", ekfac_by_curvlinops) for kind in classifiers],
         _of_solve("ggn", "exact", "MLP"),
         _of_solve("ggn", "cg", "MLP"),
@@ -67,8 +74,13 @@ def ekfac_by_kronfluence(
     damping: float = DAMPING,
     dtype: torch.dtype = torch.float64,
     batch: int = 50,
+    last_token: bool = False,
 ) -> np.ndarray:
-    """kronfluence's scores [Q, N] of a classifier or a language model; ``dtype`` of its factors and scores."""
+    """kronfluence's scores [Q, N] of a classifier or a language model; ``dtype`` of its factors and scores.
+
+    last_token: count the last token of a document among the inputs of a layer, as the attention mask of a tokenizer
+    does. No target comes after it, so it has no gradient; ours, and the default here, leaves it out.
+    """
     from kronfluence.analyzer import Analyzer, prepare_model
     from kronfluence.arguments import FactorArguments, ScoreArguments
     from kronfluence.task import Task as KronfluenceTask
@@ -87,9 +99,11 @@ def ekfac_by_kronfluence(
         def compute_measurement(self, batch, model):
             return self.compute_train_loss(batch, model)
 
-        def get_attention_mask(self, batch):  # positions up to the last target, as ours
+        def get_attention_mask(self, batch):
             if not words:
                 return None
+            if last_token:
+                return (batch["labels"] != IGNORE).long()
             target = F.pad(batch["labels"][:, 1:] != IGNORE, (0, 1))
             return target.flip(1).cummax(1).values.flip(1).long()
 
