@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tda import config, denoisers, lm, queries
+from tda import denoisers, lm, queries
 from tda.artefacts import key_of, load_sealed, save_sealed
 from tda.recipe import Recipe
 from tda.task import Examples, Params
@@ -54,7 +54,7 @@ def generator(testbed) -> tuple[denoisers.Denoiser, Params]:
     model = modality.net(testbed, "film_mlp", settings["width"], settings["depth"], "noise", seed)
     data = [hashlib.sha256(testbed.train[name].numpy().tobytes()).hexdigest() for name in ("pixels", "condition")]
     about = {"kind": "generator", "key": key_of([settings, vars(recipe), seed, testbed.settings["model"]["dropout"], data])}
-    path = config.data_dir(testbed.config) / "generators" / f"{about['key']}.npz"
+    path = testbed.folder.parent / "generators" / f"{about['key']}.npz"
     if not path.exists():
         init = {k: v.detach() for k, v in model.named_parameters()}
         params = train(modality.loss_function(model), init, testbed.train, recipe, seed).params
@@ -111,7 +111,7 @@ class Images(Modality):
         net = NETS[name](self.SHAPES[corpus], self.TOKENS[corpus], width, depth, prediction).eval()
         pixels, count = int(np.prod(net.shape)), model["timesteps"]
         chosen = np.linspace(model["t_min"], model["t_max"], count).round()
-        evenly = (np.arange(count) + 0.5) * denoisers.STEPS / count
+        evenly = ((np.arange(count) + 0.5) * denoisers.STEPS / count).round()
         draws = (denoisers.draws(times, model["noises"], pixels, testbed.config["seed"]) for times in (chosen, evenly))
         net.main, net.uniform = draws
         net.dropout = model["dropout"]
