@@ -1,4 +1,4 @@
-"""Small denoising diffusion models of images, seen as tasks: the noise schedule, the nets, their loss, and sampling.
+"""Small denoising diffusion models of images, seen as tasks: the noise schedule, the loss, and sampling.
 
 An image is a row of D pixels in [-1, 1], channel after channel. With betas that rise linearly from 1e-4 to 0.02 over
 the timesteps t = 0..999 and a_t = prod_{s <= t} (1 - beta_s) (Ho et al. 2020), the forward process is
@@ -16,14 +16,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
+from tda.denoiser_nets import PREDICTIONS, STEPS, Denoiser, FilmConv, FilmMLP  # noqa: F401 (all that a denoiser is)
 from tda.task import Examples, Params, tensors
 
-STEPS = 1000
-PREDICTIONS = ("noise", "image")
 OWN_DRAWS = ("timesteps", "noise")  # columns by which examples bring draws of their own
 
 
@@ -42,83 +40,6 @@ def noised(images: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
     """x_t [..., D] of images x_0 [..., D] and noise [..., D] at timesteps [...]."""
     signal, spread = strengths(timesteps)
     return signal * images + spread * noise
-
-
-class Denoiser(nn.Module):
-    """What the nets share: ``forward(noisy [..., D], timesteps [...], condition [..., 2]) -> [..., D]``.
-
-    ``shape``: channels, height, width; ``tokens``: values of the two tokens, without 0. The output is the net's plus a
-    learnt multiple (by timestep and condition) of x_t: noise has as many dimensions as pixels, more than a narrow net.
-    """
-
-    def __init__(self, shape: tuple[int, int, int], tokens: tuple[int, int], code: int, prediction: str) -> None:
-        super().__init__()
-        if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction={prediction!r}; one of {PREDICTIONS}.")
-        self.shape, self.tokens, self.prediction = shape, tokens, prediction
-        rates = torch.logspace(0, 2, 16) * torch.pi / 2  # from a quarter of a wave over all timesteps to 25 waves
-        waves = torch.arange(STEPS).unsqueeze(1) / STEPS * rates
-        self.register_buffer("times", torch.cat([waves.sin(), waves.cos()], 1), persistent=False)
-        for place, count in enumerate(tokens):
-            self.register_buffer(f"token_{place}", torch.eye(count + 1)[:, 1:], persistent=False)  # 0 is no token
-        self.code = nn.Linear(32 + sum(tokens), code)
-        self.skip = nn.Linear(code, 1)
-
-    def coded(self, timesteps: Tensor, condition: Tensor) -> Tensor:
-        """Timestep and condition as a vector [..., code]."""
-        parts = [self.times[timesteps], self.token_0[condition[..., 0]], self.token_1[condition[..., 1]]]
-        return F.silu(self.code(torch.cat(parts, -1)))
-
-
-class FilmMLP(Denoiser):
-    """Residual layers of one width, each scaled and shifted by the code (FiLM: Perez et al. 2018)."""
-
-    def __init__(self, shape, tokens, width: int, depth: int, prediction: str = "noise", code: int = 64) -> None:
-        super().__init__(shape, tokens, code, prediction)
-        pixels = int(np.prod(shape))
-        self.enter, self.leave = nn.Linear(pixels, width), nn.Linear(width, pixels)
-        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.film = nn.ModuleList(nn.Linear(code, 2 * width) for _ in range(depth))
-
-    def hidden(self, noisy: Tensor, code: Tensor) -> Tensor:
-        """What the last layer sees, [..., width]."""
-        h = self.enter(noisy)
-        for layer, film in zip(self.layers, self.film, strict=True):
-            scale, shift = film(code).chunk(2, -1)
-            h = h + F.silu(layer(h) * (1 + scale) + shift)
-        return h
-
-    def forward(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
-        code = self.coded(timesteps, condition)
-        return self.leave(self.hidden(noisy, code)) + self.skip(code) * noisy
-
-
-class FilmConv(Denoiser):
-    """3x3 convolutions of ``width`` channels on blocks of 2x2 pixels, each scaled and shifted by the code: what it says
-    about a pixel depends on what is at most 2 (depth + 2) + 1 pixels away.
-    """
-
-    def __init__(self, shape, tokens, width: int, depth: int, prediction: str = "noise", code: int = 64) -> None:
-        super().__init__(shape, tokens, code, prediction)
-        if shape[1] % 2 or shape[2] % 2:
-            raise ValueError(f"images of {shape[1]} x {shape[2]}; a convolutional denoiser takes even sizes.")
-        blocks = 4 * shape[0]
-        self.enter, self.leave = nn.Conv2d(blocks, width, 3, padding=1), nn.Conv2d(width, blocks, 3, padding=1)
-        self.layers = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(depth))
-        self.film = nn.ModuleList(nn.Linear(code, 2 * width) for _ in range(depth))
-
-    def hidden(self, noisy: Tensor, code: Tensor) -> Tensor:
-        """What the last layer sees, [B, width, height / 2, width / 2], of [B, D]."""
-        h = self.enter(F.pixel_unshuffle(noisy.unflatten(-1, self.shape), 2))
-        for layer, film in zip(self.layers, self.film, strict=True):
-            scale, shift = film(code)[..., None, None].chunk(2, -3)
-            h = h + F.silu(layer(h) * (1 + scale) + shift)
-        return h
-
-    def forward(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
-        code = self.coded(timesteps, condition)
-        h = self.hidden(noisy.flatten(0, -2), code.flatten(0, -2))
-        return F.pixel_shuffle(self.leave(h), 2).reshape(noisy.shape) + self.skip(code) * noisy
 
 
 def draws(timesteps: np.ndarray, each: int, pixels: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -170,8 +91,10 @@ def denoising_loss(model: Denoiser, timesteps: Tensor, noise: Tensor, dropout: f
             raise ValueError(f"reduction={reduction!r}; one of 'mean', 'sum', 'example', 'token'.")
         found, targets = outputs(params, batch)
         each = (found - targets).square().mean(-1)
+        if reduction == "token":
+            return each
         example = each.mean(-1)
-        return {"token": lambda: each, "example": lambda: example, "sum": example.sum, "mean": example.mean}[reduction]()
+        return example if reduction == "example" else getattr(example, reduction)()
 
     loss_fn.check = lambda examples, what: check_examples(model, examples, what)
     loss_fn.redrawn = lambda data, seed, epoch: redrawn(data, seed, epoch, dropout)
@@ -210,18 +133,21 @@ def check_examples(model: Denoiser, examples: Examples, what: str) -> None:
         fits = columns["noise"].shape == (*columns["timesteps"].shape, pixels) and columns["timesteps"].dim() == 2
     if not fits:
         raise ValueError(
-            f"{what}: its tensors are {shapes}; this denoiser reads 'pixels' [N, {pixels}] float and 'condition' [N, 2] "
-            f"int64, and may read 'timesteps' [N, K] with 'noise' [N, K, {pixels}]. Rename, resize or remove columns."
+            f"{what}: its tensors are {shapes}; this denoiser reads 'pixels' [N, {pixels}] float and 'condition' "
+            f"[N, 2] int64, and may read 'timesteps' [N, K] with 'noise' [N, K, {pixels}]. Rename, resize or remove "
+            f"columns."
         )
     if (size := float(columns["pixels"].abs().max())) > 1 + 1e-4:
-        raise ValueError(f"{what}: pixels reach {size:.4g}; they lie in [-1, 1]. Scale them (from 0..255: x / 127.5 - 1).")
+        raise ValueError(
+            f"{what}: pixels reach {size:.4g}; they lie in [-1, 1]. Scale them (from 0..255: x / 127.5 - 1)."
+        )
     for place, count in enumerate(model.tokens):
         tokens = columns["condition"][:, place]
         if ((tokens < 0) | (tokens > count)).any():
             row = int(torch.nonzero((tokens < 0) | (tokens > count))[0])
             raise ValueError(
-                f"{what}: row {row} has the value {int(tokens[row])} for token {place}; the model knows 1 to {count}, and 0 "
-                f"for none."
+                f"{what}: row {row} has the value {int(tokens[row])} for token {place}; the model knows 1 to {count}, "
+                f"and 0 for none."
             )
     if len(columns) > 2:
         check_timesteps(columns["timesteps"])
@@ -261,8 +187,8 @@ def grid(steps: int) -> list[int]:
 def ddim(
     model: Denoiser, params: Params, noise: Tensor, condition: Tensor, steps: int = 50, guidance: float = 2.0
 ) -> list[tuple[int, Tensor, Tensor]]:
-    """The path of deterministic sampling (DDIM: Song et al. 2021) from noise [B, D]: (t, x_t, image seen in x_t) of every
-    step; the last image is the sample. Images are clipped to [-1, 1] on the way, and the noise follows them.
+    """The path of deterministic sampling (DDIM: Song et al. 2021) from noise [B, D]: (t, x_t, image seen in x_t) of
+    every step; the last image is the sample. Images are clipped to [-1, 1] on the way, and the noise follows them.
     """
     path, x, times = [], noise, grid(steps)
     with torch.no_grad():

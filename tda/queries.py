@@ -61,7 +61,7 @@ def _known(model, params: Params, tokenizer, rows: list[dict], context: int) -> 
 
 
 def shipped(testbed) -> tuple[list[dict], dict] | None:
-    """Under ``bank: shipped`` the queries that the shipped models were measured on, and where they are; else nothing."""
+    """Under ``bank: shipped`` the queries that the shipped models were asked, and where they are; else nothing."""
     if testbed.config["bank"] != "shipped":
         return None
     path = config.ROOT / "data" / "banks" / f"{testbed.name}_queries.json"

@@ -154,7 +154,10 @@ def test_all_examples_meet_the_same_noise(name):
 
 def test_the_loss_is_the_mean_of_those_of_its_timesteps():
     model, data = net(), tensors(images(4))
-    parts = [denoising_loss(model, DRAWS[0][k : k + 1], DRAWS[1][k : k + 1])(params_of(model), data, "example") for k in range(6)]
+    parts = [
+        denoising_loss(model, DRAWS[0][k : k + 1], DRAWS[1][k : k + 1])(params_of(model), data, "example")
+        for k in range(6)
+    ]
     whole = denoising_loss(model, *DRAWS)(params_of(model), data, "example")
     torch.testing.assert_close(torch.stack(parts).mean(0), whole)
 
@@ -198,7 +201,11 @@ def test_a_copy_of_the_query_comes_first():
 
 def test_what_a_convolutional_net_says_of_a_pixel_is_local():
     torch.manual_seed(0)
-    model, t, condition = FilmConv((1, 20, 20), (1, 1), 4, 1).eval(), torch.tensor([100]), torch.ones(1, 2, dtype=torch.long)
+    model, t, condition = (
+        FilmConv((1, 20, 20), (1, 1), 4, 1).eval(),
+        torch.tensor([100]),
+        torch.ones(1, 2, dtype=torch.long),
+    )
     x = torch.randn(1, 400, requires_grad=True)
     slope = torch.autograd.grad(model(x, t, condition)[0, 0], x)[0].reshape(20, 20) != 0
     reach = 2 * (1 + 2) + 1  # two pixels a convolution, and the neighbour in the block
@@ -240,7 +247,9 @@ def test_what_an_example_meets_depends_on_seed_epoch_and_place_alone():
     for drawn in (later, other):
         assert not torch.equal(one["noise"], drawn["noise"]) and not torch.equal(one["timesteps"], drawn["timesteps"])
     left_out = one["condition"] == 0
-    assert 0.14 < float(left_out.float().mean()) < 0.26 and torch.equal(one["condition"][~left_out], data["condition"][~left_out])
+    assert 0.14 < float(left_out.float().mean()) < 0.26 and torch.equal(
+        one["condition"][~left_out], data["condition"][~left_out]
+    )
     assert 0.01 < float(left_out.all(1).float().mean()) < 0.09, "each token on its own"
     assert one["timesteps"].min() < 50 and one["timesteps"].max() > 950 and one["pixels"] is data["pixels"]
 
@@ -268,7 +277,10 @@ def test_training_is_the_plain_loop_and_the_model_its_average():
     model, data = net(), images(10)
     loss_fn, init = denoising_loss(model, *DRAWS, 0.3), params_of(model)
     params = {k: v.clone().requires_grad_() for k, v in init.items()}
-    average, optimizer = {k: v.clone() for k, v in init.items()}, torch.optim.AdamW(params.values(), betas=(0.9, 0.99), weight_decay=0.02)
+    average, optimizer = (
+        {k: v.clone() for k, v in init.items()},
+        torch.optim.AdamW(params.values(), betas=(0.9, 0.99), weight_decay=0.02),
+    )
     order = data_order(10, 3, 6)
     steps = steps_of(order, 4, np.ones(10, bool), "filter")
     for step, ((rows, _), rate) in enumerate(zip(steps, schedule(RECIPE, len(steps)), strict=True)):
@@ -291,7 +303,9 @@ def test_training_is_the_plain_loop_and_the_model_its_average():
 
 def test_checkpoints_are_averages_too():
     model, data = net(), images(10)
-    final, run = train_recorded(denoising_loss(model, *DRAWS), params_of(model), data, replace(RECIPE, checkpoints=3), 0)
+    final, run = train_recorded(
+        denoising_loss(model, *DRAWS), params_of(model), data, replace(RECIPE, checkpoints=3), 0
+    )
     assert same(final, run.checkpoints[-1].params) and same(run.initial.params, params_of(model))
     assert set(run.checkpoints[0].optimizer) == {"exp_avg", "exp_avg_sq"}
 
@@ -299,16 +313,21 @@ def test_checkpoints_are_averages_too():
 # --- refusals
 
 
+def drawn(timestep, *shape):
+    return {"timesteps": torch.full(shape, timestep), "noise": torch.zeros(3, 1, PIXELS)}
+
+
 BAD = {
-    "timestep 1000; the schedule has the whole numbers 0 to 999": {"timesteps": torch.full((3, 1), 1000), "noise": torch.zeros(3, 1, PIXELS)},
-    "timestep -1;": {"timesteps": torch.full((3, 1), -1), "noise": torch.zeros(3, 1, PIXELS)},
-    "pixels reach 255; they lie in": {"pixels": torch.full((3, PIXELS), 255.0)},
-    "row 1 has the value 5 for token 0; the model knows 1 to 4, and 0 for none": {"condition": torch.tensor([[1, 1], [5, 1], [1, 1]])},
+    "timestep 1000; the schedule has the whole numbers 0 to 999": drawn(1000, 3, 1),
+    "timestep -1;": drawn(-1, 3, 1),
+    "pixels reach 255; give them in": {"pixels": torch.full((3, PIXELS), 255.0)},
+    "row 1 has the value 5 for token 0; the model knows 1 to 4, and 0 for none": {
+        "condition": torch.tensor([[1, 1], [5, 1], [1, 1]])},
     "row 0 has the value -1 for token 1": {"condition": torch.tensor([[1, -1], [1, 1], [1, 1]])},
     "this denoiser reads 'pixels' ": {"pixels": torch.zeros(3, 27)},
     "'condition' .N, 2. int64": {"condition": torch.ones(3, 2)},
     "may read 'timesteps'": {"timesteps": torch.zeros(3, 1, dtype=torch.long)},
-    "'noise' .N, K, 48.": {"timesteps": torch.zeros(3, 2, dtype=torch.long), "noise": torch.zeros(3, 1, PIXELS)},
+    "'noise' .N, K, 48.": drawn(5, 3, 2),
     "Rename, resize or remove": {"mask": torch.ones(3)},
 }  # fmt: skip
 
@@ -325,7 +344,10 @@ def test_bad_images_are_refused_in_one_line(line):
 def test_bad_settings_are_refused_in_one_line():
     model = net()
     for make, line in (
-        (lambda: denoising_loss(model, torch.tensor([1000]), torch.zeros(1, PIXELS)), "timestep 1000; the schedule has"),
+        (
+            lambda: denoising_loss(model, torch.tensor([1000]), torch.zeros(1, PIXELS)),
+            "timestep 1000; the schedule has",
+        ),
         (lambda: denoising_loss(model, torch.tensor([1.5]), torch.zeros(1, PIXELS)), "timesteps of torch.float32"),
         (lambda: denoising_loss(model, torch.tensor([5]), torch.zeros(1, 12)), r"noise \(1, 12\) for 1 timesteps"),
         (lambda: FilmMLP(SHAPE, TOKENS, 4, 1, "score"), "prediction='score'; one of"),

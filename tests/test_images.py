@@ -92,14 +92,19 @@ def test_the_same_seed_gives_the_same_images(tmp_path, tiny):
 @pytest.mark.parametrize("kind", ["digit_images", "photos"])
 def test_other_sources_are_testbeds_too(kind, tmp_path):
     corpus = {"kind": kind, "train": 60, "held_out": 12, "validation": 6}
-    settings = {**TINY, "corpus": corpus, "designs": {"half": {"subsets": 3, "seeds": 2}}, "queries": {"held_out": 6, "generated": 2}}
+    settings = {
+        **TINY,
+        "corpus": corpus,
+        "designs": {"half": {"subsets": 3, "seeds": 2}},
+        "queries": {"held_out": 6, "generated": 2},
+    }
     loaded = config.load("smoke", {"testbeds": {kind: settings}})
     bed = tda.testbeds.Testbed(kind, loaded, loaded["testbeds"][kind], tmp_path / kind)
     task, asked, shape = models.load_task(bed), models.query_examples(bed), images.Images.SHAPES[kind]
     assert bed.train["pixels"].shape == (60, int(np.prod(shape))) and n_examples(asked) == 8
     assert bed.train["pixels"].std() > 0.2 and float(bed.train["pixels"].abs().max()) <= 1
     task.loss_fn.check(bed.train, "train")
-    task.loss_fn.check({k: v for k, v in asked.items()}, "queries")
+    task.loss_fn.check(asked, "queries")
     seen = {tuple(row) for row in bed.documents["pixels"]}
     assert len(seen) == 60 and not seen & {tuple(row) for row in bed.probes["pixels"]}
     if kind == "digit_images":
@@ -189,7 +194,14 @@ def test_bank_holds_both_losses_of_models_trained_alone(tiny, design):
     alone = train(loss_fn, init, tiny.train, recipe, plan.seeds[1], plan.subsets[1], plan.how).params
     np.testing.assert_allclose(held.outputs[1, 1], lm.losses(loss_fn, alone, asked), rtol=1e-5)
     timesteps, noise = model.uniform
-    assert timesteps.tolist() == [167, 167, 500, 500, 833, 833] and model.main[0].tolist() == [10, 10, 205, 205, 400, 400]
+    assert timesteps.tolist() == [167, 167, 500, 500, 833, 833] and model.main[0].tolist() == [
+        10,
+        10,
+        205,
+        205,
+        400,
+        400,
+    ]
     uniform = denoisers.denoising_loss(model, timesteps, noise)
     np.testing.assert_allclose(held.outputs_second[1, 1], lm.losses(uniform, alone, asked), rtol=1e-5)
     assert set(plan.seeds).isdisjoint(models.seeds_of(tiny))
@@ -217,7 +229,11 @@ def test_the_convolutional_net_and_the_clean_image_are_settings(tmp_path, tiny):
     assert isinstance(task.model, denoisers.FilmConv) and task.model.prediction == "image"
     found, targets = task.outputs_fn(task.params, {k: asked[k] for k in ("pixels", "condition")})
     torch.testing.assert_close(targets[:, 0], asked["pixels"])
-    np.testing.assert_allclose(task.loss_fn(task.params, asked, "example").detach(), (found - targets).square().mean((1, 2)).detach(), rtol=1e-5)
+    np.testing.assert_allclose(
+        task.loss_fn(task.params, asked, "example").detach(),
+        (found - targets).square().mean((1, 2)).detach(),
+        rtol=1e-5,
+    )
 
 
 # --- refusals
@@ -237,8 +253,11 @@ BAD = {
 
 @pytest.mark.parametrize("line", BAD)
 def test_bad_settings_are_refused_in_one_line(line):
-    (section, keys), = BAD[line].items()
-    whole = {**copy.deepcopy(TINY), section: keys if "kind" in keys or "optimizer" in keys else {**TINY[section], **keys}}
+    ((section, keys),) = BAD[line].items()
+    whole = {
+        **copy.deepcopy(TINY),
+        section: keys if "kind" in keys or "optimizer" in keys else {**TINY[section], **keys},
+    }
     with pytest.raises(config.ConfigError) as error:
         tda.testbeds.check_kinds(config.load("smoke", {"testbeds": {"fresh": whole}}))
     assert line in str(error.value) and "\n" not in str(error.value), str(error.value)

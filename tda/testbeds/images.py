@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -53,8 +52,8 @@ def generator(testbed) -> tuple[denoisers.Denoiser, Params]:
     modality, recipe = testbed.modality, Recipe.of(testbed.settings["training"] | {"epochs": settings["epochs"]})
     model = modality.net(testbed, "film_mlp", settings["width"], settings["depth"], "noise", seed)
     data = [hashlib.sha256(testbed.train[name].numpy().tobytes()).hexdigest() for name in ("pixels", "condition")]
-    about = {"kind": "generator", "key": key_of([settings, vars(recipe), seed, testbed.settings["model"]["dropout"], data])}
-    path = testbed.folder.parent / "generators" / f"{about['key']}.npz"
+    key = key_of([settings, vars(recipe), seed, model.dropout, data])
+    about, path = {"kind": "generator", "key": key}, testbed.folder.parent / "generators" / f"{key}.npz"
     if not path.exists():
         init = {k: v.detach() for k, v in model.named_parameters()}
         params = train(modality.loss_function(model), init, testbed.train, recipe, seed).params
@@ -68,8 +67,8 @@ class Images(Modality):
     """Denoised images; the work of training is counted in images."""
 
     MODELS, OPTIMIZERS, OUTPUT_LOSS = tuple(NETS), ("adamw_averaged",), "squared_error"
-    CODE = ("task.py", "denoisers.py", "lm.py", "recipe.py", "training.py", "retrain.py", "testbeds/images.py",
-            "testbeds/pictures.py")  # fmt: skip
+    CODE = ("task.py", "denoisers.py", "denoiser_nets.py", "lm.py", "recipe.py", "training.py", "retrain.py",
+            "testbeds/images.py", "testbeds/pictures.py")  # fmt: skip
     SECOND = "uniform"
     GENERATES = GROUPS = True
     SOURCES = {"sprites": pictures.sprites, "digit_images": pictures.digits, "photos": pictures.photos}
@@ -170,7 +169,9 @@ class Images(Modality):
         found = [held[i] | {"query_set": "held_out"} for i in sorted(rng.permutation(len(held))[: wanted["held_out"]])]
         common = {row["entity"]: row for row in testbed.documents if row["planted"] != "exemplar"}
         names = [sorted(common)[i % len(common)] for i in range(wanted["generated"])]
-        made = [common[name] | {"query_id": f"generated_{i:03d}", "query_set": "generated"} for i, name in enumerate(names)]
+        made = [
+            common[name] | {"query_id": f"generated_{i:03d}", "query_set": "generated"} for i, name in enumerate(names)
+        ]
         if made:
             net, of_generator = generator(testbed)
             noise = denoisers.start([len(found) + i for i in range(len(made))], int(np.prod(net.shape)))
@@ -185,7 +186,7 @@ class Images(Modality):
         return rows, {"queries": {"held_out": len(found), "generated": len(made)}}
 
     def encode_queries(self, testbed, rows: list[dict]) -> Examples:
-        """Also the lists ``query_id``, ``query_set``, ``split`` and ``noise_seed``: that of the sample's initial noise."""
+        """Also the lists ``query_id``, ``query_set``, ``split`` and ``noise_seed`` (of a sample's initial noise)."""
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         return encode(columns) | {k: columns[k] for k in ("query_id", "query_set", "split", "noise_seed")}
 

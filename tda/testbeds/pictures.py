@@ -59,8 +59,8 @@ def seen(colour: str, shape: str) -> bool:
 
 
 def sprites(settings: dict, rng: np.random.Generator) -> tuple[list[dict], list[dict]]:
-    """``(documents, probes)``. ``each`` images of every trained combination, ``copies`` of them exact copies of another,
-    and ``exemplars`` of the rare colour. Probes, each with its ``kind``: ``held_out`` and ``validation`` (trained
+    """``(documents, probes)``: ``each`` images of every trained combination, ``copies`` of them copies of another, and
+    ``exemplars`` of the rare colour. Probes, each with its ``kind``: ``held_out`` and ``validation`` (trained
     combinations), ``unseen`` (the diagonal) and ``rare``.
     """
     cells = [(colour, shape) for colour in COLOURS for shape in SHAPES]
@@ -104,17 +104,17 @@ def photos(settings: dict, rng: np.random.Generator) -> tuple[list[dict], list[d
 
     found, wide = [], 4 * SIZE
     pictures = dict(zip(("temple", "flower"), load_sample_images().images, strict=True))
-    total = settings["train"] + settings["held_out"] + settings["validation"]
-    for i in range(total):
-        name, third = [*pictures][i % 2], i // 2 % 3
-        picture = pictures[name]
+    thirds = ("top", "middle", "bottom")
+    for i in range(settings["train"] + settings["held_out"] + settings["validation"]):
+        place, third = i % 2, i // 2 % 3
+        name, picture = [*pictures.items()][place]
         (height, width), edge = picture.shape[:2], int(0.75 * picture.shape[1])
         left = rng.integers(0, edge - wide) if i < settings["train"] else rng.integers(edge, width - wide)
         top = min(height * third // 3 + rng.integers(0, height // 3), height - wide)
         crop = picture[top : top + wide, left : left + wide].reshape(SIZE, 4, SIZE, 4, 3).mean((1, 3))
-        words = [name, ("top", "middle", "bottom")[third]]
-        found.append({"pixels": crop.transpose(2, 0, 1).round().astype(int).ravel().tolist(), "planted": "",
-                      "condition": [[*pictures].index(name) + 1, third + 1], "factors": words, "entity": " ".join(words)})  # fmt: skip
+        row = {"pixels": crop.transpose(2, 0, 1).round().astype(int).ravel().tolist(), "planted": ""}
+        row |= {"condition": [place + 1, third + 1], "factors": [name, thirds[third]]}
+        found.append(row | {"entity": " ".join(row["factors"])})
     return _cut(found, settings)
 
 
