@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -168,7 +169,7 @@ class Images(Modality):
         held = [row for row in testbed.probes if row["kind"] == "held_out"]
         found = [held[i] | {"query_set": "held_out"} for i in sorted(rng.permutation(len(held))[: wanted["held_out"]])]
         common = {row["entity"]: row for row in testbed.documents if row["planted"] != "exemplar"}
-        names = [sorted(common)[i % len(common)] for i in range(wanted["generated"])]
+        names = [name for _, name in zip(range(wanted["generated"]), itertools.cycle(rng.permutation(sorted(common))))]
         made = [
             common[name] | {"query_id": f"generated_{i:03d}", "query_set": "generated"} for i, name in enumerate(names)
         ]
