@@ -169,7 +169,7 @@ class Images(Modality):
         held = [row for row in testbed.probes if row["kind"] == "held_out"]
         found = [held[i] | {"query_set": "held_out"} for i in sorted(rng.permutation(len(held))[: wanted["held_out"]])]
         common = {row["entity"]: row for row in testbed.documents if row["planted"] != "exemplar"}
-        names = [name for _, name in zip(range(wanted["generated"]), itertools.cycle(rng.permutation(sorted(common))))]
+        names = itertools.islice(itertools.cycle(rng.permutation(sorted(common))), wanted["generated"])
         made = [
             common[name] | {"query_id": f"generated_{i:03d}", "query_set": "generated"} for i, name in enumerate(names)
         ]
