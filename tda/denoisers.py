@@ -145,9 +145,9 @@ def check_examples(model: Denoiser, examples: Examples, what: str) -> None:
         tokens = columns["condition"][:, place]
         if ((tokens < 0) | (tokens > count)).any():
             row = int(torch.nonzero((tokens < 0) | (tokens > count))[0])
+            known = f"1 to {count}, and 0 for none" if count else "0, for none, alone"
             raise ValueError(
-                f"{what}: row {row} has the value {int(tokens[row])} for token {place}; the model knows 1 to {count}, "
-                f"and 0 for none."
+                f"{what}: row {row} has the value {int(tokens[row])} for token {place}; the model knows {known}."
             )
     if len(columns) > 2:
         check_timesteps(columns["timesteps"])
