@@ -141,16 +141,15 @@ class Rows:
 
     def run(self) -> pd.DataFrame:
         """Tune and run the chapter's rows, and print their progress. Returns, a row a line, its options, which of those
-        that the tune queries chose are at the edge of their grid, and the seconds of both.
+        that the tune queries chose are :func:`tda.tuning.at_the_edge` of their grid, and the seconds of both.
         """
         say, lines = progress(), {}
         for row_id in self.row_ids:
-            choice, grid = tuning.tuned(self.bed, self.row(row_id)), self.row(row_id)["tune"]
+            choice = tuning.tuned(self.bed, self.row(row_id))
             scores.run(self.bed, row_id)
             seconds = scores.load(self.bed, row_id)[1]["seconds"]
-            ends = {option: (values[0], values[-1]) for option, values in grid.items() if len(values) > 1}
-            edges = [option for option, outer in ends.items() if choice["options"][option] in outer]
-            costs = {"at the edge": " ".join(edges), "tuning [s]": choice["seconds"], "queries [s]": seconds}
+            edges = " ".join(tuning.at_the_edge(self.row(row_id), choice["trials"]))
+            costs = {"at the edge": edges, "tuning [s]": choice["seconds"], "queries [s]": seconds}
             lines[row_id] = self.options(row_id) | costs
             say(f"{row_id}: {choice['options']}, tuning {choice['seconds']:.0f} s, queries {seconds:.0f} s")
         table = pd.DataFrame(lines.values(), index=pd.Index(lines, name="row"))

@@ -13,6 +13,7 @@ METRICS = (
     r"|tailpatch_(each|joint_abs|joint_dlogp)_[0-9]+|low_overlap_lift_at_10|removal_[0-9]+|removal_growth"
     r"|finding_[a-z0-9_]+"
 )
+EVERY_OTHER = "every_other"  # in place of a row that a claim compares with: the best of all that are not its paper's
 Faults = Iterator[tuple[str, Any, str]]  # key, value given, what is allowed
 
 
@@ -131,8 +132,10 @@ def _claim_faults(key: str, claim: dict, config: dict, rows_on: dict) -> Faults:
         yield f"{key}.row", claim["row"], "; a claim on a finding names no row, any other claim names one"
     if finding and kind != "value":
         yield f"{key}.kind", kind, "; a claim on a finding is of kind value"
+    if claim["against"] == EVERY_OTHER and not metric.startswith("lds_"):
+        yield f"{key}.metric", metric, f"; a claim against {EVERY_OTHER} is on an LDS, which every row has"
     for part in ("row", "against"):
-        if claim[part]:
+        if claim[part] and (part, claim[part]) != ("against", EVERY_OTHER):
             yield from _does_not_run(f"{key}.{part}", claim[part], testbed, config, rows_on)
     if not re.fullmatch(METRICS, metric):
         yield f"{key}.metric", metric, f"; metrics are {METRICS}"

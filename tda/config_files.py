@@ -105,6 +105,7 @@ def _listed(part: str, name: str, chapter: dict, section: str = "") -> list[dict
     if part == "claims":
         only = testbeds[0] if len(testbeds) == 1 else None
         common = {"notebook": name, "paper": chapter.get("paper"), "testbed": only}
+        common |= {key: chapter[key] for key in ("abstract",) if key in chapter}
     listed = (chapter.get(section, {}) if section else chapter).get(part, [])
     where = f"chapters/{name}.yaml: {section}{'.' if section else ''}{part}"
     entries = [{"id": entry} if isinstance(entry, str) else entry for entry in listed]

@@ -17,15 +17,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tda import bank, measures, models
+from tda import attribution, bank, config_files, measures, models
 from tda.artefacts import ArtefactError, read_table, write_table
-from tda.config import claims_of, figures_dir
+from tda.config import claims_of, declared_figures, figures_dir, rows
+from tda.config_checks import EVERY_OTHER
 from tda.evaluation import removal
 from tda.evaluation.ceiling import Ceiling, ceiling
 from tda.evaluation.intervals import Interval, mean_interval
+from tda.evaluation.rates import Rate, least
 from tda.testbeds import Testbed
 
-COLUMNS = ("finding", "value", "low", "high", "df")
+SECONDS = "finding_cost_"  # how names of findings on seconds start
+COUNTS = ("successes", "trials", "lost")  # of a rate, from which its limits at another level follow
+COLUMNS = ("finding", "value", "low", "high", "df", *COUNTS)
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,17 @@ class Criterion:
         return {"greater": greater, "less": less, "parity": parity}[self.direction]
 
     def __str__(self) -> str:
-        return {"greater": "> ", "less": "< ", "parity": "within +-"}[self.direction] + f"{self.margin:g}"
+        if self.direction == "parity":
+            return f"within +-{self.margin:g} (equivalence: less than {self.margin:g} counts as none)"
+        return {"greater": "> ", "less": "< "}[self.direction] + f"{self.margin:g}"
 
 
 def interval_of(claim: dict, config: dict, testbed: Testbed | None) -> Interval:
     """The interval that decides a claim of the config, at the config's level: a row's metric, its paired difference to
-    another row, or a finding.
+    another row or to the best of all :func:`contenders`, or a finding.
     """
     metric, row, other = claim["metric"], claim["row"], claim["against"]
+    others = contenders(claim, testbed) if other == EVERY_OTHER else (other,) if other else ()
     if metric.startswith("finding_"):
         return _finding(claim, config, testbed)
     if metric.startswith("removal_"):  # above random documents, or above another row's
@@ -59,11 +66,27 @@ def interval_of(claim: dict, config: dict, testbed: Testbed | None) -> Interval:
         if other:
             values = values - removal.claimed(planned, outputs, other, metric)
         return mean_interval(values, level=measures.level_of(testbed))
-    results = measures.on_queries(testbed, [row], claim["query_set"], (other,) if other else (), metric)
+    results = measures.on_queries(testbed, [row], claim["query_set"], others, metric)
     if metric not in results:
         raise ValueError(f"claim {claim['id']!r}: no metric {metric!r} on {testbed.name}; there are {sorted(results)}.")
     result = results[metric][0][row]
+    if other == EVERY_OTHER:
+        return least({name: result.difference[name] for name in others}, measures.level_of(testbed))
     return result.difference[other] if other else result.value
+
+
+def contenders(claim: dict, testbed: Testbed) -> list[str]:
+    """Rows of the testbed that a claim against ``every_other`` is judged by: all but ablations, baselines that know
+    nothing of the model (random, metadata), and rows of chapters on the claim's own paper.
+    """
+    papers = {notebook: chapter.get("paper") for notebook, chapter in config_files.chapters().items()}
+    return [
+        row["id"]
+        for row in rows(testbed.config, testbed.name)
+        if not row["ablation"]
+        and papers.get(row["notebook"]) != claim["paper"]
+        and attribution.named(row["method"]).family != "baseline"
+    ]
 
 
 def ceiling_of(claim: dict, testbed: Testbed | None) -> Ceiling | None:
@@ -84,11 +107,12 @@ def ceiling_of(claim: dict, testbed: Testbed | None) -> Ceiling | None:
 def before_correction(notebook: str, config: dict, testbed: Testbed | None) -> pd.DataFrame:
     """The intervals behind a chapter's claims on a testbed, before the correction for their number (chapter 60).
 
-    Claims on removals are left to chapter 60, since chapter 05 trains their models.
+    Claims on removals are left to chapter 60, since chapter 05 trains their models, and so are claims against every
+    other row.
     """
     lines = []
     for claim in claims_of(config, testbed and testbed.name, notebook):
-        if "removal" not in claim["metric"]:
+        if "removal" not in claim["metric"] and claim["against"] != EVERY_OTHER:
             numbers = dict(zip(("value", "low", "high"), interval_of(claim, config, testbed), strict=True))
             region = str(Criterion(claim["direction"], claim["margin"]))
             lines.append({"claim": claim["claim"]} | numbers | {"true if": region})
@@ -105,27 +129,35 @@ def save_findings(notebook: str, config: dict, testbed: Testbed | None, interval
             raise ValueError(f"finding {name!r}: a name is finding_ and then lower case, digits or _.")
         if not interval.low <= interval.value <= interval.high or not np.isfinite([interval.low, interval.high]).all():
             raise ValueError(f"{name} is {tuple(interval)}; value and interval must be finite, low <= value <= high.")
-    frame = pd.DataFrame([(name, *i, i.df) for name, i in intervals.items()], columns=list(COLUMNS))
-    path, about = _findings(notebook, config, testbed)
-    write_table(path, frame, about)
+    lines = [(name, *i, i.df, *(getattr(i, part, math.nan) for part in COUNTS)) for name, i in intervals.items()]
+    frame = pd.DataFrame(lines, columns=list(COLUMNS))
+    of_seconds = frame.finding.str.startswith(SECONDS)
+    for seconds, part in ((False, frame[~of_seconds]), (True, frame[of_seconds])):
+        path, about = _findings(notebook, config, testbed, seconds)
+        declared = declared_figures(notebook, testbed and testbed.name)
+        if len(part) or f"tables/{path.name}" in declared:
+            write_table(path, part, about)
 
 
 def _finding(claim: dict, config: dict, testbed: Testbed | None) -> Interval:
     """The finding that decides a claim; :class:`ArtefactError` where its chapter has not saved it."""
     again = f"{claim['notebook']}{f' on {testbed.name}' if testbed else ''} again"
-    path, about = _findings(claim["notebook"], config, testbed)
+    path, about = _findings(claim["notebook"], config, testbed, claim["metric"].startswith(SECONDS))
     cure = f"delete {path.name} and run {again}"
     saved = read_table(path, "findings", COLUMNS, about, cure).set_index("finding") if path.exists() else pd.DataFrame()
     if claim["metric"] not in saved.index:
         raise ArtefactError(f"claim {claim['id']!r}: {path} has no {claim['metric']!r}. Run {again}.")
     line = saved.loc[claim["metric"]]
-    return Interval(line["value"], line["low"], line["high"], df=line["df"])
+    found = {"value": line["value"], "low": line["low"], "high": line["high"], "df": line["df"]}
+    return Interval(**found) if math.isnan(line["trials"]) else Rate(**found, **line[list(COUNTS)])
 
 
-def _findings(notebook: str, config: dict, testbed: Testbed | None) -> tuple[Path, dict]:
-    """The table of a chapter's findings, one of its declared files, and what it says of itself."""
+def _findings(notebook: str, config: dict, testbed: Testbed | None, seconds: bool = False) -> tuple[Path, dict]:
+    """The table of a chapter's findings, one of its declared files, and what it says of itself. Those on seconds are in
+    a cost table, which is not repeated to the byte.
+    """
     suffix = f"_{testbed.name}" if testbed else ""
-    path = figures_dir(config) / "tables" / f"{notebook[:2]}_findings{suffix}.csv"
+    path = figures_dir(config) / "tables" / f"{notebook[:2]}_{'cost' if seconds else 'findings'}{suffix}.csv"
     name, key = (testbed.name, models.model_key(testbed)) if testbed else (None, None)
     made = {"notebook": notebook, "profile": config["profile"], "seed": config["seed"]}
     return path, {"kind": "findings", "testbed": name, "key": key, **made}

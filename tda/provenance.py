@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TREES = ("tda", "notebooks", "workflow")
 PACKAGES = "torch transformers datasets tokenizers numpy scipy pandas pyarrow scikit-learn bm25s snakemake papermill"
 # modules that cannot change a number
-PLUMBING = ("__init__", "config", "config_checks", "config_files", "config_schema", "provenance", "run_notebook")
+PLUMBING = ("__init__", "config", "config_checks", "config_files", "config_schema", "provenance")
 
 
 def tree_hash(folder: str | os.PathLike) -> str:
@@ -195,7 +195,9 @@ def _threads() -> int | None:
 
 @functools.cache
 def _git() -> dict[str, Any] | None:
-    """``{commit, dirty}``, or ``None`` without git, a repository or a commit; asked once, a status takes seconds."""
+    """``{commit, dirty}``, or ``None`` without git, repository or commit. Asked once, for it takes seconds; where it
+    does not come in time (a copy of a repository is compared file by file), ``dirty`` is ``None``.
+    """
 
     def ask(*arguments: str) -> str | None:
         try:
@@ -205,4 +207,5 @@ def _git() -> dict[str, Any] | None:
         return answer.stdout.strip() if answer.returncode == 0 else None
 
     commit = ask("rev-parse", "HEAD") if (ROOT / ".git").exists() else None
-    return None if commit is None else {"commit": commit, "dirty": bool(ask("status", "--porcelain", "--", *TREES))}
+    changes = ask("status", "--porcelain", "--", *TREES)
+    return commit and {"commit": commit, "dirty": None if changes is None else bool(changes)}

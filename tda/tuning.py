@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import numbers
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +19,8 @@ from tda.task import Examples, Task, take
 from tda.testbeds import Testbed
 from tda.tools.options import check
 from tda.tools.summed import over_checkpoints
+
+FLAT = 0.005  # LDS on tune queries by which an end of a grid may lead its neighbour and still count as levelled off
 
 
 def check_rows(config: dict) -> None:
@@ -110,6 +114,27 @@ def tune(testbed: Testbed, row: dict, taken: dict | None = None) -> dict:
     cost = {"seconds": watch.seconds, "retrainings": truth.record["retrainings"]}
     write_record(path, about | {"options": best, "trials": trials, **cost})
     return read_json(path)
+
+
+def at_the_edge(row: dict, trials: list[dict]) -> list[str]:
+    """Options of a row whose chosen number is an end of its tune grid, and might have been better beyond it.
+
+    Not so where the LDS has levelled off (the next value inwards is within :data:`FLAT`) and where the option goes no
+    further by its own rule (0 steps, a penalty of 0). A step that breaks the model is in the grid, so that the value
+    before it is no end. ``trials`` are those of :func:`tune`.
+    """
+    found, start, rules = [], 0, attribution.named(row["method"]).rules
+    for option, values in row["tune"].items():
+        part, start = trials[start : start + len(values)], start + len(values)
+        if len(values) < 2 or not all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in values):
+            continue
+        reached = {trial[option]: trial["lds_tune"] for trial in part if trial["lds_tune"] is not None}
+        best, grid = max(reached, key=reached.get), sorted(values)
+        for end, inner, beyond in ((grid[0], grid[1], -1), (grid[-1], grid[-2], 1)):
+            open_ended = any(rules[option].holds(end + beyond * step) for step in (1, abs(end) / 10 or 1))
+            if best == end and open_ended and reached[end] - reached.get(inner, -math.inf) > FLAT:
+                found.append(option)
+    return found
 
 
 def what_runs(row: dict) -> list:

@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import conftest  # noqa: F401 (with it the scripts of the workflow are found)
 import numpy as np
+import run_notebook
 import torch
 import transformers as hf
 import yaml
@@ -26,7 +28,7 @@ from test_custom import TABLE, written
 from test_door import BAD_TEXTS, LLAMA, language_task, mlp, net_task, points, texts
 
 import tda.testbeds
-from tda import config, run_notebook, tuning
+from tda import config, tuning
 from tda.attribution import METHODS, attribute
 from tda.task import use_threads
 

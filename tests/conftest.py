@@ -19,7 +19,7 @@ from tda import config, lm, models
 from tda.task import use_threads
 from tda.testbeds import Testbed
 
-sys.path.append(str(config.ROOT / "workflow" / "scripts"))  # what banks are shipped with
+sys.path.append(str(config.ROOT / "workflow" / "scripts"))  # the runner, and what banks are shipped with
 
 CORPUS = {
     "kind": "people", "people": 10, "docs_min": 6, "docs_max": 8, "attributes": 3, "values": 6, "wordings": 5,

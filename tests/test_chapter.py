@@ -47,6 +47,31 @@ def test_rows_are_tuned_run_and_shown_with_what_they_cost(chapter, capsys):
     assert (table["queries [s]"] >= 0).all() and table["tuning [s]"]["fisher"] > 0
 
 
+EDGES = [  # method, option, values, LDS of each (None: the step broke the model), whether the end matters
+    ("fisher_influence", "damping", [0.1, 1.0, 10.0], [0.3, 0.2, 0.1], True),
+    ("fisher_influence", "damping", [10.0, 1.0, 0.1], [0.1, 0.2, 0.3], True),
+    ("fisher_influence", "damping", [1, 10], [0.3, 0.2], True),  # 0 is not allowed, but 0.5 is
+    ("fisher_influence", "damping", [0.1, 1.0, 10.0], [0.3, 0.297, 0.1], False),  # levelled off
+    ("fisher_influence", "damping", [0.1, 1.0, 10.0], [0.1, 0.3, 0.2], False),
+    ("stride", "penalty", [0.0, 0.1], [0.3, 0.2], False),  # no penalty is below 0
+    ("stride", "steps", [0, 30], [0.3, 0.2], False),
+    ("stride", "steps", [0, 30], [0.2, 0.3], True),
+    ("bgo", "step", [1.0, 2.0, 4.0], [0.2, 0.3, None], False),  # beyond it the model breaks
+    ("bgo", "step", [1.0, 2.0], [None, 0.3], True),
+    ("stride", "recovery", ["lasso", "ridge"], [0.3, 0.2], False),  # no order
+]
+
+
+@pytest.mark.parametrize(("method", "option", "values", "reached", "matters"), EDGES)
+def test_an_end_of_a_grid_matters_where_the_lds_still_rises_and_the_option_goes_on(
+    method, option, values, reached, matters
+):
+    row = {"method": method, "tune": {"other": [1], option: values}}
+    trials = [{"other": 1, "lds_tune": 0.0}]
+    trials += [{"other": 1, option: value, "lds_tune": lds} for value, lds in zip(values, reached, strict=True)]
+    assert tuning.at_the_edge(row, trials) == [option] * matters
+
+
 def test_scores_are_a_rows_own_or_with_other_options(chapter):
     bed, given = chapter.bed, {"preconditioner": "diagonal", "seed": 0}
     for damping in (chapter.options("fisher")["damping"], 7.0):

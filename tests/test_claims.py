@@ -13,6 +13,7 @@ from tda.evaluation import removal
 from tda.evaluation.ceiling import Ceiling, ceiling, seeds_needed
 from tda.evaluation.intervals import (
     Interval,
+    RowResult,
     lds_intervals,
     mean_interval,
     mean_intervals,
@@ -110,6 +111,25 @@ def test_a_difference_of_removals_is_paired_query_by_query(removals, bed):
     np.testing.assert_allclose((found.value, found.low, found.high), tuple(wanted), rtol=1e-9)
 
 
+def test_a_claim_against_every_other_is_judged_by_the_least_difference(bed, monkeypatch):
+    """To every row of another paper, but ablations and baselines that know nothing of the model."""
+    paper = config.load("paper")
+    claim = next(claim for claim in paper["claims"] if claim["id"] == "stride_beats_every_other")
+    found = evidence.contenders(claim, SimpleNamespace(config=paper, name="people"))
+    assert {"bgo_full", "ekfac_trajectory", "tfidf", "gradient_dot", "trak_seeds"} <= set(found)
+    assert not {"stride", "stride_ridge", "stride_and_logra", "random", "same_entity", "trak_published"} & set(found)
+    differences = {name: Interval(0.1 + i, i - 0.1, i + 0.3, df=9.0) for i, name in enumerate(found)}
+
+    def measured(testbed, rows, query_set, references, metric):
+        assert rows == ["stride"] and list(references) == found
+        return {metric: ({"stride": RowResult(np.zeros(2), Interval(0, 0, 0), differences)}, {})}
+
+    monkeypatch.setattr(measures, "on_queries", measured)
+    judged = evidence.interval_of(claim, paper, SimpleNamespace(config=paper, name="people"))
+    assert (judged.value, judged.low) == (0.1, pytest.approx(-0.1)) and judged.parts == differences
+    assert judged.high > 0.3, "corrected for the number of rows"
+
+
 # --- test queries only
 
 
@@ -187,7 +207,7 @@ def test_the_low_overlap_lift_is_that_of_the_documents_of_low_overlap(monkeypatc
 @pytest.mark.parametrize(("low", "verdict"), [(0.19, "inconclusive"), (0.2, "supported")])
 def test_the_lower_bound_of_the_ceiling_decides_whether_a_bank_will_do(low, verdict):
     claim = {"id": "c", "paper": "BGO", "claim": "x", "notebook": "10_bgo", "metric": "lds_half", "row": "a"}
-    claim |= {"against": "", "direction": "greater", "margin": 0.0}
+    claim |= {"against": "", "direction": "greater", "margin": 0.0, "abstract": "x", "check": False}
     bound = Ceiling(0.7, low, 0.9, 0.3, 0.02, 0.6, 0.1, np.full(9, 0.3), 16, 2, 9)
     table = claims_table([claim], {"c": Interval(0.3, 0.2, 0.4, df=30.0)}, {"c": bound}, LEVEL, min_ceiling=0.2)
     assert table.verdict.tolist() == [verdict]

@@ -345,6 +345,10 @@ CLAIM = {
         ({"claims": [{**CLAIM, "kind": "parity"}]}, ["claims[0].margin: 0.0", "greater than 0"]),
         ({"claims": [{**CLAIM, "against": ""}]}, ["claims[0].against: ''", "name a second row"]),
         ({"claims": [CLAIM, CLAIM]}, ["claims[0].id: 'c'", "unique"]),
+        ({"claims": [{**CLAIM, "abstract": ""}]}, ["claims[0].abstract: ''"]),
+        ({"claims": [{**CLAIM, "check": 1}]}, ["claims[0].check: 1"]),
+        ({"claims": [{**CLAIM, "row": "every_other"}]}, ["claims[0].row: 'every_other'", "rows of this profile"]),
+        ({"claims": [{**CLAIM, "against": "every_other", "metric": "mrr"}]}, ["claims[0].metric: 'mrr'", "on an LDS"]),
     ],
 )
 def test_references_between_sections(change, parts):
@@ -507,7 +511,7 @@ def edit(path, old, new):
 
 FIRST = "{id: bgo_none, ablation: true, method: bgo,"
 BGO_MISTAKES = {
-    "unknown key": ("figures:", "figurs: {}\nfigures:", ["figurs: unknown key; allowed: claims, ", "mean 'figures'"]),
+    "unknown key": ("figures:", "figurs: {}\nfigures:", ["figurs: unknown key; allowed: abstract, ", "mean 'figures'"]),
     "figure": ("figures:", "figures:\n  10 a.png: x", ["figures: '10 a.png' is not allowed", "text that matches"]),
     "no caption": ("figures:", "figures:\n  10_a.png: ''", ["figures.10_a.png: '' is not allowed", "is not empty"]),
     "row key": (FIRST, FIRST + " metod: x,", ["rows[0].metod: unknown key", "did you mean 'method'"]),
@@ -579,6 +583,10 @@ def test_a_chapters_file_says_once_what_its_rows_and_claims_share():
     assert found["bgo_beats_bm25_half"] == ["BGO", "10_bgo", "people", "difference", 0.0]
     assert found["if_cg_at_parity_with_exact"] == ["Revisiting IF", "20_influence", "digits_mlp", "parity", 0.02]
     assert found["newton_ratio_least"] == ["Newton step", "30_newton_vs_influence", None, "value", 0.5]
+    said = {name: (claims[name]["abstract"], claims[name]["check"]) for name in claims}
+    assert said["bgo_beats_bm25_half"] == ("outperforms prior methods on influence metrics", False), "the chapter's"
+    assert said["bgo_full_at_parity_with_influence"] == ("our question", True), "its own"
+    assert said["gradient_dot_beats_random_half"] == ("our question", False), "nobody says otherwise"
 
 
 def test_a_section_lists_what_its_profile_has(chapters):
@@ -597,10 +605,10 @@ def test_a_section_lists_what_its_profile_has(chapters):
 
 
 def test_with_a_base_a_section_changes_its_own_rows_only():
-    """Chapters 04 and 22 both have a row trak; extended changes that of 22."""
+    """Chapters 04, 22 and 23 have a row trak each; extended changes that of 22."""
     rows = {name: [row for row in config.load(name)["rows"] if row["id"] == "trak"] for name in ("paper", "extended")}
     assert rows["extended"][0] == rows["paper"][0] and rows["paper"][0]["notebook"] == "04_first_methods"
-    assert [row["options"] for row in rows["extended"][1:]] == [{"dimension": 16384}]
+    assert [row["options"] for row in rows["extended"][1:]] == [{"dimension": 16384}, {"dimension": 4096}]
 
 
 def test_testbeds_of_a_chapter_follow_from_its_rows_its_findings_or_its_file():

@@ -20,9 +20,8 @@ from tda.config import ROOT
 
 MODULE_NAMES = {"yaml": "pyyaml", "sklearn": "scikit-learn", "jupyter_client": "jupyter-client",
                 "curvlinops": "curvlinops-for-pytorch", "trak": "traker"}  # fmt: skip
-OURS = {"tda", "draw_dag", "extract_sources", "exercises", "ship_banks"} | {
-    path.stem for path in (ROOT / "tests").rglob("*.py")
-}
+OWN = ("tests/**/*.py", "workflow/scripts/*.py")
+OURS = {"tda", "exercises"} | {path.stem for pattern in OWN for path in ROOT.glob(pattern)}
 
 
 def lines_of(name):
@@ -40,7 +39,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 def test_no_job_builds_the_parser_of_web_addresses():
     """A second at the start of every process, through an optional import of jsonschema."""
-    code = "import tda.run_notebook, tda.config, sys; print(sorted({'lark', 'jsonschema'} & set(sys.modules)))"
+    code = "import tda.config, sys; print(sorted({'lark', 'jsonschema'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['jsonschema']"
 

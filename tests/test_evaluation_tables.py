@@ -6,9 +6,11 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from tda.evaluation.ceiling import ceiling
 from tda.evaluation.intervals import Interval, RowResult
+from tda.evaluation.rates import least, rate
 from tda.evaluation.tables import LEADERBOARD_COLUMNS, leaderboard_row, pivot
 from tda.studies.claims import (
     CLAIM_COLUMNS,
@@ -119,7 +121,11 @@ def test_pivot_and_renderings():
         (0.05, 0.2, "parity", 0.05, "not supported"),
         (-0.2, -0.06, "parity", 0.05, "not supported"),
         (-0.1, 0.2, "parity", 0.05, "inconclusive"),
-        (0.0, 0.0, "greater", 0.0, "not supported"),
+        (0.0, 0.0, "greater", 0.0, "inconclusive"),  # no width, on the boundary: no proof of failure
+        (-1e-16, 2e-16, "greater", 0.0, "inconclusive"),  # ... up to rounding
+        (0.02, 0.02, "parity", 0.02, "inconclusive"),
+        (-0.1, -0.1, "greater", 0.0, "not supported"),
+        (0.0, 0.0, "parity", 0.02, "supported"),
     ],
 )
 def test_verdict(low, high, direction, margin, expected):
@@ -145,7 +151,55 @@ def test_p_value_by_hand():
     normal = Interval(0.3, 0.3 - 1.959964, 0.3 + 1.959964, df=math.inf)
     assert p_value(normal, Criterion("greater")) == pytest.approx(0.7642, abs=1e-4)
     assert p_value(Interval(0.2, 0.1, 0.3, df=8), Criterion("greater", 0.1)) == pytest.approx(0.05)
-    assert p_value(Interval(0.0, 0.0, 0.0, df=math.inf), Criterion("greater")) == 0
+    assert p_value(Interval(0.0, 0.0, 0.0, df=math.inf), Criterion("greater")) == 1
+    assert p_value(Interval(0.1, 0.1, 0.1, df=math.inf), Criterion("greater")) == 0
+    # The smallest alpha at which the nearer side of the region is as many standard errors away as the t quantile.
+    sides = Interval(0.1, 0.1 - 0.3, 0.1 + 0.2, df=5.0)
+    steps = min((0.1 + 0.4) / 0.3, (0.4 - 0.1) / 0.2) * stats.t.ppf(0.975, 5.0)
+    assert p_value(sides, Criterion("parity", 0.4)) == pytest.approx(2 * stats.t.sf(steps, 5.0))
+
+
+def test_a_rate_is_judged_by_its_exact_limits_at_the_corrected_level():
+    """30 of 30 at level .9929: .829 and 1, not the limits at .95 scaled by t quantiles (.841)."""
+    family = [claim(f"c{i}", "", metric=f"finding_{i}", margin=0.85) for i in range(7)]
+    measured = {c["id"]: rate(30, 30, 0.95) if c["id"] == "c0" else Interval(0.85, 0.5, 1.2, df=9) for c in family}
+    table = claims_table(family, measured, dict.fromkeys(measured))
+    assert "interval level 0.9929, Holm over 7" in table.criterion[0] and table.verdict[0] == "inconclusive"
+    assert (table.ci_low[0], table.ci_high[0]) == (pytest.approx((0.05 / 14) ** (1 / 30)), 1.0)
+    # Its p-value is that of the binomial test, doubled: P(X >= 199 | .9 of 200).
+    tail = stats.binom.sf(198, 200, 0.9)
+    assert p_value(rate(199, 200, 0.95), Criterion("greater", 0.9)) == pytest.approx(2 * tail)
+    assert p_value(rate(3, 100, 0.95), Criterion("greater", 0.1)) == pytest.approx(2 * stats.binom.cdf(3, 100, 0.1))
+    assert p_value(rate(5, 10, 0.95), Criterion("greater", 0.5)) == 1
+
+
+def test_a_check_is_judged_alone_and_costs_the_family_nothing():
+    measured = {"a": (0.055, 0.005, 0.105), "b": (0.3, 0.25, 0.35)}
+    family = [claim("one", "a"), claim("two", "b")]
+    with_checks = judge([*family, *(claim(f"k{i}", "a", check=True) for i in range(20))], measured)
+    assert with_checks.criterion[:2].tolist() == judge(family, measured).criterion.tolist()
+    assert "Holm over 2" in with_checks.criterion[0] and not with_checks.check[:2].any()
+    assert with_checks.check[2:].all() and (with_checks.verdict[2:] == "supported").all()
+    assert with_checks.criterion[2] == "a > 0; interval level 0.95, a check, judged alone"
+
+
+def test_parity_says_that_a_difference_may_be_real():
+    claims = [claim(name, name, against="x", direction="parity", margin=0.02) for name in ("apart", "equal")]
+    table = judge(claims, {"apart": (0.015, 0.012, 0.018), "equal": (0.001, -0.005, 0.007)})
+    assert table.verdict.tolist() == ["supported"] * 2
+    assert ["surely not 0, and surely below the margin" in text for text in table.criterion] == [True, False]
+    assert "within +-0.02 (equivalence: less than 0.02 counts as none)" in table.criterion[1]
+
+
+def test_the_least_of_many_is_judged_without_a_choice():
+    parts = {"weak": Interval(0.2, 0.1, 0.3, df=20), "strong": Interval(-0.1, -0.2, 0.0, df=20)}
+    found = least(parts, 0.95)
+    assert (found.value, found.low) == (-0.1, pytest.approx(-0.2))
+    t = stats.t.isf([0.0125, 0.025], 20)
+    assert found.high == pytest.approx(-0.1 + 0.1 * t[0] / t[1]), "Bonferroni over two"
+    row = claims_table([claim("c", "mine", against="every_other")], {"c": found}, {"c": None})
+    assert "least of 2 differences, here to strong; high by Bonferroni" in row.criterion[0]
+    assert row.verdict[0] == "inconclusive" and row.ci_low[0] == pytest.approx(-0.2)
 
 
 def test_holm_by_hand():
@@ -160,9 +214,17 @@ def test_holm_by_hand():
 # --- claims table ---------------------------------------------------------------------------------
 
 
+PLAIN = {"abstract": "our question", "check": False}
+
+
 def claim(name, row="gradient_dot", **changes):
     given = {"id": name, "paper": "BGO", "claim": "it works", "notebook": "10_bgo", "testbed": "people"}
-    return given | {"metric": "lds_half", "row": row, "direction": "greater", "margin": 0.0, "against": ""} | changes
+    return (
+        given
+        | {"metric": "lds_half", "row": row, "direction": "greater", "margin": 0.0, "against": ""}
+        | PLAIN
+        | changes
+    )
 
 
 def quiet_bank(noise=0.5):
@@ -211,7 +273,7 @@ def test_differences_and_parity():
     ]
     table = judge(claims, {"a": (0.2, 0.1, 0.3), "b": (0.01, -0.01, 0.03)})
     assert table.verdict.tolist() == ["supported", "supported"]
-    assert table.criterion[1].startswith("b - random within +-0.05;")
+    assert table.criterion[1].startswith("b - random within +-0.05 (equivalence")
 
 
 def test_a_noisy_bank_gives_no_verdict_but_counts():

@@ -19,7 +19,7 @@ FLOORS = (
     ("attribution",),
     ("evaluation",),
     ("tuning", "scores", "measures", "evidence"),
-    ("chapter", "run_notebook"),
+    ("chapter",),
     ("studies",),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -7,6 +7,7 @@ import tda.testbeds
 from tda import config, evidence
 from tda.artefacts import ArtefactError
 from tda.evaluation.intervals import Interval, lds_intervals, mean_interval
+from tda.evaluation.rates import rate
 from tda.studies.claims import claims_table
 from tda.studies.hessians.pooled import jackknife_over_settings, pooled_lds, weighted_sum
 
@@ -74,6 +75,18 @@ def test_a_claim_reads_the_finding_of_its_chapter(bed):
     assert (*found, found.df) == (0.5, 0.2, 0.9, 7.0)
 
 
+def test_a_rate_comes_back_with_its_counts_and_seconds_stand_apart(bed, tmp_path):
+    given = {"finding_one": rate(17, 18, 0.95, shift=-0.02), "finding_two": rate(4, 18, 0.95, lost=1.5)}
+    given |= {"finding_cost_three": Interval(0.5, 0.2, 0.9, 0.1, 7.0)}
+    evidence.save_findings("21_better_hessians", bed.config, bed, given)
+    for name, saved in given.items():
+        found = evidence.interval_of(CLAIM | {"metric": name}, bed.config, bed)
+        np.testing.assert_allclose(found.limits(0.95, 0.001), saved.limits(0.95, 0.001), atol=1e-5)
+    assert {path.name for path in (tmp_path / "tables").glob("*.csv")} == {
+        "21_findings_digits_mlp.csv", "21_cost_digits_mlp.csv"
+    }  # fmt: skip
+
+
 def test_findings_that_are_missing_or_impossible(bed):
     with pytest.raises(ArtefactError, match="Run 21_better_hessians"):
         evidence.interval_of(CLAIM, bed.config, bed)
@@ -86,7 +99,7 @@ def test_findings_that_are_missing_or_impossible(bed):
 
 
 FREE = {"id": "free", "paper": "Newton step", "claim": "One.", "notebook": "30_free", "metric": "finding_one"}
-FREE |= {"direction": "greater", "margin": 0.1, "kind": "value"}  # no testbed
+FREE |= {"direction": "greater", "margin": 0.1, "kind": "value", "abstract": "one", "check": False}  # no testbed
 
 
 def test_a_chapter_without_a_testbed(bed, tmp_path):

@@ -1,6 +1,7 @@
 """Records name what made a number: code hashes, inputs, seconds, memory, and modules behind a notebook."""
 
 import json
+import subprocess
 import time
 
 import numpy as np
@@ -80,3 +81,16 @@ def test_a_record_tells_the_clock_from_the_work():
     found = provenance.record({}, 0, watch=watch)
     assert (found["seconds"], found["cpu_seconds"]) == (round(watch.seconds, 3), round(watch.cpu_seconds, 3))
     assert found["cpu_seconds"] < 0.2 < found["seconds"], "it slept"
+
+
+def test_a_status_that_does_not_come_is_not_called_clean(tmp_path, monkeypatch):
+    def git(call, **_):
+        if "status" in call:
+            raise subprocess.TimeoutExpired(call, 20)
+        return subprocess.CompletedProcess(call, 0, "0123abc\n", "")
+
+    monkeypatch.setattr(provenance.subprocess, "run", git)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    assert provenance._git.__wrapped__() is None, "a folder that is no repository"
+    (tmp_path / ".git").mkdir()
+    assert provenance._git.__wrapped__() == {"commit": "0123abc", "dirty": None}

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from run_notebook import NotebookError, ParameterError, check_parameters, declared_parameters, run
 
 from tda import notebook
 from tda.config import ROOT
-from tda.run_notebook import NotebookError, ParameterError, check_parameters, declared_parameters, run
 
 PARAMETERS = 'count = 1  # a number\nrate = 0.5  # a share\nname = "a"  # text\nextra = None  # anything\n'
 
@@ -30,7 +30,7 @@ def make(path, *sources, parameters=PARAMETERS):
 
 
 def call(notebook, out, *options, **environment):
-    command = [sys.executable, "-m", "tda.run_notebook", str(notebook), "--out", str(out), *options]
+    command = [sys.executable, "workflow/scripts/run_notebook.py", str(notebook), "--out", str(out), *options]
     environment = {**os.environ, **environment}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment)
 

@@ -12,13 +12,14 @@ import shutil
 import subprocess
 import sys
 
+import draw_dag
 import nbformat
 import pytest
 import yaml
+from run_notebook import check_parameters, declared_parameters
 
 from tda import config
 from tda.config_files import chapters
-from tda.run_notebook import check_parameters, declared_parameters
 
 ROOT = config.ROOT
 PROFILES = ["smoke", "paper", "extended", "large"]
@@ -54,7 +55,7 @@ def plan(profile):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "profile profiles/default" in done.stderr, "the default profile must be found without a flag"
     text = done.stdout + done.stderr
-    calls = re.findall(r"python -m tda\.run_notebook (\S+) --out (\S+) --parameters ('[^']*'|\S+) --timeout", text)
+    calls = re.findall(r"run_notebook\.py (\S+) --out (\S+) --parameters ('[^']*'|\S+) --timeout", text)
     rules = set(re.findall(r"^(?:local)?rule (\w+):", text, flags=re.MULTILINE))
     return rules, [(notebook, out, shlex.split(parameters)[0]) for notebook, out, parameters in calls]
 
@@ -336,11 +337,6 @@ def test_every_figure_of_every_profile_has_a_caption():
 
 
 def test_rule_graph_picture(tmp_path):
-    sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
-    try:
-        import draw_dag
-    finally:
-        sys.path.pop(0)
     boxes, arrows = draw_dag.rule_graph(DOT)
     assert boxes == {"all", "leaderboard", "bank", "training"}
     assert draw_dag.shortest(arrows) == {

@@ -59,6 +59,12 @@ class Interval:
     def __format__(self, number: str) -> str:
         return "{} [{}, {}]".format(*(format(part, number or ".3g") for part in self))
 
+    def limits(self, level: float, alpha: float) -> tuple[float, float]:
+        """(low, high) at level 1 - ``alpha`` of an interval made at ``level``: its sides are multiples of t(df)."""
+        low, high = self.value - self.low, self.high - self.value
+        wider = float(stats.t.isf(alpha / 2, self.df) / stats.t.isf((1 - level) / 2, self.df)) if low or high else 1.0
+        return self.value - wider * low, self.value + wider * high
+
 
 @dataclass(frozen=True)
 class RowResult:

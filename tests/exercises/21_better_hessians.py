@@ -34,34 +34,24 @@ of_layers = [layer.eigenvalues for _, layer in ranked.blocks.values()]
 shuffled = ranked.with_eigenvalues(
     torch.cat([values[torch.randperm(len(values), generator=generator)] for values in of_layers])
 )
-two_rungs = {"Hessian": deepest_rungs["Hessian"], "shuffled": shuffled}
 last_base = base_models[deepest][-1]
-answers = ladder.measure_rungs(last_base, two_rungs, grid_images, grid_queries, (DECAY, HEAVY), DECAY)
-shuffled_lds = {
-    answer.damping: mean_lds(answer.scores, deepest, test)
-    for answer in answers
-    if answer.rung == "shuffled" and answer.damping
-}
+answers = ladder.measure_rungs(last_base, {"shuffled": shuffled}, grid_images, grid_queries, (DECAY, HEAVY), DECAY)
+shuffled_lds = {a.damping: mean_lds(a.scores, deepest, test) for a in answers if a.damping}
 
 # %% 3 wrong
 ranked, generator = deepest_rungs["right eigenvalues"], torch.Generator().manual_seed(0)
 across_layers = torch.randperm(ranked.size, generator=generator)
 shuffled = ranked.with_eigenvalues(ranked.eigenvalues[across_layers])
-two_rungs = {"Hessian": deepest_rungs["Hessian"], "shuffled": shuffled}
 last_base = base_models[deepest][-1]
-answers = ladder.measure_rungs(last_base, two_rungs, grid_images, grid_queries, (DECAY, HEAVY), DECAY)
-shuffled_lds = {
-    answer.damping: mean_lds(answer.scores, deepest, test)
-    for answer in answers
-    if answer.rung == "shuffled" and answer.damping
-}
+answers = ladder.measure_rungs(last_base, {"shuffled": shuffled}, grid_images, grid_queries, (DECAY, HEAVY), DECAY)
+shuffled_lds = {a.damping: mean_lds(a.scores, deepest, test) for a in answers if a.damping}
 
 # %% 4 solution
 from tda.tools.gradients import matrix
 
 sent = matrix(base_models[deepest][-1], grid_images).double()[: ladder.PROBES]
-x = deepest_rungs["K-FAC"].function(lambda w: 1 / (w + DECAY), sent)
-back = deepest_rungs["Hessian"].matvec(x) + DECAY * x
+solved = deepest_rungs["K-FAC"].function(lambda w: 1 / (w + DECAY), sent)
+back = deepest_rungs["Hessian"].matvec(solved) + DECAY * solved
 
 
 def error_at(s):

@@ -40,7 +40,7 @@ def cells(path: Path) -> list[dict]:
 def checks(path: Path) -> dict[int, str]:
     """Self-check of every exercise of a chapter; empty where there is none."""
     texts = [cell["source"] for cell in cells(path) if cell["cell_type"] == "markdown"]
-    section = next(t for t in reversed(texts) if re.search(r"^## Exercises", t, re.MULTILINE)).split("## Exercises")[1]
+    section = "\n".join(texts).rsplit("\n## Exercises", 1)[1]
     parts = ITEM.split(section.split("\n## ")[0])[1:]
     found = {}
     for number, text in zip(parts[::2], parts[1::2], strict=True):

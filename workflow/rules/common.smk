@@ -54,7 +54,7 @@ MINUTES = {"smoke": 10, "paper": 60}.get(CONFIG["profile"], 1440)  # per job; al
 
 # Every notebook runs through this one line, and has to make every output of its rule.
 RUN = (
-    "python -m tda.run_notebook {input.notebook:q} --out {log.notebook:q} --parameters {params.parameters:q}"
+    "python workflow/scripts/run_notebook.py {input.notebook:q} --out {log.notebook:q} --parameters {params.parameters:q}"
     " --timeout $(( {resources.runtime} * 60 )) --makes {output:q} > {log.text:q} 2>&1"
 )
 

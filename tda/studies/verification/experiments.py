@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
+from tda.evaluation import rates
 from tda.evaluation.intervals import Interval
 from tda.studies.verification.cheats import shaken
 from tda.studies.verification.cube import Attribution, draw, with_partners
@@ -92,8 +93,7 @@ def rate(happened, runs: int | None = None, level: float = 0.95) -> Interval:
         happened, runs = int(happened.sum()), len(happened)
     if runs < 1 or not 0 <= happened <= runs:
         raise ValueError(f"{happened} of {runs} runs; a rate needs at least one run and a count between 0 and all.")
-    bounds = stats.binomtest(happened, runs).proportion_ci(level, method="exact")
-    return Interval(happened / runs, float(bounds.low), float(bounds.high), df=np.inf)
+    return rates.rate(happened, runs, level)
 
 
 def accepted(sessions: Sessions, level: float = 0.95) -> Interval:

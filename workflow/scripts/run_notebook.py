@@ -1,6 +1,6 @@
 """Execute a notebook with parameters, as every rule of the workflow does.
 
-python -m tda.run_notebook notebooks/02_training.ipynb --out data/smoke/logs/02.ipynb --parameters
+python workflow/scripts/run_notebook.py notebooks/02_training.ipynb --out data/smoke/logs/02.ipynb --parameters
 '{"profile": "smoke"}'
 
 Beyond Papermill: parameters that the notebook does not declare are refused, kernels talk over private sockets (parallel
@@ -23,7 +23,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT = 180  # seconds; a busy machine needs more than Papermill's 60
 SOCKET_FOLDER_LIMIT = 60  # characters; a socket's whole path is limited to about 100
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -157,7 +157,7 @@ def _stop(signum: int, _: object) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser("python -m tda.run_notebook", description="Execute a notebook with parameters.")
+    parser = argparse.ArgumentParser(description="Execute a notebook with parameters.")
     parser.add_argument("notebook", help="the notebook to execute")
     parser.add_argument("--out", required=True, help="where the executed copy is written")
     parser.add_argument("--parameters", default="{}", help="JSON object with values for the notebook's parameters cell")
