@@ -101,6 +101,8 @@ def test_noise_and_image_that_are_predicted_make_up_the_noisy_image(prediction):
     unguided, _ = predicted(model, params_of(model), noisy, t, data["condition"], guidance=0.0)
     plain, _ = predicted(model, params_of(model), noisy, t, 0 * data["condition"])
     torch.testing.assert_close(unguided, plain)
+    strong, _ = predicted(model, params_of(model), noisy, t, data["condition"], guidance=3.0)
+    torch.testing.assert_close(strong, plain + 3 * (noise - plain), atol=1e-4, rtol=1e-4)
 
 
 def test_a_perfect_model_of_one_image_samples_it():
@@ -320,7 +322,7 @@ def drawn(timestep, *shape):
 BAD = {
     "timestep 1000; the schedule has the whole numbers 0 to 999": drawn(1000, 3, 1),
     "timestep -1;": drawn(-1, 3, 1),
-    "pixels reach 255; give them in": {"pixels": torch.full((3, PIXELS), 255.0)},
+    "pixels reach 255; they lie in": {"pixels": torch.full((3, PIXELS), 255.0)},
     "row 1 has the value 5 for token 0; the model knows 1 to 4, and 0 for none": {
         "condition": torch.tensor([[1, 1], [5, 1], [1, 1]])},
     "row 0 has the value -1 for token 1": {"condition": torch.tensor([[1, -1], [1, 1], [1, 1]])},
