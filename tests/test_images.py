@@ -2,15 +2,17 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import tda.testbeds
-from tda import artefacts, bank, config, denoisers, lm, models, retrain
+from tda import artefacts, attribute, bank, config, denoisers, lm, models, retrain
 from tda.artefacts import ArtefactError
 from tda.recipe import Recipe
+from tda.studies.diffusion import show
 from tda.task import n_examples
 from tda.testbeds import images, pictures
 from tda.training import train
@@ -234,6 +236,31 @@ def test_the_convolutional_net_and_the_clean_image_are_settings(tmp_path, tiny):
         (found - targets).square().mean((1, 2)).detach(),
         rtol=1e-5,
     )
+
+
+def test_likeness_of_pixels_is_a_centred_cosine(tiny):
+    task, asked = models.load_task(tiny), models.query_examples(tiny)
+    a, b = (x["pixels"].numpy() - tiny.train["pixels"].numpy().mean(0) for x in (asked, tiny.train))
+    by_hand = (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
+    found = attribute("hidden_cosine", task, tiny.train, asked, encoder="pixels")
+    np.testing.assert_allclose(found, by_hand, atol=1e-5)
+    blind = replace(task, encode={"features": task.encode["features"]})
+    with pytest.raises(ValueError, match="encodes .'features'., not 'pixels'. Use encoder='features'"):
+        attribute("hidden_cosine", blind, tiny.train, asked, encoder="pixels")
+
+
+def test_nearest_images_and_mosaics(tiny):
+    pixels = tiny.train["pixels"]
+    distance, place = show.nearest(pixels, pixels, leave_out_self=True)
+    for i in (0, 7, 40):
+        others = (pixels[i] - pixels).square().sum(1).sqrt()
+        others[i] = torch.inf
+        assert distance[i] == pytest.approx(float(others.min()), abs=1e-4)
+        assert others[place[i]] == pytest.approx(distance[i], abs=1e-4)
+    assert (show.nearest(pixels[:3], pixels)[0] == 0).all() and (distance == 0).sum() == 6, "three copies"
+    whole = show.mosaic(pixels[:5], (3, 12, 12), 3)
+    assert whole.shape == (27, 40, 3) and (whole[0] == show.GREY).all()
+    np.testing.assert_allclose(whole[14:26, 1:13], (pixels[3].reshape(3, 12, 12).permute(1, 2, 0) + 1) / 2, atol=1e-6)
 
 
 # --- refusals
