@@ -124,11 +124,16 @@ def test_the_null_loss_is_that_of_the_untrained_network(trained):
 
 
 def test_a_bounded_run_stops_as_soon_as_it_is_at_its_bound(trained, asked):
-    task, data = trained
+    (task, data), seen = trained, []
     for run in mucs.unlearnt(task, data, asked, max_steps=300, **{k: v for k, v in LIVELY.items() if k != "draws"}):
         goal = 0.7 * run.null
         assert 0 < run.steps < 300 and len(run.forgotten) == run.steps + 1 == len(run.retained)
         assert run.forgotten[-1] >= goal > max(run.forgotten[:-1]) and max(run.forgotten) <= run.null
+        last = mucs.shown(task, data, take(asked, [len(seen)]), 16, 0, run.steps)
+        each = task.loss_fn(run.params, last, "example")[16:]
+        assert each.min() < run.null < each.max()
+        assert run.forgotten[-1] == pytest.approx(float(each.clamp(max=run.null).mean()), rel=1e-4), "capped one by one"
+        seen.append(run)
     longer = mucs.unlearnt(task, data, asked, max_steps=290, **{k: v for k, v in LIVELY.items() if k != "draws"})
     assert all(torch.equal(longer[1].params[k], run.params[k]) for k in run.params), "the limit does not matter"
 
@@ -272,7 +277,7 @@ def test_a_query_that_is_not_forgotten_is_named_and_not_ranked(trained, asked):
         match=r"queries \[0, 1\] do not reach the bound .* within max_steps=2 .*they are not ranked. Raise max_steps",
     ):
         attribute("mucs", task, data, asked, **LIVELY | {"max_steps": 2, "tolerance": 0.01})
-    runs = mucs.unlearnt(task, data, asked, max_steps=2)
+    runs = mucs.unlearnt(task, data, asked, max_steps=2, rate=0.1)
     assert [run.steps for run in runs] == [2, 2] and all(run.forgotten[-1] < run.null for run in runs), "reported"
 
 

@@ -23,7 +23,7 @@ from tda.attribution.registry import StepTooLarge, method
 from tda.curvature import empirical, named
 from tda.task import Examples, Task, chunks, n_examples, take
 from tda.tools.gradients import batch_of
-from tda.tools.noisy_losses import PARAMETERS, SCORES, Reading, before_and_after, check_denoiser, compared, moving_names
+from tda.tools.noisy_losses import SCORES, Reading, before_and_after, check_denoiser, compared, moving_names
 from tda.tools.options import Count, Positive, Whole, one_of, option
 from tda.tools.perturb import UNITS, natural_steps
 
@@ -35,7 +35,6 @@ class Options(Reading):
     """The step, and how the losses of the training images are then compared."""
 
     score: one_of(SCORES) = option("difference", "the change of a loss, or the normalised one")
-    parameters: one_of(PARAMETERS) = option("all", "what moves: everything, or the weights of the residual layers")
     draws: Count = option(20, "J, each at a timestep of its own")
     t_min: Whole = option(25, "the least noisy timestep")
     t_max: Whole = option(975, "the noisiest")

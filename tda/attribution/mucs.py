@@ -15,7 +15,9 @@ Losses are squared errors per pixel, at noise of variance 1. Positive = the mode
 Read from the code where the paper is silent, or by us (ours): the steps see timesteps, noise and left-out tokens as
 training draws them, training images with replacement, the same draws for every query (ours); the optimiser is that of
 training at a share of its peak rate, without clipping; the levels of noise, in the code the noisiest 70 % of a Karras
-grid, sigma = 80 to 0.31, are timesteps evenly spaced from sigma = 0.31 (t = 91) to 999 (ours).
+grid, sigma = 80 to 0.31, are timesteps evenly spaced from sigma = 0.31 (t = 91) to 999 (ours). As published, a tenth of
+the peak rate and only the weights of the MLPs moving, a sprite is not forgotten within 500 steps: by default all
+parameters move, at half the peak rate (ours). With ``parameters: mlp`` lambda = 1 is enough, at a price to the rest.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class Options(Reading):
 
     bounded: Flag = option(True, "bound and stop; otherwise the loss of x is not capped and max_steps are taken")
     forget: Positive = option(0.2, "lambda")
-    rate: Positive = option(0.1, "learning rate, as a share of training's peak rate")
+    rate: Positive = option(0.5, "learning rate, as a share of training's peak rate")
     batch: Count = option(100, "B")
     tolerance: Share = option(0.05, "share of l_null that the loss of x may stay below it")
     max_steps: Count = option(500, "most steps; a bounded run that needs more is refused")

@@ -31,7 +31,7 @@ class Reading:
     seed: Whole = option(0, "of all draws")
     chunk: Count = option(CHUNK, "training images whose losses are formed together")
     score: one_of(SCORES) = option("skew", "the normalised change of a loss, or the change itself")
-    parameters: one_of(PARAMETERS) = option("mlp", "what moves: everything, or the weights of the residual layers")
+    parameters: one_of(PARAMETERS) = option("all", "what moves: everything, or the weights of the residual layers")
     noise: one_of(NOISES) = option(
         "consistent",
         "one noise for all images, before and after; its own for each image; or its own, and drawn anew after, where "
