@@ -107,7 +107,7 @@ def most_hidden_by_count(
 
     def loss(values):
         cut, kurtosis = hidden(values[count], chance, level, rho)
-        return -cut * 2**clip + 50 * max(0.0, kurtosis / admitted - 1)
+        return -cut * clip**2 + 50 * max(0.0, kurtosis / admitted - 1)
 
     for trial in range(trials):
         above = number - examples * p
