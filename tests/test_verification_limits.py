@@ -341,12 +341,16 @@ def test_the_limit_counts_what_a_tolerance_could_hide_as_a_gain(scene):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"p": 0.05}, r"kurtosis=6\.0; a float from 6, and from 18\.1, that of an error on one example at p=0\.05"),
+        (
+            {"p": 0.05},
+            r"kurtosis=6\.0; a float from 6 to 60, and from 18\.1, that of an error on one example at p=0\.05",
+        ),
         ({"kurtosis": 5.0}, r"kurtosis=5\.0; a float from 6"),
         ({"clip": 0.9}, r"clip=0\.9; a float from 2 to 8, where"),
         ({"rho": 0.05}, r"rho=0\.05; a float from 0\.1 to 0\.333, where"),
         ({"fresh": 299}, r"fresh=299 cannot measure a kurtosis of 6; at least 300"),
-        ({"p": 0.005, "kurtosis": 201.0}, r"fresh=300 cannot measure a kurtosis of 201; at least 10050"),
+        ({"p": 0.02, "kurtosis": 49.0}, r"fresh=300 cannot measure a kurtosis of 49; at least 2450"),
+        ({"p": 0.005, "kurtosis": 201.0}, r"kurtosis=201\.0; a float from 6 to 60, and from 198, that"),
         ({"delta": 1e-4}, r"fresh=300 cannot measure a kurtosis of 6; at least 495"),
         ({"clip": float("inf")}, r"clip=inf"),
         ({"allowance": 1.0}, r"allowance=1\.0; the share of eps"),
@@ -386,6 +390,8 @@ def test_sizes_grow_and_refuse():
     with pytest.raises(ValueError, match=r"no room: at rho=0\.333 the bias may be 0\.22 of a residual of 4 eps"):
         sizes(0.002, 0.05, 0.008, rho=RHO)
     assert sizes(0.002, 0.05, 0.001, p=0.05)["kurtosis"] == pytest.approx(4 / 3 * own_kurtosis(0.05))
+    with pytest.raises(ValueError, match="a kurtosis of 264 would have to be admitted, and at most 60 is"):
+        sizes(0.002, 0.05, 0.001, p=0.005)
     with pytest.raises(ValueError, match=r"kurtosis=0\.5; positive numbers"):
         sizes(0.002, 0.05, 0.001, kurtosis=0.5)
 

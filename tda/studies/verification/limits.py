@@ -28,8 +28,8 @@ promised. And what clipping hides (4.).
    for delta / 3, with the t of :func:`shortfall`. Every E g^2 below is this limit, called ``square``.
 4. *Tails*, the second assumption. With ``level`` = clip * :func:`clip_level` * square it is taken that
    E T - E X <= TAILS / clip^2 * square. That is not proved: an exact search over functions of 3 to 14 examples finds
-   less than half of it (:mod:`tails`), for the rho and clip that a statement admits (:data:`RHO_RANGE`,
-   :data:`CLIP_RANGE`). The rule before, 2^-clip for any rho and clip, was refuted by such a search: at rho = .02 and
+   less than half of it (:mod:`tails`), for the rho, clip and kurtosis that a statement admits (:data:`RHO_RANGE`,
+   :data:`CLIP_RANGE`, up to :data:`MOST`; at a kurtosis of 100 it finds two thirds). The rule before, 2^-clip for any rho and clip, was refuted by such a search: at rho = .02 and
    clip = 6 a function of 11 examples hides .029 E g^2, and 2^-6 is .016.
 
 Then err <= the limit of :func:`error_limit`. The number of bases is not part of the promise: a verdict from too few is
@@ -50,7 +50,7 @@ from scipy import stats
 from tda.studies.verification.cube import check_probability, check_rho
 from tda.studies.verification.residual import base_terms, check_rates, spread
 
-KURTOSIS = 6.0  # the least that a statement asks to be admitted
+KURTOSIS, MOST = 6.0, 60.0  # the least and the most that a statement admits
 FRESH = 50  # models for one unit of kurtosis, at least
 TAILS = 3.0  # over clip^2: what clipping is taken to hide of E g^2
 RHO_RANGE, CLIP_RANGE = (0.1, 1 / 3), (2.0, 8.0)  # where that was searched
@@ -173,10 +173,16 @@ def sizes(
     leave E g^2 less certain. Raises ``ValueError`` where none leaves room.
     """
     check_rates(eps, delta)
+    admitted = max(KURTOSIS, 4 / 3 * max(kurtosis, own_kurtosis(p)))
+    if admitted > MOST:
+        raise ValueError(
+            f"a kurtosis of {admitted:.3g} would have to be admitted, and at most {MOST:g} is. Choose p nearer to 1/2, or an "
+            f"output with shorter tails."
+        )
     if not best > 0 or points < 1 or not kurtosis >= 1:
         raise ValueError(f"best={best}, points={points}, kurtosis={kurtosis}; positive numbers, a kurtosis from 1.")
     tried = list(itertools.product(RHOS if rho is None else (rho,), CLIPS, MULTIPLES))
-    planned = [_planned(eps, delta, points, best, p, kurtosis, *one) for one in tried]
+    planned = [_planned(eps, delta, points, best, p, kurtosis, admitted, *one) for one in tried]
     if not any(planned):
         raise ValueError(
             f"no room: at rho={tried[-1][0]:.3g} the bias may be {leak(tried[-1][0]):.2g} of a residual of "
@@ -185,10 +191,11 @@ def sizes(
     return min(filter(None, planned), key=lambda pair: pair[0])[1]
 
 
-def _planned(eps, delta, points, best, p, kurtosis, rho, clip, multiple) -> tuple[float, dict[str, float]] | None:
+def _planned(
+    eps, delta, points, best, p, kurtosis, admitted, rho, clip, multiple
+) -> tuple[float, dict[str, float]] | None:
     """``(cost, options)``, if there is room."""
     z, log, square = stats.norm.ppf(1 - delta / points), np.log(6 / delta), best + eps / 4
-    admitted = max(KURTOSIS, 4 / 3 * max(kurtosis, own_kurtosis(p)))
     fresh = int(np.ceil(multiple * fewest(admitted, delta)))
     high = square * (1 + z * np.sqrt((kurtosis - 1) / fresh))  # as the fresh models may measure it
     high /= 1 - shortfall(fresh, admitted, delta)

@@ -13,7 +13,7 @@ import numpy as np
 from tda.studies.verification.cube import check_probability, check_rho, draw, with_partners
 from tda.studies.verification.digits import Network, Pixels, Ridge
 from tda.studies.verification.learner import Learner, Polynomial
-from tda.studies.verification.limits import CLIP_RANGE, KURTOSIS, RHO_RANGE, fewest, own_kurtosis
+from tda.studies.verification.limits import CLIP_RANGE, KURTOSIS, MOST, RHO_RANGE, fewest, own_kurtosis
 from tda.studies.verification.residual import check_rates, largest_share
 
 LEARNERS = {learner.kind: learner for learner in (Polynomial, Ridge, Pixels, Network)}
@@ -114,10 +114,10 @@ class Statement:
             self._check_limit()
 
     def _check_limit(self) -> None:
-        if not isinstance(self.kurtosis, float) or not max(KURTOSIS, own_kurtosis(self.p)) <= self.kurtosis < np.inf:
+        if not isinstance(self.kurtosis, float) or not max(KURTOSIS, own_kurtosis(self.p)) <= self.kurtosis <= MOST:
             raise ValueError(
-                f"kurtosis={self.kurtosis!r}; a float from {KURTOSIS:g}, and from {own_kurtosis(self.p):.3g}, that of "
-                f"an error on one example at p={self.p}. Raise it, or choose p nearer to 1/2."
+                f"kurtosis={self.kurtosis!r}; a float from {KURTOSIS:g} to {MOST:g}, and from {own_kurtosis(self.p):.3g}, that of "
+                f"an error on one example at p={self.p}. Change it, or choose p nearer to 1/2."
             )
         needed = fewest(self.kurtosis, self.delta)
         if self.fresh < needed:
