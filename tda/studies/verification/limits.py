@@ -29,8 +29,9 @@ promised. And what clipping hides (4.).
 4. *Tails*, the second assumption. With ``level`` = clip * :func:`clip_level` * square it is taken that
    E T - E X <= TAILS / clip^2 * square. That is not proved: an exact search over functions of 3 to 14 examples finds
    less than half of it (:mod:`tails`), for the rho, clip and kurtosis that a statement admits (:data:`RHO_RANGE`,
-   :data:`CLIP_RANGE`, up to :data:`MOST`; at a kurtosis of 100 it finds two thirds). The rule before, 2^-clip for any rho and clip, was refuted by such a search: at rho = .02 and
-   clip = 6 a function of 11 examples hides .029 E g^2, and 2^-6 is .016.
+   :data:`CLIP_RANGE`, up to :data:`MOST`; at a kurtosis of 100 it finds two thirds). The rule before, 2^-clip for any
+   rho and clip, was refuted by such a search: at rho = .02 and clip = 6 a function of 11 examples hides .029 E g^2, and
+   2^-6 is .016.
 
 Then err <= the limit of :func:`error_limit`. The number of bases is not part of the promise: a verdict from too few is
 "no". It decides how often an honest prover is accepted (:func:`sizes`), and with ``gain`` the checks: about
@@ -176,8 +177,8 @@ def sizes(
     admitted = max(KURTOSIS, 4 / 3 * max(kurtosis, own_kurtosis(p)))
     if admitted > MOST:
         raise ValueError(
-            f"a kurtosis of {admitted:.3g} would have to be admitted, and at most {MOST:g} is. Choose p nearer to 1/2, or an "
-            f"output with shorter tails."
+            f"a kurtosis of {admitted:.3g} would have to be admitted, and at most {MOST:g} is. Choose p "
+            f"nearer to 1/2, or an output with shorter tails."
         )
     if not best > 0 or points < 1 or not kurtosis >= 1:
         raise ValueError(f"best={best}, points={points}, kurtosis={kurtosis}; positive numbers, a kurtosis from 1.")

@@ -116,8 +116,9 @@ class Statement:
     def _check_limit(self) -> None:
         if not isinstance(self.kurtosis, float) or not max(KURTOSIS, own_kurtosis(self.p)) <= self.kurtosis <= MOST:
             raise ValueError(
-                f"kurtosis={self.kurtosis!r}; a float from {KURTOSIS:g} to {MOST:g}, and from {own_kurtosis(self.p):.3g}, that of "
-                f"an error on one example at p={self.p}. Change it, or choose p nearer to 1/2."
+                f"kurtosis={self.kurtosis!r}; a float from {KURTOSIS:g} to {MOST:g}, and from "
+                f"{own_kurtosis(self.p):.3g}, that of an error on one example at p={self.p}. Change it, "
+                f"or choose p nearer to 1/2."
             )
         needed = fewest(self.kurtosis, self.delta)
         if self.fresh < needed:
