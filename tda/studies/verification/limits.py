@@ -204,7 +204,8 @@ def _planned(
     if room <= eps / 20:
         return None
     gain, level = room / 2, clip * clip_level(rho, p, admitted) * high
-    deviation = np.sqrt(spread(rho) * np.sqrt(max(kurtosis, 3.0) / 3)) * square
+    deviation = np.sqrt(spread(rho) * np.sqrt(max(kurtosis, 3.0) / 3)) + leak(rho) * np.sqrt(max(kurtosis, 3.0) - 1)
+    deviation *= square
     noise = z * deviation + np.sqrt(2 * log * (deviation**2 + 2 * level * gain))
     root = (noise + np.sqrt(noise**2 + 4 * gain * 14 * level * log / 3)) / (2 * gain)
     bases, checks = int(np.ceil(root**2)) + 1, 4 * np.log(3 / delta) * level / gain
