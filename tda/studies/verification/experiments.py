@@ -107,9 +107,9 @@ def duel(learner: Polynomial, statement: Statement, runs: int, rng, share=1.02, 
     """What the best liar achieves, and the honest beside him: a dict for each shape of a claim's error.
 
     The liar's claim has the error ``share`` * eps, the honest one eps / 4, the most that is promised to pass: on all
-    examples alike, or on one. ``accepted`` and ``honest`` are intervals of ``runs`` sessions, a share of them on each of
-    some ``pools`` of ``count`` bases: in one pool its own noise would decide; ``silent``: accepted among the quarter of the sessions in which the liar's hope is highest, as if he had
-    fallen silent in the others.
+    examples alike, or on one. ``accepted`` and ``honest`` are intervals of ``runs`` sessions, shared among ``pools``
+    pools of ``count`` bases, since the noise of a single one may decide; ``silent``: accepted among the quarter of the
+    sessions in which the liar's hope is highest, as if he had fallen silent in the others.
     """
     drawn, lines, best = [Pool.of(learner, statement, count, rng) for _ in range(pools)], [], learner.best()
     each = -(-runs // pools)
