@@ -75,8 +75,11 @@ def design(testbed: Testbed, name: str) -> Design:
     if not 0 < kept < n:
         raise ValueError(f"design {name!r}: fraction={share} keeps {kept} of {n} documents; keep some, leave some.")
     subsets = np.zeros((settings["subsets"], n), bool)
+    labels = np.array(testbed.modality.strata(testbed) or [""] * n)
+    strata = [np.flatnonzero(labels == label) for label in dict.fromkeys(labels)]
     for row in subsets:
-        row[rng.permutation(n)[:kept]] = True
+        for members in strata:
+            row[rng.permutation(members)[: round(share * len(members))]] = True
     labels = [f"subset {i}" for i in range(len(subsets))]
     return Design(name, subsets, labels, seeds, "filter" if name == "half" else "mask")
 

@@ -60,15 +60,22 @@ def _known(model, params: Params, tokenizer, rows: list[dict], context: int) -> 
     return knows(model, params, lm.encode(tokenizer, [r["text"] for r in rows], context, [r["target"] for r in rows]))
 
 
+def shipped(testbed) -> tuple[list[dict], dict] | None:
+    """Under ``bank: shipped`` the queries that the shipped models were asked, and where they are; else nothing."""
+    if testbed.config["bank"] != "shipped":
+        return None
+    path = config.ROOT / "data" / "banks" / f"{testbed.name}_queries.json"
+    check_pinned(path, "restore it (git checkout data/banks) or choose anew (--config bank=rebuild)")
+    return read_json(path), {"shipped with the bank": str(path.relative_to(config.ROOT))}
+
+
 def choose(testbed, model, params: Params) -> tuple[list[dict], dict]:
     """The queries of a testbed for a trained model, and a report of what was left out and why.
 
-    Under ``bank: shipped`` they are the queries that the shipped models were measured on.
+    Under ``bank: shipped`` they are those of :func:`shipped`.
     """
-    if testbed.config["bank"] == "shipped":
-        path = config.ROOT / "data" / "banks" / f"{testbed.name}_queries.json"
-        check_pinned(path, "restore it (git checkout data/banks) or choose anew (--config bank=rebuild)")
-        return read_json(path), {"shipped with the bank": str(path.relative_to(config.ROOT))}
+    if found := shipped(testbed):
+        return found
     wanted, rng = testbed.settings["queries"], np.random.default_rng([testbed.config["seed"], 17])
     modality, context = testbed.modality, testbed.settings["model"]["context"]
     rows, report = [], {}

@@ -20,7 +20,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Recipe:
-    """The ``training`` section of a testbed. ``clip``: the largest gradient norm of a step; ``None`` does not clip."""
+    """The ``training`` section of a testbed. ``clip``: the largest gradient norm of a step; ``None`` does not clip.
+    ``averaged``: the decay by which the parameters are averaged along training; the average is the model. 0: the last.
+    """
 
     epochs: int
     batch: int
@@ -34,6 +36,7 @@ class Recipe:
     momentum: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.99
+    averaged: float = 0.0
 
     @classmethod
     def of(cls, settings: dict) -> Recipe:
@@ -43,8 +46,8 @@ class Recipe:
         """The optimiser of this recipe; training sets its learning rate at every step."""
         if self.optimizer == "sgd":
             return torch.optim.SGD(params, self.lr, self.momentum, weight_decay=self.weight_decay, fused=True)
-        if self.optimizer != "adamw":
-            raise ValueError(f"optimizer={self.optimizer!r}; 'adamw' or 'sgd'.")
+        if self.optimizer not in ("adamw", "adamw_averaged"):
+            raise ValueError(f"optimizer={self.optimizer!r}; 'adamw', 'adamw_averaged' or 'sgd'.")
         return torch.optim.AdamW(params, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay, fused=True)
 
 

@@ -59,7 +59,9 @@ def train(
     ``mask`` [N] bool: the examples to train on (all by default), by ``how`` as in :mod:`tda.recipe`; ``folder``: where
     the initial parameters (step 0) and ``recipe.checkpoints`` checkpoints go, evenly spaced in steps and including the
     last, each with what it belongs to (``about``); ``watch``: examples whose mean loss is recorded once an epoch;
-    ``progress``: called with one line an epoch; ``keep``: called where a checkpoint is due, as :func:`save` is. Raises
+    ``progress``: called with one line an epoch; ``keep``: called where a checkpoint is due, as :func:`save` is. Where
+    the recipe averages parameters, the average is what is watched, kept and returned. A loss that draws anew in
+    every epoch has ``loss_fn.redrawn(examples, seed, epoch)``, all examples as the epoch shows them. Raises
     ``ValueError`` for an empty subset and for a loss that is no longer finite.
     """
     n = n_examples(data)
@@ -73,6 +75,7 @@ def train(
     lengths = real_tokens(data).sum(1).numpy()
     params = {k: v.detach().clone().requires_grad_() for k, v in init.items()}
     optimizer = recipe.make(params.values())
+    model = {k: v.detach().clone() for k, v in params.items()} if recipe.averaged else params
     if folder:
         keep = functools.partial(save, folder, {**(about or {}), "seed": seed})
     if keep and recipe.checkpoints > len(steps):
@@ -81,15 +84,18 @@ def train(
         )
     due = {round((i + 1) * len(steps) / recipe.checkpoints) for i in range(recipe.checkpoints)} if keep else set()
     if keep:
-        keep(0, 0.0, 0.0, params, {})
+        keep(0, 0.0, 0.0, model, {})
     per_epoch = len(steps) // recipe.epochs
     curves: dict[str, list[float]] = {"train": [], "watch": []}
-    began, running, saved = time.perf_counter(), [], 0
+    began, running, saved, shown = time.perf_counter(), [], 0, inputs
+    redrawn = getattr(loss_fn, "redrawn", None)
     for step, ((members, divisor), rate) in enumerate(zip(steps, rates, strict=True), start=1):
         optimizer.param_groups[0]["lr"] = float(rate)
         optimizer.zero_grad(set_to_none=False)
+        if redrawn and (step - 1) % per_epoch == 0:
+            shown = redrawn(inputs, seed, (step - 1) // per_epoch)
         if len(members):
-            loss = loss_fn(params, trim(take(inputs, members)), "sum") / divisor
+            loss = loss_fn(params, trim(take(shown, members)), "sum") / divisor
             loss.backward()
             running.append(loss.item() * divisor / len(members))
         else:  # every example of this batch was left out: the optimiser still takes its (decaying) step
@@ -98,14 +104,17 @@ def train(
         if recipe.clip is not None:
             torch.nn.utils.clip_grad_norm_(params.values(), recipe.clip)
         optimizer.step()
+        if recipe.averaged:  # the first steps count for less, so that the initial parameters are forgotten
+            weight = 1 - min(recipe.averaged, (1 + step) / (10 + step))
+            torch._foreach_lerp_(list(model.values()), [v.detach() for v in params.values()], weight)
         if step in due:
-            keep(step, float(rate), float(rates[saved:step].sum()), params, _state(optimizer, params))
+            keep(step, float(rate), float(rates[saved:step].sum()), model, _state(optimizer, params))
             saved = step
         if step % per_epoch == 0 and len(curves["train"]) < recipe.epochs:
-            _close_epoch(curves, running, loss_fn, params, watch, recipe, progress)
+            _close_epoch(curves, running, loss_fn, model, watch, recipe, progress)
             running = []
     tokens = int(sum(lengths[members].sum() for members, _ in steps))
-    final = {k: v.detach() for k, v in params.items()}
+    final = {k: v.detach() for k, v in model.items()}
     return Trained(final, rates, order, curves, time.perf_counter() - began, tokens)
 
 
@@ -121,7 +130,7 @@ def _close_epoch(curves, running, loss_fn, params, watch, recipe, progress) -> N
         curves["watch"].append(float(losses(loss_fn, params, watch).mean()))
     if progress:
         shown = f", held-out {curves['watch'][-1]:.3f}" if watch is not None else ""
-        progress(f"epoch {len(curves['train'])}/{recipe.epochs}: loss {mean:.3f}{shown} nats")
+        progress(f"epoch {len(curves['train'])}/{recipe.epochs}: loss {mean:.3f}{shown}")
 
 
 def _state(optimizer: torch.optim.Optimizer, params: Params) -> dict[str, Params]:

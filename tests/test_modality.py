@@ -149,12 +149,13 @@ def test_kinds_are_registered_once_and_whole(monkeypatch):
         kind("mine")(type("Half", (Modality,), {"MODELS": ()}))
     with pytest.raises(TypeError, match="Texts is abstract: a kind of corpus has corpus, too"):
         kind("mine")(type("Texts", (Language,), {}))
-    assert set(KINDS) == {"people", "authors", "file", "hub", "digits"}
+    assert set(KINDS) == {"people", "authors", "file", "hub", "digits", "sprites", "digit_images", "photos"}
     profile = config.load("paper")
     for name, settings in profile["testbeds"].items():
         assert list(KINDS[settings["corpus"]["kind"]].check(settings)) == [], name
         texts = isinstance(KINDS[settings["corpus"]["kind"]], Language)
-        assert KINDS[settings["corpus"]["kind"]].GROUPS == texts, name
+        drawn = settings["corpus"]["kind"] in ("sprites", "digit_images")
+        assert (texts or drawn) == KINDS[settings["corpus"]["kind"]].GROUPS, name
 
 
 def test_nobody_outside_the_testbeds_asks_for_a_kind():

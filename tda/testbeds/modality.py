@@ -112,6 +112,10 @@ class Modality:
         """Names of the metrics that compare a ranking with :meth:`relevance`."""
         return ["precision_at_10"]
 
+    def strata(self, testbed: Testbed) -> list[str]:
+        """Label of every document, where random subsets keep the same share of each label; empty: of all alike."""
+        return []
+
     def groups(self, testbed: Testbed, rows: list[dict]) -> list[dict[str, list[int]]]:
         """Documents that can be left out together and concern one of these queries, by label: one dict a sort of group.
         Only where ``GROUPS``.
