@@ -258,7 +258,8 @@ def test_a_duplicate_helps_and_its_opposite_harms(trained, curvature):
 
 MARGIN = "trak: output='margin' reads class probabilities off the outputs, .*'squared_error'. Use output='loss'"
 STEERED = "stride reads class probabilities off the outputs, .*'squared_error'. Choose a method that reads gradients"
-REFUSED = {"trak": MARGIN, "stride": STEERED, "rank_combined": STEERED}  # with their default options
+DRAWN = "draws no noise: this method is for denoisers"  # the loss of this file is one of fixed noise
+REFUSED = {"trak": MARGIN, "stride": STEERED, "rank_combined": STEERED, "abu": DRAWN}  # with their default options
 
 
 BY_THE_MODEL = [name for name, method in METHODS.items() if {"params"} <= set(method.needs) <= {"params", "outputs"}]
