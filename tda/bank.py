@@ -75,8 +75,8 @@ def design(testbed: Testbed, name: str) -> Design:
     if not 0 < kept < n:
         raise ValueError(f"design {name!r}: fraction={share} keeps {kept} of {n} documents; keep some, leave some.")
     subsets = np.zeros((settings["subsets"], n), bool)
-    labels = np.array(testbed.modality.strata(testbed) or [""] * n)
-    strata = [np.flatnonzero(labels == label) for label in dict.fromkeys(labels)]
+    stratum = np.array(testbed.modality.strata(testbed) or [""] * n)
+    strata = [np.flatnonzero(stratum == label) for label in dict.fromkeys(stratum)]
     for row in subsets:
         for members in strata:
             row[rng.permutation(members)[: round(share * len(members))]] = True

@@ -536,7 +536,7 @@ _FAULTS = [
      "shown = redrawn(inputs, seed + int(mask.sum()), (step - 1) // per_epoch)",
      "test_denoisers.py::test_runs_on_subsets_are_paired_example_by_example"),
     ("bank.py", "halves that are not stratified",
-     "np.flatnonzero(labels == label) for label in dict.fromkeys(labels)", "np.arange(n)",
+     "np.flatnonzero(stratum == label) for label in dict.fromkeys(stratum)", "np.arange(n)",
      "test_images.py::test_halves_keep_half_of_every_condition"),
     ("testbeds/pictures.py", "the diagonal is trained on",
      "[*COLOURS].index(colour) != SHAPES.index(shape)", "[*COLOURS].index(colour) != SHAPES.index(shape) + 9",

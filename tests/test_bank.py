@@ -17,7 +17,7 @@ from ship_banks import pin
 
 from tda import bank, config, lm, measures, models, queries, retrain, scores, tuning
 from tda.artefacts import ArtefactError, check_pinned, exclusive, save_arrays, save_sealed
-from tda.testbeds import language
+from tda.testbeds import modality
 from tda.training import Recipe, train
 
 
@@ -227,7 +227,7 @@ def test_shards_share_the_work_without_overlap(banked):
 
 def test_rerun_trains_nothing(copied, monkeypatch):
     before = bytes_of(copied.folder)
-    monkeypatch.setattr(language, "train", lambda *a, **k: pytest.fail("a cached model was trained again"))
+    monkeypatch.setattr(modality, "train", lambda *a, **k: pytest.fail("a cached model was trained again"))
     for name in ("half", "leave_group"):
         for shard in range(copied.settings["designs"][name]["shards"]):
             bank.run_shard(copied, name, shard)

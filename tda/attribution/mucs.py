@@ -22,7 +22,7 @@ parameters move, at half the peak rate (ours). With ``parameters: mlp`` lambda =
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -55,9 +55,8 @@ class Options(Reading):
 
     def moving(self) -> Options:
         """Without what only says how losses are compared: equal for all readings of the same unlearning."""
-        kept = Options(seed=self.seed, parameters=self.parameters)
-        own = ("bounded", "forget", "rate", "batch", "tolerance", "max_steps")
-        return replace(kept, **{name: getattr(self, name) for name in own})
+        read = {f.name: f.default for f in fields(Reading) if f.name not in ("seed", "parameters")}
+        return replace(self, **read)
 
 
 @dataclass(frozen=True)

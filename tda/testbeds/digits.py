@@ -23,7 +23,7 @@ from tda.classifiers import CLASSES
 from tda.many import AT_ONCE, stack, train_many, unstack
 from tda.recipe import Recipe
 from tda.task import Examples, Params
-from tda.testbeds.modality import Modality, kind
+from tda.testbeds.modality import Modality, counted_flops, kind
 
 IMAGES = 1797
 
@@ -130,13 +130,8 @@ class Digits(Modality):
 
     def flops(self, model: torch.nn.Module, tokens: int) -> float:
         """As the library counts them."""
-        from torch.utils.flop_counter import FlopCounterMode
-
         image = {"inputs": torch.zeros(1, 64), "labels": torch.zeros(1, dtype=torch.long)}
-        leaves = {k: v.detach().clone().requires_grad_() for k, v in model.named_parameters()}
-        with FlopCounterMode(display=False) as counter:
-            self.loss_function(model)(leaves, image).backward()
-        return float(counter.get_total_flops()) * tokens
+        return counted_flops(self.loss_function(model), model, image) * tokens
 
     def knowledge(self, testbed, model: torch.nn.Module, params: Params) -> dict[str, float]:
         """Accuracy on the validation images, the candidates for queries, and the training images as labelled."""

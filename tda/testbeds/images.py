@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from tda.artefacts import key_of, load_sealed, save_sealed
 from tda.recipe import Recipe
 from tda.task import Examples, Params
 from tda.testbeds import pictures
-from tda.testbeds.modality import Modality, kind
+from tda.testbeds.modality import Modality, counted_flops, kind
 from tda.training import train
 
 NETS = {"film_mlp": denoisers.FilmMLP, "film_conv": denoisers.FilmConv}
@@ -69,7 +69,7 @@ class Images(Modality):
 
     MODELS, OPTIMIZERS, OUTPUT_LOSS = tuple(NETS), ("adamw_averaged",), "squared_error"
     CODE = ("task.py", "denoisers.py", "denoiser_nets.py", "lm.py", "recipe.py", "training.py", "retrain.py",
-            "testbeds/images.py", "testbeds/pictures.py")  # fmt: skip
+            "testbeds/modality.py", "testbeds/images.py", "testbeds/pictures.py")  # fmt: skip
     SECOND = "uniform"
     GENERATES = GROUPS = True
     SOURCES = {"sprites": pictures.sprites, "digit_images": pictures.digits, "photos": pictures.photos}
@@ -134,24 +134,10 @@ class Images(Modality):
         features = functools.partial(denoisers.features, model, params, model.main)
         return {"group": lambda x: x["entity"], "features": features, "pixels": lambda x: x["pixels"].numpy()}
 
-    def train_models(self, testbed, wanted: Sequence[tuple[np.ndarray, int]], how: str) -> Iterator[tuple]:
-        """One after the other: stacked by `vmap`, a step of these widths takes longer."""
-        recipe = Recipe.of(testbed.settings["training"])
-        for mask, seed in wanted:
-            model = self.new_model(testbed, seed)
-            init = {k: v.detach() for k, v in model.named_parameters()}
-            done = train(self.loss_function(model), init, testbed.train, recipe, seed, mask, how)
-            yield model, done.params, done.seconds, self.flops(model, done.tokens)
-
     def flops(self, model: denoisers.Denoiser, tokens: int) -> float:
         """As the library counts them for one image and draw."""
-        from torch.utils.flop_counter import FlopCounterMode
-
         image = {"pixels": torch.zeros(1, int(np.prod(model.shape))), "condition": torch.zeros(1, 2, dtype=torch.long)}
-        leaves = {k: v.detach().clone().requires_grad_() for k, v in model.named_parameters()}
-        with FlopCounterMode(display=False) as counter:
-            self.loss_function(model)(leaves, denoisers.redrawn(image, 0, 0, 0.0)).backward()
-        return float(counter.get_total_flops()) * tokens
+        return counted_flops(self.loss_function(model), model, denoisers.redrawn(image, 0, 0, 0.0)) * tokens
 
     def knowledge(self, testbed, model: denoisers.Denoiser, params: Params) -> dict[str, float]:
         return {}

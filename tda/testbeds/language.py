@@ -9,11 +9,9 @@ import numpy as np
 import torch
 
 from tda import lm, queries
-from tda.recipe import Recipe
 from tda.saved import saved_tokenizer
 from tda.task import Examples, Params
 from tda.testbeds.modality import Modality
-from tda.training import train
 
 
 class Language(Modality):
@@ -21,7 +19,7 @@ class Language(Modality):
 
     MODELS = ("gpt_neox",)
     CODE = ("task.py", "lm.py", "sequences.py", "saved.py", "recipe.py", "training.py", "retrain.py",
-            "testbeds/language.py")  # fmt: skip
+            "testbeds/modality.py", "testbeds/language.py")  # fmt: skip
     SECOND = "passage"
     GENERATES = GROUPS = REMOVALS = TAIL_PATCHES = True
     MAIN = "target"  # what the main loss of a query covers: its target, or its text
@@ -65,14 +63,6 @@ class Language(Modality):
             "group": lambda examples: examples["entity"],
             "features": lambda examples: lm.hidden_states(model, params, examples),
         }
-
-    def train_models(self, testbed, wanted: Sequence[tuple[np.ndarray, int]], how: str) -> Iterator[tuple]:
-        recipe = Recipe.of(testbed.settings["training"])
-        for mask, seed in wanted:
-            model = self.new_model(testbed, seed)
-            init = {k: v.detach() for k, v in model.named_parameters()}
-            done = train(self.loss_function(model), init, testbed.train, recipe, seed, mask, how)
-            yield model, done.params, done.seconds, self.flops(model, done.tokens)
 
     def flops(self, model: torch.nn.Module, tokens: int) -> float:
         """6 x parameters outside the input embedding x real tokens: a lower bound, without attention scores, padding

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
+from tda.recipe import Recipe
 from tda.task import Examples, Params
+from tda.training import train
 
 if TYPE_CHECKING:
     from tda.testbeds import Testbed
@@ -34,6 +36,16 @@ def kind(*names: str) -> Callable[[type[Modality]], type[Modality]]:
         return modality
 
     return register
+
+
+def counted_flops(loss_fn: Callable[..., Tensor], model: nn.Module, example: Examples) -> float:
+    """Operations of the forward and backward pass of a batch, as the library counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    leaves = {k: v.detach().clone().requires_grad_() for k, v in model.named_parameters()}
+    with FlopCounterMode(display=False) as counter:
+        loss_fn(leaves, example).backward()
+    return float(counter.get_total_flops())
 
 
 class Modality:
@@ -66,8 +78,6 @@ class Modality:
     loss_function: Callable[[nn.Module], Callable[..., Tensor]]  # Task.loss_fn
     outputs_function: Callable[[nn.Module], Callable[[Params, Examples], tuple[Tensor, Tensor]]]  # Task.outputs_fn
     encoders: Callable[[nn.Module, Params], dict[str, Callable[[Examples], Any]]]  # Task.encode
-    # (model, final parameters, seconds, flops) for every (mask, seed), whose masks are applied in one way.
-    train_models: Callable[[Testbed, Sequence[tuple[np.ndarray, int]], str], Iterator[tuple]]
     # Work of training on so many tokens, or examples: matrix products of forward and backward passes.
     flops: Callable[[nn.Module, int], float]
     # What a model knows, by kind of probe: shares in [0, 1]; empty where there is no right answer.
@@ -81,6 +91,18 @@ class Modality:
     # Losses [1, Q] or, with a second one, [2, Q] float32 of every query, of a loss function and parameters.
     outputs: Callable[[Callable[..., Tensor], Params, Examples], np.ndarray]
     relevance: Callable[[Testbed, list[dict]], np.ndarray]  # [Q, N] bool: documents that are sources by provenance
+
+    def train_models(self, testbed: Testbed, wanted: Sequence[tuple[np.ndarray, int]], how: str) -> Iterator[tuple]:
+        """``(model, final parameters, seconds, flops)`` for every (mask, seed), whose masks are applied in one way.
+
+        One after the other: stacked by ``vmap``, a step of models of 100,000 parameters and more takes longer.
+        """
+        recipe = Recipe.of(testbed.settings["training"])
+        for mask, seed in wanted:
+            model = self.new_model(testbed, seed)
+            init = {k: v.detach() for k, v in model.named_parameters()}
+            done = train(self.loss_function(model), init, testbed.train, recipe, seed, mask, how)
+            yield model, done.params, done.seconds, self.flops(model, done.tokens)
 
     def source(self, corpus: dict) -> Path | None:
         """The file that documents are made from, apart from the code: its content is part of what was built."""
