@@ -25,7 +25,10 @@ from tda.training import Recipe, train_recorded
 
 # name -> why it cannot run on the tasks of this file; its own file repeats these tests on a recorded SGD run
 ELSEWHERE = {"unroll": "it differentiates through SGD: test_unroll.py", "source": "likewise: test_source.py"}
-METHODS = {name: chosen for name, chosen in REGISTERED.items() if name not in ELSEWHERE}
+# name -> why it needs a denoiser, which no task of this file is; its own file repeats these tests on one
+DENOISERS = dict.fromkeys(("diffusion_trak", "d_trak", "das", "journey_trak"), "test_diffusion_trak.py")
+DENOISERS |= {"concept_trak": "it reads tokens of a condition: test_concept_trak.py"}
+METHODS = {name: chosen for name, chosen in REGISTERED.items() if name not in {*ELSEWHERE, *DENOISERS}}
 # name -> why a copy of the query need not come first
 NOT_BY_DUPLICATE = {
     "random": "its scores do not look at the data",
@@ -97,7 +100,7 @@ def reference(task, tiny, few):
 
 
 def test_exemptions_name_registered_methods():
-    for exempt in (NOT_BY_DUPLICATE, NOT_BY_SIGN, NOT_BY_CHUNK, NOT_ON_IMAGES, ELSEWHERE, DRAWS):
+    for exempt in (NOT_BY_DUPLICATE, NOT_BY_SIGN, NOT_BY_CHUNK, NOT_ON_IMAGES, ELSEWHERE, DENOISERS, DRAWS):
         assert set(exempt) <= set(REGISTERED) and all(exempt.values())
     assert {"random", "metadata", "bm25", "tfidf", "hidden_cosine", "minilm", "gradient_dot", "gradient_cosine",
             "tracincp", "bgo", "fisher_influence", "trak", "trak_trajectory", "logra", "trackstar",
@@ -108,6 +111,12 @@ def test_exemptions_name_registered_methods():
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_methods_that_differentiate_through_sgd_refuse_adamw(name, task, tiny, few):
     with pytest.raises(ValueError, match=f"{name}: the model was trained by 'adamw'; .*people_sgd"):
+        attribute(name, task, tiny.train, few)
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_methods_for_denoisers_refuse_a_language_model(name, task, tiny, few):
+    with pytest.raises(ValueError, match="denoiser"):
         attribute(name, task, tiny.train, few)
 
 

@@ -8,7 +8,6 @@ import torch
 from test_denoisers import PIXELS, SHAPE, images
 from test_diffusion_trak import close, denoiser, primal, refused
 from torch import nn
-from torch.func import functional_call
 
 from tda import attribute, denoisers
 from tda.attribution import concept_trak
@@ -158,7 +157,7 @@ def by_hand(task, batch, told, kind, without=None):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("form, token", itertools.product(concept_trak.FORMS, concept_trak.TOKENS))
+@pytest.mark.parametrize("form, token", list(itertools.product(concept_trak.FORMS, concept_trak.TOKENS)))
 def test_scores_are_the_written_out_ones(trained, form, token):
     task, data = trained
     asked, place = images(3, seed=7), concept_trak.TOKENS.index(token)
@@ -178,8 +177,9 @@ def test_scores_are_the_written_out_ones(trained, form, token):
     close(found, primal(torch.stack(x_q), x_t, 0.05), 1e-3)
 
 
-@pytest.mark.parametrize("query_loss, train_loss, unit_norm", itertools.product(("loss", "norm"), ("loss", "norm"),
-                                                                                (False, True)))  # fmt: skip
+@pytest.mark.parametrize("unit_norm", [False, True])
+@pytest.mark.parametrize("train_loss", ["loss", "norm"])
+@pytest.mark.parametrize("query_loss", ["loss", "norm"])
 def test_inverted_cells_without_concepts_are_the_written_out_ones(trained, query_loss, train_loss, unit_norm):
     task, data = trained
     rows = {}

@@ -259,6 +259,8 @@ def test_a_duplicate_helps_and_its_opposite_harms(trained, curvature):
 MARGIN = "trak: output='margin' reads class probabilities off the outputs, .*'squared_error'. Use output='loss'"
 STEERED = "stride reads class probabilities off the outputs, .*'squared_error'. Choose a method that reads gradients"
 REFUSED = {"trak": MARGIN, "stride": STEERED, "rank_combined": STEERED}  # with their default options
+CHOSEN = "asks a denoiser in states of its own choice, and the model of task .* is a Film"  # a net of this file
+REFUSED |= dict.fromkeys(("diffusion_trak", "d_trak", "das", "journey_trak", "concept_trak"), CHOSEN)
 
 
 BY_THE_MODEL = [name for name, method in METHODS.items() if {"params"} <= set(method.needs) <= {"params", "outputs"}]

@@ -182,8 +182,8 @@ def gradients(
                 found.index_add_(0, torch.arange(piece.start, piece.start + len(block)) // times, share)
             else:
                 found[piece] = block
-    if not rows.isfinite().all():
-        raise ValueError(f"gradients of {task.name!r} are not finite. Check the model's losses on the images.")
+        if not found.isfinite().all():
+            raise ValueError(f"gradients of {task.name!r} are not finite. Check the model's losses on the images.")
     return rows
 
 
