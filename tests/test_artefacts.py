@@ -208,7 +208,9 @@ def test_a_digest_depends_on_names_types_shapes_and_values(change):
 def test_committed_findings_are_those_of_their_records():
     folder = ROOT / "figures" / "tables"
     for table in folder.glob("*_findings*.csv"):
-        artefacts.read_table(table, "findings", evidence.COLUMNS)
+        columns = artefacts.read_record(f"{table}.json", "findings")["columns"]
+        assert columns == list(evidence.COLUMNS[: len(columns)])
+        artefacts.read_table(table, "findings", columns)
 
 
 def test_what_cannot_be_saved_is_named(tmp_path):

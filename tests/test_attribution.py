@@ -26,9 +26,12 @@ from tda.training import Recipe, train_recorded
 # name -> why it cannot run on the tasks of this file; its own file repeats these tests on a recorded SGD run
 ELSEWHERE = {"unroll": "it differentiates through SGD: test_unroll.py", "source": "likewise: test_source.py"}
 # name -> why it needs a denoiser, which no task of this file is; its own file repeats these tests on one
-DENOISERS = dict.fromkeys(("diffusion_trak", "d_trak", "das", "journey_trak"), "test_diffusion_trak.py")
+DENOISERS = {"mucs": "its losses draw noise: test_mucs.py", "abu": "likewise"}
+DENOISERS |= dict.fromkeys(("diffusion_trak", "d_trak", "das", "journey_trak"), "test_diffusion_trak.py")
 DENOISERS |= {"concept_trak": "it reads tokens of a condition: test_concept_trak.py"}
-METHODS = {name: chosen for name, chosen in REGISTERED.items() if name not in {*ELSEWHERE, *DENOISERS}}
+# name -> why only tasks of images offer what it needs; its own file repeats these tests there
+OF_IMAGES = {"nda": "it compares patches of images: test_nda.py"}
+METHODS = {name: chosen for name, chosen in REGISTERED.items() if name not in ELSEWHERE | OF_IMAGES | DENOISERS}
 # name -> why a copy of the query need not come first
 NOT_BY_DUPLICATE = {
     "random": "its scores do not look at the data",
@@ -100,7 +103,7 @@ def reference(task, tiny, few):
 
 
 def test_exemptions_name_registered_methods():
-    for exempt in (NOT_BY_DUPLICATE, NOT_BY_SIGN, NOT_BY_CHUNK, NOT_ON_IMAGES, ELSEWHERE, DENOISERS, DRAWS):
+    for exempt in (NOT_BY_DUPLICATE, NOT_BY_SIGN, NOT_BY_CHUNK, NOT_ON_IMAGES, ELSEWHERE, OF_IMAGES, DENOISERS, DRAWS):
         assert set(exempt) <= set(REGISTERED) and all(exempt.values())
     assert {"random", "metadata", "bm25", "tfidf", "hidden_cosine", "minilm", "gradient_dot", "gradient_cosine",
             "tracincp", "bgo", "fisher_influence", "trak", "trak_trajectory", "logra", "trackstar",
@@ -472,6 +475,12 @@ def test_unknown_method_and_option_are_refused(task, tiny, few):
         attribute("gradient_dott", task, tiny.train, few)
     with pytest.raises(ValueError, match=r"'bgo' has no option 'dampng'; it accepts .*Did you mean 'damping'\?"):
         attribute("bgo", task, tiny.train, few, dampng=1)
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_methods_of_images_refuse_texts(name, task, tiny, few):
+    with pytest.raises(ValueError, match=f"'{name}' needs '.*', which the task 'people' does not offer"):
+        attribute(name, task, tiny.train, few)
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].needs])

@@ -196,7 +196,7 @@ def test_all_parameters_of_the_mlp_are_in_layers_that_curvature_knows():
 def test_a_copy_of_the_query_comes_first():
     task, data = make_task(), images(10)
     for name in ("gradient_cosine", "influence"):
-        more = {"curvature": "ggn", "damping": 0.01} if name == "influence" else {}
+        more = {"curvature": "ekfac", "damping": 0.01} if name == "influence" else {}
         scores = attribute(name, task, data, take(data, [2, 7]), **more)
         assert scores.argmax(1).tolist() == [2, 7], name
 

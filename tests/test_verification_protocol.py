@@ -444,7 +444,7 @@ def start(role, problem, folder, *more):
 def test_two_processes_over_files(tmp_path, scale, code, word):
     learner = Ridge(n=30, features=12, decay=2.0)
     f = learner(*pilot(30, 300)).values
-    statement = Statement(learner.spec(), 0.3 * float(f.var()), bases=3000, fresh=150, rho=1 / 3)
+    statement = Statement(learner.spec(), 0.3 * float(f.var()), bases=9000, fresh=600, rho=1 / 3)
     problem = tmp_path / "problem.json"
     problem.write_text(json.dumps(statement.to_json()))
     verifier = start("verify", problem, tmp_path / "wire")

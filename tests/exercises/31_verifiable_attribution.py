@@ -59,7 +59,7 @@ def fool(terms, lies):
     return terms
 
 
-escape = np.exp(-2 * np.log(2 / statement.delta))
+escape = np.exp(-2 * np.log(3 / statement.delta))
 
 
 # %% 3 wrong

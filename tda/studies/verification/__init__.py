@@ -5,7 +5,7 @@ verifier bounds that distance without computing the best predictor, lets the pro
 checks in secret those that could have gained most by a lie. Each module imports those above it only:
 
     cube, residual    subsets, linear predictors of functions of them, the estimate of the best error, its sample sizes
-    limits, tails     the upper limit of a claim's error that no lie moves, its sizes; a search for what it assumes
+    limits, tails     the upper limit of a claim's error, what it proves and assumes, sizes; a search for the latter
     learner, digits   functions that both parties can repeat: known polynomials, models of digits
     messages          what is sent, and how it is read
     statement         what was agreed, and the verifier's coins

@@ -15,11 +15,11 @@ from scipy import stats
 
 from tda.studies.verification.cube import Attribution, draw, with_partners
 from tda.studies.verification.learner import Learner
-from tda.studies.verification.limits import chances, error_limit, error_terms, level_of
+from tda.studies.verification.limits import chances, error_limit, error_terms, level_of, square_of
 from tda.studies.verification.residual import base_terms
 from tda.studies.verification.statement import Statement
 
-GUESSES = 4  # of E g^2 as the verifier will measure it, by which a liar chooses
+GUESSES = 4  # of the upper limit of E g^2 as the verifier will measure it, by which a liar chooses
 TARGETS = (-1.0, -0.3, 0.0)  # terms that a liar reports, in units of the level
 MOST = 400  # lies that are tried
 
@@ -87,7 +87,8 @@ def meet_limit(pool: Pool, claim: Attribution, statement: Statement, runs: int, 
     for _ in range(runs):
         own = terms[rng.integers(0, len(terms), statement.bases)]
         fresh = squares[rng.integers(0, len(terms), (GUESSES + 1, statement.fresh))]
-        guesses, admitted = fresh.mean(1), np.square(fresh[0]).mean() <= statement.kurtosis * fresh[0].mean() ** 2
+        admitted = 0 < np.square(fresh[0]).mean() <= statement.kurtosis * fresh[0].mean() ** 2
+        guesses = square_of(fresh.mean(1), statement)
         hope, places, target = lies_to_limit(own, guesses[1:], statement) if lying else (0.0, [], 0.0)
         level = level_of(guesses[0], statement)
         told = np.clip(own, -level, level)

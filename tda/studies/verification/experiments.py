@@ -103,20 +103,22 @@ def repeat(
     return sessions
 
 
-def duel(learner: Polynomial, statement: Statement, runs: int, rng, share: float = 1.02, count: int = 20_000) -> list:
+def duel(learner: Polynomial, statement: Statement, runs: int, rng, share=1.02, count: int = 20_000, pools=4) -> list:
     """What the best liar achieves, and the honest beside him: a dict for each shape of a claim's error.
 
     The liar's claim has the error ``share`` * eps, the honest one eps / 4, the most that is promised to pass: on all
-    examples alike, or on one. ``accepted`` and ``honest`` are intervals of ``runs`` sessions on a pool of ``count``
-    bases; ``silent``: accepted among the quarter of the sessions in which the liar's hope is highest, as if he had
-    fallen silent in the others.
+    examples alike, or on one. ``accepted`` and ``honest`` are intervals of ``runs`` sessions, shared among ``pools``
+    pools of ``count`` bases, since the noise of a single one may decide; ``silent``: accepted among the quarter of the
+    sessions in which the liar's hope is highest, as if he had fallen silent in the others.
     """
-    pool, lines, best = Pool.of(learner, statement, count, rng), [], learner.best()
+    drawn, lines, best = [Pool.of(learner, statement, count, rng) for _ in range(pools)], [], learner.best()
+    each = -(-runs // pools)
     for shape, members in (("all examples", learner.n), ("one example", 1)):
         size = np.sqrt(statement.eps / (learner.p * (1 - learner.p) * members))
         false, fair = (cheats.boosted(best, np.arange(members), np.sqrt(part) * size) for part in (share, 0.25))
-        met, honest = meet(pool, false, statement, runs, rng), meet(pool, fair, statement, runs, rng, lying=False)
-        hopeful = sorted(met, key=lambda session: -session.hope)[: -(-runs // 4)]
+        met = [session for pool in drawn for session in meet(pool, false, statement, each, rng)]
+        honest = [session for pool in drawn for session in meet(pool, fair, statement, each, rng, lying=False)]
+        hopeful = sorted(met, key=lambda session: -session.hope)[: -(-len(met) // 4)]
         line = {"shape": shape, "lies": np.mean([s.lies for s in met]), "checks": np.mean([s.checks for s in honest])}
         for name, some in (("accepted", met), ("honest", honest), ("silent", hopeful)):
             line[name] = rate([session.accepted for session in some])

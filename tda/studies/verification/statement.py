@@ -13,7 +13,7 @@ import numpy as np
 from tda.studies.verification.cube import check_probability, check_rho, draw, with_partners
 from tda.studies.verification.digits import Network, Pixels, Ridge
 from tda.studies.verification.learner import Learner, Polynomial
-from tda.studies.verification.limits import KURTOSIS, own_kurtosis
+from tda.studies.verification.limits import CLIP_RANGE, KURTOSIS, MOST, RHO_RANGE, fewest, own_kurtosis
 from tda.studies.verification.residual import check_rates, largest_share
 
 LEARNERS = {learner.kind: learner for learner in (Polynomial, Ridge, Pixels, Network)}
@@ -32,16 +32,21 @@ class Statement:
     """``learner``: its spec. ``eps``: the claim's MSE may exceed the best linear MSE by this much (outputs in [-1, 1]).
     ``delta``: how often a claim with err > eps may be accepted, over all sessions that are opened.
 
-    ``rule`` ``"limit"``: accept iff an upper limit of err lies below eps, whatever the prover sends
-    (:mod:`tda.studies.verification.limits`: the theorem, its one assumption about f, and sizes). ``"first"``: our first
-    version, which a clever liar fools; chapter 32 shows how, and why it is kept.
+    ``rule`` ``"limit"``: accept iff an upper limit of err lies below eps
+    (:mod:`tda.studies.verification.limits`). Its delta is proved for lies, chance and the measured E g^2, given that
+    g = f - claim has at most the admitted kurtosis, and that clipping hides at most what the limit adds. The verifier
+    measures the kurtosis, but M fresh models do not see what happens with a probability below log(3 / delta) / M: about
+    such a spike nothing is promised. ``"first"``: our first version, which a clever liar fools; chapter 32 shows how,
+    and why it is kept.
 
     Sizes: ``fresh`` subsets M on which the verifier measures E g^2 of g = f - claim, ``bases`` n (4 n subsets, trained
     by the prover). Rule ``"limit"``: the verifier retrains bases at random, by what lies about them could gain
-    (``checks`` stays None); ``kurtosis``: E g^4 / (E g^2)^2 that is admitted; ``clip``: level of a term, at least 1, in
-    units of :func:`tda.studies.verification.limits.clip_level` times E g^2; ``allowance``: what lies that are likely to
-    escape may gain, in units of eps. Rule ``"first"``: ``checks`` of the 4 n subsets are retrained (200 unless given; 0
-    believes every answer), and the further options are ``around``, ``winsor`` and ``constraint``.
+    (``checks`` stays None); ``kurtosis``: E g^4 / (E g^2)^2 that is admitted, for which ``fresh`` is at least
+    :func:`tda.studies.verification.limits.fewest`; ``clip``: level of a term, from 2 to 8, in units of
+    :func:`tda.studies.verification.limits.clip_level` times the upper limit of E g^2 (rho is from 0.1 to 1/3);
+    ``allowance``: what lies that are likely to escape may gain, in units of eps. Rule ``"first"``: ``checks`` of the
+    4 n subsets are retrained (200 unless given; 0 believes every answer), and the further options are ``around``,
+    ``winsor`` and ``constraint``.
 
     *Silence.* A prover who sees that the answer will not do can fall silent, or lose his line. Of the sessions that he
     answers, a share of up to delta / P(answer) of false claims may then be accepted. So silence counts as a rejection:
@@ -74,7 +79,7 @@ class Statement:
     bases: int = 5000
     rule: str = "limit"
     kurtosis: float = 6.0
-    clip: float = 1.5
+    clip: float = 3.0
     allowance: float = 0.25
     checks: int | None = None
     form: str = "interactive"
@@ -109,13 +114,21 @@ class Statement:
             self._check_limit()
 
     def _check_limit(self) -> None:
-        if not isinstance(self.kurtosis, float) or not max(KURTOSIS, own_kurtosis(self.p)) <= self.kurtosis < np.inf:
+        if not isinstance(self.kurtosis, float) or not max(KURTOSIS, own_kurtosis(self.p)) <= self.kurtosis <= MOST:
             raise ValueError(
-                f"kurtosis={self.kurtosis!r}; a float from {KURTOSIS:g}, and from {own_kurtosis(self.p):.3g}, that of "
-                f"an error on one example at p={self.p}. Raise it, or choose p nearer to 1/2."
+                f"kurtosis={self.kurtosis!r}; a float from {KURTOSIS:g} to {MOST:g}, and from "
+                f"{own_kurtosis(self.p):.3g}, that of an error on one example at p={self.p}. Change it, "
+                f"or choose p nearer to 1/2."
             )
-        if not isinstance(self.clip, float) or not 1 <= self.clip < np.inf:
-            raise ValueError(f"clip={self.clip!r} cuts off the terms that show an error; a float from 1.")
+        needed = fewest(self.kurtosis, self.delta)
+        if self.fresh < needed:
+            raise ValueError(f"fresh={self.fresh} cannot measure a kurtosis of {self.kurtosis:.3g}; at least {needed}.")
+        for name, (least, most) in (("rho", RHO_RANGE), ("clip", CLIP_RANGE)):
+            value = getattr(self, name)
+            if not isinstance(value, float) or not least <= value <= most:
+                raise ValueError(
+                    f"{name}={value!r}; a float from {least:.3g} to {most:.3g}, where what clipping hides was searched."
+                )
         if not isinstance(self.allowance, float) or not 0 < self.allowance < 1:
             raise ValueError(f"allowance={self.allowance!r}; the share of eps lies strictly between 0 and 1.")
         changed = [name for name, default in FIRST.items() if getattr(self, name) != default]

@@ -14,7 +14,7 @@ import numpy as np
 
 from tda.studies.verification.cube import Attribution
 from tda.studies.verification.learner import Learner, Outputs
-from tda.studies.verification.limits import chances, error_limit, error_terms, kurtosis, level_of
+from tda.studies.verification.limits import chances, error_limit, error_terms, kurtosis, level_of, square_of
 from tda.studies.verification.messages import Party, ProtocolError, decode, hexadecimal, keys, pack, unpack
 from tda.studies.verification.prover import Prover, commitment
 from tda.studies.verification.residual import residual, winsorised
@@ -87,20 +87,23 @@ def measure(claim: Attribution, values: np.ndarray, learner: Learner, coins: Coi
 def judge(claim: Attribution, answer: Outputs, learner: Learner, coins: Coins) -> tuple[np.ndarray, np.ndarray]:
     """``(MSE [Q] of the claim on fresh models, upper limit [Q] of its error)``, after the checks.
 
-    Raises :class:`ProtocolError` for a rest with long tails, and where one of the bases that are retrained differs; no
-    base is retrained where the limit would not do anyway.
+    Raises :class:`ProtocolError` for a rest with long tails, for none at all, and where one of the bases that are
+    retrained differs; no base is retrained where the limit would not do anyway.
     """
     s, (fresh, seeds) = coins.statement, coins.fresh
     own = learner(fresh, seeds).values - claim.predict(fresh)
-    if kurtosis(own).max() > s.kurtosis:
+    mse = np.square(own).mean(0)
+    if not (mse > 0).all():
+        raise ProtocolError(f"the claim is exact on all {s.fresh} fresh models: its error cannot be measured")
+    if not (kurtosis(own) <= s.kurtosis).all():
         raise ProtocolError(
             f"what the claim leaves has kurtosis {kurtosis(own).max():.1f}, and at most {s.kurtosis:.3g} is fit"
         )
-    mse = np.square(own).mean(0)
     rest = (answer.values - claim.predict(coins.pairs[0])).reshape(4, s.bases, -1)
-    level = level_of(mse, s)
+    square = square_of(mse, s)
+    level = level_of(square, s)
     terms = np.clip(error_terms(rest, s.rho), -level, level)
-    limit = error_limit(terms.mean(0), np.square(terms).mean(0), mse, s)
+    limit = error_limit(terms.mean(0), np.square(terms).mean(0), square, s)
     if (limit <= s.eps).all():
         spot_check(answer, learner, coins, coins.checked(chances(terms, level, s).max(1)))
     return mse, limit
@@ -213,7 +216,8 @@ def audit(transcript: Transcript, learner: Learner, statement: Statement) -> Ver
 
     Raises ``ValueError`` if the verifier did not follow the protocol: its messages, byte for byte, must be those that
     the secret dictates. The first of them holds the secret's hash, in both forms, so the coins were fixed before the
-    claim was known.
+    claim was known. That is consistency, not honesty: a verifier in league with the prover can tell him its coins, or
+    draw them until they suit him.
     """
     try:
         last = decode(transcript[-1])
