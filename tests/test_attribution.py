@@ -27,6 +27,8 @@ from tda.training import Recipe, train_recorded
 ELSEWHERE = {"unroll": "it differentiates through SGD: test_unroll.py", "source": "likewise: test_source.py"}
 # name -> why it needs a denoiser, which no task of this file is; its own file repeats these tests on one
 DENOISERS = {"mucs": "its losses draw noise: test_mucs.py", "abu": "likewise"}
+DENOISERS |= dict.fromkeys(("diffusion_trak", "d_trak", "das", "journey_trak"), "test_diffusion_trak.py")
+DENOISERS |= {"concept_trak": "it reads tokens of a condition: test_concept_trak.py"}
 # name -> why only tasks of images offer what it needs; its own file repeats these tests there
 OF_IMAGES = {"nda": "it compares patches of images: test_nda.py"}
 METHODS = {name: chosen for name, chosen in REGISTERED.items() if name not in ELSEWHERE | OF_IMAGES | DENOISERS}
@@ -117,7 +119,7 @@ def test_methods_that_differentiate_through_sgd_refuse_adamw(name, task, tiny, f
 
 @pytest.mark.parametrize("name", DENOISERS)
 def test_methods_for_denoisers_refuse_a_language_model(name, task, tiny, few):
-    with pytest.raises(ValueError, match="the loss of task 'people' draws no noise: this method is for denoisers"):
+    with pytest.raises(ValueError, match="denoiser"):
         attribute(name, task, tiny.train, few)
 
 

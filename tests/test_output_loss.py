@@ -259,7 +259,9 @@ def test_a_duplicate_helps_and_its_opposite_harms(trained, curvature):
 MARGIN = "trak: output='margin' reads class probabilities off the outputs, .*'squared_error'. Use output='loss'"
 STEERED = "stride reads class probabilities off the outputs, .*'squared_error'. Choose a method that reads gradients"
 DRAWN = "draws no noise: this method is for denoisers"  # the loss of this file is one of fixed noise
+CHOSEN = "asks a denoiser in states of its own choice, and the model of task .* is a Film"  # a net of this file
 REFUSED = {"trak": MARGIN, "stride": STEERED, "rank_combined": STEERED, "abu": DRAWN}  # with their default options
+REFUSED |= dict.fromkeys(("diffusion_trak", "d_trak", "das", "journey_trak", "concept_trak"), CHOSEN)
 
 
 BY_THE_MODEL = [name for name, method in METHODS.items() if {"params"} <= set(method.needs) <= {"params", "outputs"}]
