@@ -141,7 +141,8 @@ def measured_on(testbed, name):
         return []
     wanted = configuration.compared_rows(CONFIG, testbed, name)
     others = [row for row in rows_of(testbed) if row["id"] in wanted and row["notebook"] != name]
-    return banks(testbed) + scores(testbed, others)
+    beside = [other for other in chapters().get(name, {}).get("beside", []) if other in TESTBEDS]
+    return banks(testbed) + scores(testbed, others) + [path for other in beside for path in banks(other)]
 
 
 def source_files():
