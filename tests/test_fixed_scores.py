@@ -8,7 +8,9 @@ from test_images import make
 from tda import denoisers, lm
 from tda.evaluation.intervals import lds_intervals
 from tda.evaluation.lds import lds
+from tda.recipe import Recipe
 from tda.studies.diffusion import fixed_scores
+from tda.training import train
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +113,21 @@ def test_a_copy_helps_its_query_and_runs_are_paired(tmp_path):
     model = bed.modality.new_model(bed, 3)
     fresh = {k: v.detach() for k, v in model.named_parameters()}
     assert (losses["none"][0] < lm.losses(bed.modality.loss_function(model), fresh, mine)).all()
+
+
+def test_worlds_are_the_masked_runs_of_one_corpus(tmp_path):
+    bed = make(tmp_path / "bed")
+    asked = {k: v[:2] for k, v in bed.modality.held_out(bed).items() if k != "entity"}
+    other = fixed_scores.other_conditions(asked["condition"], bed.train["condition"], 1)
+    n, recipe = len(bed.documents), Recipe.of(bed.settings["training"])
+    every = {
+        "pixels": torch.cat([bed.train["pixels"], asked["pixels"], asked["pixels"]]),
+        "condition": torch.cat([bed.train["condition"], asked["condition"], other]),
+    }
+    found = fixed_scores.trained_with_copies(bed, asked, other, [7])
+    for world, present in (("none", [0, 0, 0, 0]), ("same", [1, 1, 0, 0]), ("other", [0, 0, 1, 1])):
+        net = bed.modality.new_model(bed, 7)
+        loss_fn, init = bed.modality.loss_function(net), {k: v.detach() for k, v in net.named_parameters()}
+        mask = np.array([True] * n + [bool(x) for x in present])
+        wanted = lm.losses(loss_fn, train(loss_fn, init, every, recipe, 7, mask, "mask").params, asked)
+        np.testing.assert_array_equal(found[world][0], wanted)

@@ -217,6 +217,20 @@ def test_it_needs_images_and_nothing_of_a_model():
     np.testing.assert_array_equal(attribute("nda", real, TRAIN, ASKED, patch=3), rows)
 
 
+def test_denoisers_of_other_weights_kind_and_loss_have_the_same_scores():
+    torch.manual_seed(0)
+    nets = [denoisers.FilmMLP(SHAPE, (2, 2), 4, 1), denoisers.FilmMLP(SHAPE, (2, 2), 4, 1, "image"),
+            denoisers.FilmConv(SHAPE, (2, 2), 3, 1)]  # fmt: skip
+    every = [replace(TASK, model=net, params={k: v.detach() for k, v in net.named_parameters()}) for net in nets]
+    for options in (
+        {"scales": "two", "patch": 3, "down_patch": 3},
+        {"patch": "image"},
+        {"weighting": "distance", "patch": 5},
+    ):
+        first, *others = (attribute("nda", task, TRAIN, ASKED, **options) for task in every)
+        assert all(np.array_equal(first, scores) for scores in others)
+
+
 def test_images_may_be_maps_of_features_and_oblong():
     maps = replace(TASK, model=None, encode={"pixels": lambda x: 9 * x["pixels"].reshape(-1, 4, 6, 3)})
     scores = attribute("nda", maps, TRAIN, ASKED, weighting="distance", patch=3)
