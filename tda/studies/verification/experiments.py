@@ -108,8 +108,9 @@ def duel(learner: Polynomial, statement: Statement, runs: int, rng, share=1.02, 
 
     The liar's claim has the error ``share`` * eps, the honest one eps / 4, the most that is promised to pass: on all
     examples alike, or on one. ``accepted`` and ``honest`` are intervals of ``runs`` sessions, shared among ``pools``
-    pools of ``count`` bases, whose common noise is taken out (:mod:`~tda.studies.verification.attacks`); ``silent``: accepted among the quarter of the
-    sessions in which the liar's hope is highest, as if he had fallen silent in the others.
+    pools of ``count`` bases, whose common noise is taken out (:mod:`~tda.studies.verification.attacks`); ``silent``:
+    accepted among the quarter of the sessions in which the liar's hope is highest, as if he had fallen silent in the
+    others.
     """
     drawn, lines, best = [Pool.of(learner, statement, count, rng) for _ in range(pools)], [], learner.best()
     each = -(-runs // pools)
