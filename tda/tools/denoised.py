@@ -127,9 +127,10 @@ def sampled(
 
 
 def _nearest(times: Tensor, steps: int) -> list[int]:
-    """Steps t > 0 of the sampler's grid, one for each of ``times``."""
-    grid = torch.tensor([t for t in denoisers.grid(steps) if t > 0])
-    if not len(grid) or len(set(kept := grid[(times[:, None] - grid).abs().argmin(1)].tolist())) < len(times):
+    """Steps t > 0 of the sampler's grid, one for each of ``times``: the nearest, of two the less noisy."""
+    grid = [t for t in denoisers.grid(steps)[::-1] if t > 0]
+    kept = [min(grid, key=lambda step: abs(step - t)) for t in times.tolist()] if grid else []
+    if len(set(kept)) < len(times):
         raise ValueError(f"{steps} sampling steps are too few to tell {len(times)} timesteps apart; take more.")
     return kept
 

@@ -1,0 +1,49 @@
+"""Take images away, train again, and look at what the model draws: the causal check of a ranking of concepts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+
+from tda import denoisers
+from tda.recipe import Recipe
+from tda.studies.diffusion.recogniser import Recogniser
+from tda.task import Examples, Params
+from tda.training import train
+
+
+def matched(chosen: np.ndarray, groups: list[str], rng: np.random.Generator) -> np.ndarray:
+    """As many images of every group at random as ``chosen`` [k] has of it, [k]; chosen ones may be among them."""
+    labels = np.asarray(groups)
+    drawn = [
+        rng.choice(np.flatnonzero(labels == name), int((labels[chosen] == name).sum()), replace=False)
+        for name in np.unique(labels[chosen])
+    ]
+    return np.concatenate(drawn)
+
+
+def retrained(testbed, model, data: Examples, removed: np.ndarray, seed: int, epochs: int) -> Params:
+    """Parameters after ``epochs`` epochs of the testbed's recipe, from those of ``model``, without the images
+    ``removed`` [k], which are masked within the batches: runs of one seed differ in nothing else.
+    """
+    mask = np.ones(len(data["pixels"]), bool)
+    mask[removed] = False
+    recipe = replace(Recipe.of(testbed.settings["training"]), epochs=epochs)
+    init = {k: v.detach() for k, v in model.named_parameters()}
+    return train(testbed.modality.loss_function(model), init, data, recipe, seed, mask, "mask").params
+
+
+def samples(model, params: Params, conditions: Tensor, each: int, seed: int) -> tuple[Tensor, Tensor]:
+    """``(images, conditions)`` of ``each`` samples of every condition [B, 2], by the plain model (guidance 1); the
+    initial noises are those of ``seed, seed + 1, ...`` for every condition and every model.
+    """
+    noise = denoisers.start([seed + i for i in range(each)], int(np.prod(model.shape)))
+    told = conditions.repeat_interleave(each, 0)
+    return denoisers.sample(model, params, noise.repeat(len(conditions), 1), told, guidance=1.0), told
+
+
+def presence(recogniser: Recogniser, drawn: Tensor, told: Tensor, factor: int) -> Tensor:
+    """Probability [B] that the recogniser sees in images what ``factor`` of their conditions says."""
+    return recogniser.probabilities(drawn)[factor].gather(1, told[:, factor : factor + 1] - 1)[:, 0]
