@@ -146,6 +146,15 @@ def test_removal_is_a_masked_run_of_the_same_seed(bed):
     assert not torch.equal(whole["enter.weight"], found["enter.weight"])
 
 
+def test_concepts_take_turns_with_the_seeds_and_share_the_full_run(bed):
+    removed = {name: {"best": np.array([i]), "random": np.array([i + 9])} for i, name in enumerate("abc")}
+    runs = counterfactual.paired_runs(bed, removed, [5, 6], 1)
+    assert set(runs) == {(c, name) for c in "abc" for name in ("best", "random", "nothing")}
+    assert runs["a", "nothing"] is runs["c", "nothing"] is not runs["b", "nothing"]
+    wanted = counterfactual.retrained(bed, bed.modality.new_model(bed, 6), bed.train, np.array([10]), 6, 1)
+    assert all(torch.equal(runs["b", "random"][k], wanted[k]) for k in wanted)
+
+
 def test_samples_share_their_initial_noise(bed):
     model, told = bed.modality.new_model(bed, 0), torch.tensor([[1, 2], [3, 4]])
     params = {k: v.detach() for k, v in model.named_parameters()}
@@ -171,6 +180,12 @@ def test_an_altered_corpus_has_a_new_colour_and_a_mark(bed):
     assert made.task.model.tokens == (7, 5)
     scores = attribute("concept_trak", made.task, made.train, take(made.train, [n]))
     assert scores.shape == (1, n + 3) and np.isfinite(scores).all()
+    queries, is_added, plain = altered.questions(made, concepts.questions(bed), 2, 7)
+    assert is_added.sum() == len(plain) == 10 and queries["condition"][is_added].tolist() == [
+        [7, s] for s in range(1, 6) for _ in range(2)
+    ]
+    assert (queries["condition"][~is_added, 0] == 3).all()
+    assert (queries["pixels"][~is_added].unflatten(-1, SHAPE)[..., -2:, -2:] == 1).all()
 
 
 def test_recolouring_keeps_the_light_and_changes_the_colour():

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tda import denoisers
 from tda.studies.diffusion.counterfactual import retrained
 from tda.task import Examples, Task, tensors
 from tda.testbeds import pictures
@@ -70,3 +71,22 @@ def altered(testbed, few: int, share: float, carrier: str, epochs: int) -> Alter
     places = np.arange(len(data["pixels"]))
     added, is_marked = places >= len(places) - few, np.isin(places, marked)
     return Altered(task, data, added, is_marked, new, token)
+
+
+def questions(made: Altered, images: Examples, each: int, seed: int) -> tuple[Examples, np.ndarray, Tensor]:
+    """``(queries, is_added, plain)``: ``each`` samples of the added colour for every shape (guidance 2), then those of
+    ``images`` that are of the carrier's colour, with the mark; which are samples, [Q] bool; and the samples of the same
+    noises without the added token.
+    """
+    model, shapes = made.task.model, made.task.model.tokens[1]
+    told = torch.tensor([[made.new, s + 1] for s in range(shapes)]).repeat_interleave(each, 0)
+    noise = denoisers.start([seed + i for i in range(len(told))], images["pixels"].shape[1])
+    conditions = (told * torch.tensor([0, 1]), told)
+    plain, added = (denoisers.sample(model, made.task.params, noise, c) for c in conditions)
+    carriers = images["condition"][:, 0] == made.carrier
+    marked = with_mark(images["pixels"][carriers], model.shape)
+    queries = {
+        "pixels": torch.cat([added, marked]),
+        "condition": torch.cat([told, images["condition"][carriers]]),
+    }
+    return queries, np.arange(len(queries["pixels"])) < len(added), plain

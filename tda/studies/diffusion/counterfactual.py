@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,6 +34,22 @@ def retrained(testbed, model, data: Examples, removed: np.ndarray, seed: int, ep
     recipe = replace(Recipe.of(testbed.settings["training"]), epochs=epochs)
     init = {k: v.detach() for k, v in model.named_parameters()}
     return train(testbed.modality.loss_function(model), init, data, recipe, seed, mask, "mask").params
+
+
+def paired_runs(testbed, removed: Mapping, seeds: Sequence[int], epochs: int) -> dict[tuple, Params]:
+    """``(concept, name) -> parameters``, ``removed`` holding lists of images by name for every concept, and ``nothing``
+    besides. The concepts take turns with the seeds; the full run of a seed is trained once.
+    """
+    full, runs = {}, {}
+    for at, (concept, lists) in enumerate(removed.items()):
+        seed = seeds[at % len(seeds)]
+        model = testbed.modality.new_model(testbed, seed)
+        for name, places in lists.items():
+            runs[concept, name] = retrained(testbed, model, testbed.train, places, seed, epochs)
+        if seed not in full:
+            full[seed] = retrained(testbed, model, testbed.train, np.array([], int), seed, epochs)
+        runs[concept, "nothing"] = full[seed]
+    return runs
 
 
 def samples(model, params: Params, conditions: Tensor, each: int, seed: int) -> tuple[Tensor, Tensor]:
