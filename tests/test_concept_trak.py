@@ -1,6 +1,8 @@
 """Concept-TRAK: its two gradients against finite differences, the sign on a constructed case, the cells of the 2^4."""
 
+import copy
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -263,6 +265,23 @@ def test_states_of_the_sampler_know_the_token_alone(trained):
     end = denoisers.sample(task.model, task.params, denoisers.start([0, 1], PIXELS), asked["condition"][[0, 0]],
                            guidance=1.0)  # fmt: skip
     torch.testing.assert_close(states.images[0, 0], end, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("given", [{"inversion": False}, {"samples": 2}])
+def test_uniform_timesteps_are_those_of_the_second_loss(trained, given):
+    task, data = trained
+    asked = take(data, slice(0, 2))
+    refused("timesteps='uniform', and the model of task 'toy' has none",
+            lambda: attribute("concept_trak", task, data, asked, timesteps="uniform"))  # fmt: skip
+    wide = denoisers.draws([100, 500, 900], 2, PIXELS, 4)
+    model, other = copy.copy(task.model), copy.copy(task.model)
+    model.uniform, other.main = wide, wide
+    found, wanted = (
+        attribute("concept_trak", replace(task, model=net), data, asked, timesteps=timesteps, **given)
+        for net, timesteps in ((model, "uniform"), (other, "main"))
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert np.abs(found - attribute("concept_trak", task, data, asked, **given)).max() > 1e-2 * np.abs(found).max()
 
 
 def test_a_copy_of_the_query_says_little_about_a_token_it_shares_with_others():

@@ -74,9 +74,11 @@ def denoiser_of(task: Task, who: str, *examples: Examples) -> Denoiser:
     return model
 
 
-def shared(model: Denoiser, noises: int, who: str) -> tuple[Tensor, Tensor]:
-    """The model's own draws: timesteps [T] and noise [T, S, D], the first ``noises`` (0: all) of each timestep."""
-    timesteps, noise = model.main
+def shared(model: Denoiser, noises: int, who: str, draws: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """The model's own draws (``main``, or ``draws``): timesteps [T] and noise [T, S, D], the first ``noises`` (0: all)
+    of each timestep.
+    """
+    timesteps, noise = model.main if draws is None else draws
     times, counts = timesteps.unique_consecutive(return_counts=True)
     if len(set(counts.tolist())) > 1 or len(times.unique()) < len(times):
         raise ValueError(f"{who}: draws are a block of equal size for each timestep; make them with denoisers.draws.")
