@@ -1,6 +1,8 @@
 """Concept-TRAK: its two gradients against finite differences, the sign on a constructed case, the cells of the 2^4."""
 
+import copy
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -157,14 +159,21 @@ def by_hand(task, batch, told, kind, without=None):
     return torch.stack(rows)
 
 
+@pytest.fixture(scope="module")
+def rows_by_hand(trained):
+    """kind -> per-timestep gradients [12, T, P] of all images."""
+    task, data = trained
+    each = {kind: [by_hand(task, take(data, [i]), data["condition"][[i]], kind) for i in range(12)]
+            for kind in ("posterior", "loss", "norm")}  # fmt: skip
+    return {kind: torch.stack(rows) for kind, rows in each.items()}
+
+
 @pytest.mark.parametrize("form, token", list(itertools.product(concept_trak.FORMS, concept_trak.TOKENS)))
-def test_scores_are_the_written_out_ones(trained, form, token):
+def test_scores_are_the_written_out_ones(trained, rows_by_hand, form, token):
     task, data = trained
     asked, place = images(3, seed=7), concept_trak.TOKENS.index(token)
     unit = torch.nn.functional.normalize
-    x_t = torch.stack([unit(by_hand(task, take(data, [i]), data["condition"][[i]], "posterior")).mean(0)
-                       for i in range(12)])  # fmt: skip
-    x_q = []
+    x_t, x_q = torch.nn.functional.normalize(rows_by_hand["posterior"], dim=2).mean(1), []
     for q in range(3):
         whole = asked["condition"][[q]]
         told, without = whole.clone(), torch.zeros_like(whole)
@@ -180,14 +189,14 @@ def test_scores_are_the_written_out_ones(trained, form, token):
 @pytest.mark.parametrize("unit_norm", [False, True])
 @pytest.mark.parametrize("train_loss", ["loss", "norm"])
 @pytest.mark.parametrize("query_loss", ["loss", "norm"])
-def test_inverted_cells_without_concepts_are_the_written_out_ones(trained, query_loss, train_loss, unit_norm):
+def test_inverted_cells_without_concepts_are_the_written_out_ones(
+    trained, rows_by_hand, query_loss, train_loss, unit_norm
+):
     task, data = trained
-    rows = {}
-    for side, kind in (("query", query_loss), ("train", train_loss)):
-        parts = [by_hand(task, take(data, [i]), data["condition"][[i]], kind) for i in range(12)]
-        rows[side] = torch.stack([(torch.nn.functional.normalize(p) if unit_norm else p).mean(0) for p in parts])
+    parts = [rows_by_hand[kind] for kind in (query_loss, train_loss)]
+    x_q, x_t = ((torch.nn.functional.normalize(p, dim=2) if unit_norm else p).mean(1) for p in parts)
     given = {"query_loss": query_loss, "train_loss": train_loss, "unit_norm": unit_norm}
-    close(attribute("concept_trak", task, data, data, **given), primal(rows["query"], rows["train"], 0.1), 1e-3)
+    close(attribute("concept_trak", task, data, data, **given), primal(x_q, x_t, 0.1), 1e-3)
 
 
 @pytest.mark.parametrize("name, kind", [("diffusion_trak", "loss"), ("d_trak", "norm")])
@@ -235,10 +244,11 @@ def test_unit_norm_takes_every_scale_away(trained):
 @pytest.mark.parametrize("given", [{}, {"inversion": False}, {"samples": 2}, {"parameters": "all", "unit_norm": False}])
 def test_chunk_does_not_matter(trained, given):
     task, data = trained
-    whole = attribute("concept_trak", task, data, images(5, 3), **given)
+    data, asked = take(data, slice(0, 7)), images(3, 3)
+    whole = attribute("concept_trak", task, data, asked, **given)
     for chunk in (1, 5):
         forget()
-        close(attribute("concept_trak", task, data, images(5, 3), chunk=chunk, **given), whole, 1e-3)
+        close(attribute("concept_trak", task, data, asked, chunk=chunk, **given), whole, 1e-3)
 
 
 def test_states_of_the_sampler_know_the_token_alone(trained):
@@ -255,6 +265,23 @@ def test_states_of_the_sampler_know_the_token_alone(trained):
     end = denoisers.sample(task.model, task.params, denoisers.start([0, 1], PIXELS), asked["condition"][[0, 0]],
                            guidance=1.0)  # fmt: skip
     torch.testing.assert_close(states.images[0, 0], end, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("given", [{"inversion": False}, {"samples": 2}])
+def test_uniform_timesteps_are_those_of_the_second_loss(trained, given):
+    task, data = trained
+    asked = take(data, slice(0, 2))
+    refused("timesteps='uniform', and the model of task 'toy' has none",
+            lambda: attribute("concept_trak", task, data, asked, timesteps="uniform"))  # fmt: skip
+    wide = denoisers.draws([100, 500, 900], 2, PIXELS, 4)
+    model, other = copy.copy(task.model), copy.copy(task.model)
+    model.uniform, other.main = wide, wide
+    found, wanted = (
+        attribute("concept_trak", replace(task, model=net), data, asked, timesteps=timesteps, **given)
+        for net, timesteps in ((model, "uniform"), (other, "main"))
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert np.abs(found - attribute("concept_trak", task, data, asked, **given)).max() > 1e-2 * np.abs(found).max()
 
 
 def test_a_copy_of_the_query_says_little_about_a_token_it_shares_with_others():

@@ -43,6 +43,7 @@ from tda.tools.options import Count, Flag, Positive, Whole, one_of, option
 
 TOKENS = ("first", "second")
 FORMS = ("token_alone", "full_minus_token")
+TIMESTEPS = ("main", "uniform")
 QUERY_LOSSES, TRAIN_LOSSES = ("guidance", "loss", "norm"), ("posterior", "loss", "norm")
 KEPT = 256e6  # bytes of training gradients that are kept for the next query form; more are made anew
 
@@ -60,6 +61,7 @@ class Options:
     inversion: Flag = option(True, "states by DDIM inversion; else in the model's shared noise")
     unit_norm: Flag = option(True, "gradients of each timestep have norm 1")
     samples: Whole = option(0, "paths of the sampler for each query in place of its own image (0: its image)")
+    timesteps: one_of(TIMESTEPS) = option("main", "of the model's main loss, or of its second one: the whole schedule")
     parameters: one_of(denoised.PARAMETERS) = option("film", "whose gradients, of the net or of its FiLM layers")
     noises: Whole = option(0, "draws of each timestep without inversion, at most the model's own (0: all)")
     steps: Count = option(50, "of inversion and sampler")
@@ -135,9 +137,20 @@ def conditions(whole: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     return torch.where(torch.arange(2) == place, whole, nothing), nothing
 
 
+def draws(task: Task, options: Options) -> tuple[Tensor, Tensor]:
+    """Timesteps [T] and shared noise [T, S, D]."""
+    if options.timesteps == "main":
+        return denoised.shared(task.model, options.noises, "concept_trak")
+    if not hasattr(task.model, "uniform"):
+        raise ValueError(
+            f"concept_trak: timesteps='uniform', and the model of task {task.name!r} has none; use 'main'."
+        )
+    return denoised.shared(task.model, options.noises, "concept_trak", task.model.uniform)
+
+
 def own_states(task: Task, batch: Examples, options: Options) -> denoised.States:
     """Those of the images themselves."""
-    times, noise = denoised.shared(task.model, options.noises, "concept_trak")
+    times, noise = draws(task, options)
     if options.inversion:
         return denoised.inverted(task.model, task.params, batch, times, options.steps, options.guidance)
     return denoised.forward(batch, (times, noise))
@@ -145,7 +158,7 @@ def own_states(task: Task, batch: Examples, options: Options) -> denoised.States
 
 def paths(task: Task, batch: Examples, options: Options) -> denoised.States:
     """Those of the sampler, from the same initial noises for every query; x_0 is the sample."""
-    times, _ = denoised.shared(task.model, options.noises, "concept_trak")
+    times, _ = draws(task, options)
     n, pixels = batch["pixels"].shape
     noise = denoisers.start([options.seed + i for i in range(options.samples)], pixels).expand(n, -1, -1)
     how = times, options.steps, options.guidance

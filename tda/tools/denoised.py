@@ -74,9 +74,11 @@ def denoiser_of(task: Task, who: str, *examples: Examples) -> Denoiser:
     return model
 
 
-def shared(model: Denoiser, noises: int, who: str) -> tuple[Tensor, Tensor]:
-    """The model's own draws: timesteps [T] and noise [T, S, D], the first ``noises`` (0: all) of each timestep."""
-    timesteps, noise = model.main
+def shared(model: Denoiser, noises: int, who: str, draws: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """The model's own draws (``main``, or ``draws``): timesteps [T] and noise [T, S, D], the first ``noises`` (0: all)
+    of each timestep.
+    """
+    timesteps, noise = model.main if draws is None else draws
     times, counts = timesteps.unique_consecutive(return_counts=True)
     if len(set(counts.tolist())) > 1 or len(times.unique()) < len(times):
         raise ValueError(f"{who}: draws are a block of equal size for each timestep; make them with denoisers.draws.")
@@ -127,9 +129,10 @@ def sampled(
 
 
 def _nearest(times: Tensor, steps: int) -> list[int]:
-    """Steps t > 0 of the sampler's grid, one for each of ``times``."""
-    grid = torch.tensor([t for t in denoisers.grid(steps) if t > 0])
-    if not len(grid) or len(set(kept := grid[(times[:, None] - grid).abs().argmin(1)].tolist())) < len(times):
+    """Steps t > 0 of the sampler's grid, one for each of ``times``: the nearest, of two the less noisy."""
+    grid = [t for t in denoisers.grid(steps)[::-1] if t > 0]
+    kept = [min(grid, key=lambda step: abs(step - t)) for t in times.tolist()] if grid else []
+    if len(set(kept)) < len(times):
         raise ValueError(f"{steps} sampling steps are too few to tell {len(times)} timesteps apart; take more.")
     return kept
 
