@@ -150,7 +150,7 @@ _FAULTS = [
      "change = after - before\n", "change = before - after\n",
      "test_mucs.py::test_a_planted_copy_of_the_query_comes_first"),
     ("tools/noisy_losses.py", "the noise of an image follows its place in the chunk",
-     "range(n_examples(train))[part]\n", "range(len(train[\"pixels\"][part]))\n",
+     "range(n)[part]\n", "range(len(train[\"pixels\"][part]))\n",
      "test_mucs.py::test_losses_of_draws_are_a_loop"),
     ("tools/noisy_losses.py", "noise of an image is drawn anew when it should not be",
      'side if reading.noise == "fresh" else 0', "side",
