@@ -168,11 +168,9 @@ def test_skew_and_difference_of_a_case_by_hand():
 def test_losses_of_draws_are_a_loop(trained, noise):
     task, data = trained
     reading = noisy_losses.Reading(noise=noise, draws=4, t_min=100, t_max=400, chunk=5, seed=2)
-    few = take(data, slice(0, 6))
-    t, found = (
-        torch.tensor([100, 200, 300, 400]),
-        [noisy_losses.draw_losses(task, task.params, few, reading, s) for s in (0, 1)],
-    )
+    few, t, initial = take(data, slice(0, 6)), torch.tensor([100, 200, 300, 400]), task.run.initial.params
+    both = [noisy_losses.draw_losses(task, [task.params, initial], few, reading, s) for s in (0, 1)]
+    found = [losses[0] for losses in both]
     for side in (0, 1):
         if noise == "consistent":
             e = torch.from_numpy(np.random.default_rng([2, 55]).standard_normal((4, PIXELS), np.float32))
@@ -183,6 +181,7 @@ def test_losses_of_draws_are_a_loop(trained, noise):
             )
             e = torch.from_numpy(e)
         torch.testing.assert_close(found[side], by_hand(task, task.params, few, t, e), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(both[side][1], by_hand(task, initial, few, t, e), atol=1e-5, rtol=1e-4)
     assert torch.equal(*found) == (noise != "fresh")
 
 

@@ -72,25 +72,31 @@ def moving_names(task: Task, parameters: str) -> list[str]:
 
 def before_and_after(task: Task, models: list[Params], train: Examples, reading: Reading) -> tuple[Tensor, Tensor]:
     """Losses of the training images in every draw: [N, J] under the task's model, [Q, N, J] under Q others."""
-    before = draw_losses(task, task.params, train, reading, 0)
-    return before, torch.stack([draw_losses(task, params, train, reading, 1) for params in models])
+    if reading.noise == "fresh":
+        return draw_losses(task, [task.params], train, reading, 0)[0], draw_losses(task, models, train, reading, 1)
+    both = draw_losses(task, [task.params, *models], train, reading, 0)
+    return both[0], both[1:]
 
 
-def draw_losses(task: Task, params: Params, train: Examples, reading: Reading, side: int) -> Tensor:
-    """Losses [N, J]; ``side`` 0 before, 1 after, which only fresh noise tells apart."""
-    timesteps, shape, found = reading.timesteps(), (reading.draws, train["pixels"].shape[1]), []
+def draw_losses(task: Task, models: list[Params], train: Examples, reading: Reading, side: int) -> Tensor:
+    """Losses [M, N, J] under M models; ``side`` 0 before, 1 after, which only fresh noise tells apart. A chunk of
+    images and its noise are made once, and shown to one model after the other.
+    """
+    timesteps, shape, n = reading.timesteps(), (reading.draws, train["pixels"].shape[1]), n_examples(train)
     shared = np.random.default_rng([reading.seed, 55]).standard_normal(shape, np.float32)
     stream = [reading.seed, 56, side if reading.noise == "fresh" else 0]
-    for part in chunks(n_examples(train), reading.chunk):
-        images, rows = {k: train[k][part] for k in ("pixels", "condition")}, range(n_examples(train))[part]
+    found = torch.empty(len(models), n, reading.draws)
+    for part in chunks(n, reading.chunk):
+        images, rows = {k: train[k][part] for k in ("pixels", "condition")}, range(n)[part]
         if reading.noise == "consistent":
             mine = denoisers.own((timesteps, torch.from_numpy(shared)), len(rows))
         else:
             noise = [np.random.default_rng([*stream, i]).standard_normal(shape, np.float32) for i in rows]
             mine = {"timesteps": timesteps.expand(len(rows), -1), "noise": torch.from_numpy(np.stack(noise))}
         with torch.no_grad():
-            found.append(task.loss_fn(params, images | mine, "token"))
-    return torch.cat(found)
+            for losses, params in zip(found, models, strict=True):
+                losses[part] = task.loss_fn(params, images | mine, "token")
+    return found
 
 
 def compared(before: Tensor, after: Tensor, reading: Reading) -> np.ndarray:
