@@ -31,8 +31,8 @@ smoke: $(STAMP)  ## every step at toy size (data/smoke/)
 	@$(BIN)/python workflow/scripts/run_workflow.py --cores $(CORES) --config profile=smoke
 
 test: $(STAMP)  ## run all tests, the end-to-end smoke run included
-	@echo "test: running pytest"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	@echo "test: running pytest in two processes"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@echo "lab: starting JupyterLab; the chapters are in notebooks/"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,15 @@ COLOURS = {
     "simulation": "#332288",
 }
 FALLBACK = "#000000"
+NAMES = {
+    "abu": "AbU", "bgo": "BGO", "bm25": "BM25", "cg": "CG", "concept trak": "Concept-TRAK", "d trak": "D-TRAK",
+    "das": "DAS", "datainf": "DataInf", "diffusion trak": "TRAK", "ekfac": "EK-FAC", "ewc": "EWC", "ggn": "GGN",
+    "hessian": "Hessian", "journey trak": "Journey-TRAK", "kfac": "K-FAC", "lissa": "LiSSA", "logra": "LoGra",
+    "minilm": "MiniLM", "mucs": "MUCS", "nda": "NDA", "nystrom": "Nyström", "pca": "PCA", "pcg": "PCG",
+    "source": "SOURCE", "stride": "STRIDE", "tfidf": "TF-IDF", "tracincp": "TracInCP", "trackstar": "TrackStar",
+    "trak": "TRAK",
+}  # fmt: skip
+NAMED = re.compile(r"\b(" + "|".join(sorted(NAMES, key=len, reverse=True)) + r")\b")
 SHADES = {True: "#E69F00", False: "#56B4E9"}  # words with positive and with negative weight
 
 
@@ -61,6 +71,11 @@ def legend_below(figure, ax=None, ncols: int = 3, **options) -> None:
     figure.legend(*handles, loc="outside lower center", ncols=ncols, **options)
 
 
+def named(row_id: str) -> str:
+    """A row's id as a reader knows it: ``influence_ekfac`` is "influence EK-FAC"."""
+    return NAMED.sub(lambda found: NAMES[found[0]], row_id.replace("_", " "))
+
+
 def interval(ax, place: float, interval, colour: str, across: bool = True, **options) -> None:
     """A dot and the line of its interval at ``place`` on the other axis; ``across``: the interval is horizontal."""
     value, low, high = interval
@@ -81,7 +96,7 @@ def dot_intervals(ax, frame: pd.DataFrame, label: str, order: Sequence[str] | No
     ax.axvline(0, color="0.6", lw=0.8, zorder=0)
     if frame.ceiling.notna().any():
         ax.axvline(frame.ceiling.dropna().iloc[0], color="0.2", lw=1.2, ls="--", zorder=0)
-    ax.set_yticks(range(len(frame)), [name.replace("_", " ") for name in frame.index], parse_math=False)
+    ax.set_yticks(range(len(frame)), [named(str(name)) for name in frame.index], parse_math=False)
     ax.set_xlabel(label)
 
 

@@ -110,6 +110,15 @@ def same(one, other):
     return set(one) == set(other) and all(np.array_equal(one[k].numpy(), other[k].numpy()) for k in one)
 
 
+def pytest_collection_modifyitems(items):
+    """Two processes share the tests (`make test`). What reads the finished copy stays in one of them and comes first,
+    as the smoke run takes longest; of the rest, the tests of a file stay together.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("copy" if "copy" in item.fixturenames else item.path.name))
+    items.sort(key=lambda item: "copy" not in item.fixturenames)
+
+
 TAKEN = ("tda", "notebooks", "workflow", "profiles", "Snakefile", "environment.yml", "pyproject.toml",
          "requirements.lock", "requirements.in", "tests/requirements-oracles.txt", "tests/exercises", "README.md",
          "data/sources", "data/banks")  # fmt: skip
@@ -137,7 +146,7 @@ def finished_copy(tmp_path_factory):
     return root
 
 
-def python(root, *command, timeout=900):
+def python(root, *command, timeout=2400):
     """This interpreter in a copy of the repository, whose own ``tda`` comes first on the path."""
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *command]

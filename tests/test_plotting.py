@@ -51,7 +51,7 @@ def test_names_of_rows_are_drawn_as_they_are(text):
     )
     plotting.dot_intervals(ax, frame, "LDS")
     figure.canvas.draw()
-    assert ax.get_yticklabels()[0].get_text() == text.replace("_", " ")
+    assert ax.get_yticklabels()[0].get_text() == plotting.named(text)
     plt.close(figure)
 
 
@@ -108,3 +108,14 @@ def test_proponents_are_orange_and_opponents_blue():
     assert [to_hex(patch.get_facecolor()).upper() for patch in patches] == [orange.upper(), blue.upper()]
     assert [patch.get_alpha() for patch in patches] == [0.45, 0.9]
     plt.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("row_id", "name"),
+    [("influence_ekfac", "influence EK-FAC"), ("d_trak", "D-TRAK"), ("diffusion_trak", "TRAK"),
+     ("trak_seeds", "TRAK seeds"), ("stride_and_logra", "STRIDE and LoGra"), ("resource_2", "resource 2"),
+     ("gradient_dot", "gradient dot")],
+)  # fmt: skip
+def test_methods_are_called_by_their_names(row_id, name):
+    """Whole words only: "source" in "resource" stays."""
+    assert plotting.named(row_id) == name

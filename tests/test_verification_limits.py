@@ -490,3 +490,24 @@ def test_a_liar_in_messages(rule):
     assert (moved[1] <= moved[0] + 1e-12).all(), "every lie makes the error look smaller"
     verdict = meet(learner, statement, claim, alter=liar)[0]
     assert verdict.accepted == (rule == "first")
+
+
+@pytest.mark.parametrize("rule", ["limit", "first"])
+def test_sessions_from_a_pool_do_not_share_its_noise(rule, monkeypatch):
+    """Where the weights of f - claim are known, the means that the pool is moved to are those of fresh bases, within
+    four standard errors; and a pool of few bases, whose own mean is far off, then gives the rates of a large one.
+    """
+    learner, statement, best = world(n=20, energy=(0.0, 1.0, 0.04, 0.04, 0.02), rule=rule, rho=None, p=0.4)
+    claim = cheats.boosted(best, np.arange(20), np.sqrt(statement.eps / 4 / (0.24 * 20)))
+    energy, asked, moved = np.concatenate([[0.0, statement.eps / 4], learner.weights()[2:, 0]]), [], attacks._centred
+    monkeypatch.setattr(attacks, "_centred", lambda *given: asked.append(given) or moved(*given))
+    rng, passed = np.random.default_rng(0), {}
+    for count in (150_000, 500):
+        pool = Pool.of(learner, statement, count, rng)
+        sessions = meet_pool(pool, claim, statement, 100, rng, lying=False, energy=energy)
+        passed[count] = np.mean([session.accepted for session in sessions])
+    terms, squares, mean, square = asked[0]
+    assert abs(terms.mean() - mean) < 4 * terms.std() / np.sqrt(len(terms))
+    assert abs(squares.mean() - square) < 4 * squares.std() / np.sqrt(len(squares))
+    assert [part.mean() for part in moved(*asked[1])] == pytest.approx(asked[1][2:])
+    assert min(passed.values()) > 0.85

@@ -2,7 +2,9 @@
 
 A liar here knows the function, the bases, the rule and the laws of the verifier's coins; he does not know the coins.
 Sessions draw their bases with replacement from a :class:`Pool` of evaluated ones and skip the messages; the verdict is
-that of :mod:`verifier` (a test compares them).
+that of :mod:`verifier` (a test compares them). A pool is hardly larger than what a session draws, and its own noise
+would be common to all sessions. So where the Fourier weights of g = f - claim are known (``energy`` [K]), the pool's
+terms are shifted, and its squares scaled, to the means that these weights give.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from scipy import stats
 
 from tda.studies.verification.cube import Attribution, draw, with_partners
 from tda.studies.verification.learner import Learner
-from tda.studies.verification.limits import chances, error_limit, error_terms, level_of, square_of
-from tda.studies.verification.residual import base_terms
+from tda.studies.verification.limits import chances, error_limit, error_terms, leak, level_of, square_of
+from tda.studies.verification.residual import base_terms, bias
 from tda.studies.verification.statement import Statement
 
 GUESSES = 4  # of the upper limit of E g^2 as the verifier will measure it, by which a liar chooses
@@ -52,6 +54,10 @@ class Pool:
         return claim.predict(self.subsets.reshape(-1, self.subsets.shape[-1]))[:, 0].reshape(self.outputs.shape)
 
 
+def _centred(terms: np.ndarray, squares: np.ndarray, mean: float, square: float) -> tuple[np.ndarray, np.ndarray]:
+    return terms - terms.mean() + mean, squares * (square / squares.mean())
+
+
 def lies_to_limit(terms: np.ndarray, squares: np.ndarray, statement: Statement) -> tuple[float, np.ndarray, float]:
     """``(chance to be accepted, places, target)`` of the best lies about ``terms`` [n]: bases, and the term that is
     reported there in units of the level; ``squares``: guesses of what the verifier measures.
@@ -80,10 +86,13 @@ def _from_zero(steps: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros((len(steps), 1)), np.cumsum(steps, axis=1)], axis=1)
 
 
-def meet_limit(pool: Pool, claim: Attribution, statement: Statement, runs: int, rng, lying: bool) -> list[Session]:
+def meet_limit(pool: Pool, claim: Attribution, statement: Statement, runs: int, rng, lying, energy) -> list[Session]:
     """Sessions under rule "limit" about one claim, with or without the best lies."""
     rest, sessions = pool.outputs - pool.predicted(claim), []
     terms, squares = error_terms(rest[:, :, None], statement.rho)[:, 0], np.square(rest[0])
+    if energy is not None:
+        left = energy[2:].sum() + bias(energy[:, None], statement.rho)[0]
+        terms, squares = _centred(terms, squares, (1 + leak(statement.rho)) * energy.sum() - left, energy.sum())
     for _ in range(runs):
         own = terms[rng.integers(0, len(terms), statement.bases)]
         fresh = squares[rng.integers(0, len(terms), (GUESSES + 1, statement.fresh))]
@@ -125,10 +134,13 @@ def _escape(lies: int, statement: Statement) -> float:
     return float(stats.hypergeom.pmf(0, 4 * statement.bases, lies, statement.checks))
 
 
-def meet_first(pool: Pool, claim: Attribution, statement: Statement, runs: int, rng, lying: bool) -> list[Session]:
+def meet_first(pool: Pool, claim: Attribution, statement: Statement, runs: int, rng, lying, energy) -> list[Session]:
     """The same sessions under the first version (rule "first", winsorised)."""
     rest, sessions = pool.outputs - pool.predicted(claim), []
     terms, squares = base_terms(rest[:, :, None], statement.rho)[:, 0], np.square(rest[0])
+    if energy is not None:
+        left = energy[2:].sum() + bias(energy[:, None], statement.rho)[0]
+        terms, squares = _centred(terms, squares, left, energy.sum())
     error = float(squares.mean()), float(squares.std() / np.sqrt(statement.fresh))
     for _ in range(runs):
         own = terms[rng.integers(0, len(terms), statement.bases)]
@@ -141,6 +153,8 @@ def meet_first(pool: Pool, claim: Attribution, statement: Statement, runs: int, 
     return sessions
 
 
-def meet(pool: Pool, claim: Attribution, statement: Statement, runs: int, rng, lying: bool = True) -> list[Session]:
+def meet(
+    pool: Pool, claim: Attribution, statement: Statement, runs: int, rng, lying: bool = True, energy=None
+) -> list[Session]:
     """``runs`` sessions about a claim under the statement's rule, with or without the best lies."""
-    return (meet_limit if statement.rule == "limit" else meet_first)(pool, claim, statement, runs, rng, lying)
+    return (meet_limit if statement.rule == "limit" else meet_first)(pool, claim, statement, runs, rng, lying, energy)

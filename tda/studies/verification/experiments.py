@@ -108,16 +108,20 @@ def duel(learner: Polynomial, statement: Statement, runs: int, rng, share=1.02, 
 
     The liar's claim has the error ``share`` * eps, the honest one eps / 4, the most that is promised to pass: on all
     examples alike, or on one. ``accepted`` and ``honest`` are intervals of ``runs`` sessions, shared among ``pools``
-    pools of ``count`` bases, since the noise of a single one may decide; ``silent``: accepted among the quarter of the
-    sessions in which the liar's hope is highest, as if he had fallen silent in the others.
+    pools of ``count`` bases, whose common noise is taken out (:mod:`~tda.studies.verification.attacks`); ``silent``:
+    accepted among the quarter of the sessions in which the liar's hope is highest, as if he had fallen silent in the
+    others.
     """
     drawn, lines, best = [Pool.of(learner, statement, count, rng) for _ in range(pools)], [], learner.best()
     each = -(-runs // pools)
     for shape, members in (("all examples", learner.n), ("one example", 1)):
         size = np.sqrt(statement.eps / (learner.p * (1 - learner.p) * members))
-        false, fair = (cheats.boosted(best, np.arange(members), np.sqrt(part) * size) for part in (share, 0.25))
-        met = [session for pool in drawn for session in meet(pool, false, statement, each, rng)]
-        honest = [session for pool in drawn for session in meet(pool, fair, statement, each, rng, lying=False)]
+        sides = {}
+        for lying, part in ((True, share), (False, 0.25)):
+            claim = cheats.boosted(best, np.arange(members), np.sqrt(part) * size)
+            energy = np.concatenate([[0.0, part * statement.eps], learner.weights()[2:, 0]])
+            sides[lying] = [s for pool in drawn for s in meet(pool, claim, statement, each, rng, lying, energy)]
+        met, honest = sides[True], sides[False]
         hopeful = sorted(met, key=lambda session: -session.hope)[: -(-len(met) // 4)]
         line = {"shape": shape, "lies": np.mean([s.lies for s in met]), "checks": np.mean([s.checks for s in honest])}
         for name, some in (("accepted", met), ("honest", honest), ("silent", hopeful)):
