@@ -571,6 +571,9 @@ def test_chapters_stand_in_tables_in_the_order_of_their_places():
     assert rows == ["04", "10", "11", "22", "21", "20", "23", "12", "13", "40", "41"]
     claims = list(dict.fromkeys(claim["notebook"][:2] for claim in paper["claims"]))
     assert claims == ["04", "10", "11", "22", "21", "24", "20", "23", "32", "30", "12", "13", "40", "41"]
+    assert rows == ["04", "10", "11", "22", "21", "20", "23", "12", "13", "40", "44"]
+    claims = list(dict.fromkeys(claim["notebook"][:2] for claim in paper["claims"]))
+    assert claims == ["04", "10", "11", "22", "21", "24", "20", "23", "32", "30", "12", "13", "40", "44"]
 
 
 def test_a_chapters_file_says_once_what_its_rows_and_claims_share():
