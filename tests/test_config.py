@@ -565,15 +565,9 @@ def test_a_chapter_on_no_testbed_has_no_figure_for_each(chapters):
 def test_chapters_stand_in_tables_in_the_order_of_their_places():
     paper = config.load("paper")
     rows = list(dict.fromkeys(row["notebook"][:2] for row in paper["rows"]))
-    assert rows == ["04", "10", "11", "22", "21", "20", "23", "12", "13", "40", "42"]
+    assert rows == ["04", "10", "11", "22", "21", "20", "23", "12", "13", "40", "41", "42", "43", "44"]
     claims = list(dict.fromkeys(claim["notebook"][:2] for claim in paper["claims"]))
-    assert claims == ["04", "10", "11", "22", "21", "24", "20", "23", "32", "30", "12", "13", "40", "42"]
-    assert rows == ["04", "10", "11", "22", "21", "20", "23", "12", "13", "40", "41"]
-    claims = list(dict.fromkeys(claim["notebook"][:2] for claim in paper["claims"]))
-    assert claims == ["04", "10", "11", "22", "21", "24", "20", "23", "32", "30", "12", "13", "40", "41"]
-    assert rows == ["04", "10", "11", "22", "21", "20", "23", "12", "13", "40", "44"]
-    claims = list(dict.fromkeys(claim["notebook"][:2] for claim in paper["claims"]))
-    assert claims == ["04", "10", "11", "22", "21", "24", "20", "23", "32", "30", "12", "13", "40", "44"]
+    assert claims == ["04", "10", "11", "22", "21", "24", "20", "23", "32", "30", "12", "13", *rows[-5:]]
 
 
 def test_a_chapters_file_says_once_what_its_rows_and_claims_share():
@@ -597,7 +591,8 @@ def test_a_chapters_file_says_once_what_its_rows_and_claims_share():
 
 def test_a_section_lists_what_its_profile_has(chapters):
     edit(chapters / "11_bgo_style.yaml", "smoke:", "large: {}\nsmoke:")
-    smoke, paper = ({row["id"]: row for row in config.load(name)["rows"]} for name in ("smoke", "paper"))
+    loaded = {name: [row for row in config.load(name)["rows"] if row["notebook"] < "40"] for name in ("smoke", "paper")}
+    smoke, paper = ({row["id"]: row for row in rows} for rows in loaded.values())
     assert "trak_loss" in paper and "trak_loss" not in smoke, "not listed"
     assert smoke["unroll"] == paper["unroll"], "listed by its id alone"
     assert paper["bgo_full"]["tune"] and paper["bgo_full"]["tune_like"] and paper["bgo_full"]["tune_every"] == 2
