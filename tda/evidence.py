@@ -122,13 +122,16 @@ def before_correction(notebook: str, config: dict, testbed: Testbed | None) -> p
 def save_findings(notebook: str, config: dict, testbed: Testbed | None, intervals: Mapping[str, Interval]) -> None:
     """Write the findings of a chapter, all of them at once; the intervals are at the config's level.
 
-    Raises ``ValueError`` for a name that does not start with ``finding_`` and for numbers out of order or not finite.
+    Raises ``ValueError`` for a name that does not start with ``finding_``, for numbers out of order or not finite, and
+    for an interval without degrees of freedom, which could not be read at Holm's level.
     """
     for name, interval in intervals.items():
         if not re.fullmatch(r"finding_[a-z0-9_]+", name):
             raise ValueError(f"finding {name!r}: a name is finding_ and then lower case, digits or _.")
         if not interval.low <= interval.value <= interval.high or not np.isfinite([interval.low, interval.high]).all():
             raise ValueError(f"{name} is {tuple(interval)}; value and interval must be finite, low <= value <= high.")
+        if not interval.df > 0:
+            raise ValueError(f"{name} has {interval.df} degrees of freedom; give those of its interval (inf: normal).")
     lines = [(name, *i, i.df, *(getattr(i, part, math.nan) for part in COUNTS)) for name, i in intervals.items()]
     frame = pd.DataFrame(lines, columns=list(COLUMNS))
     of_seconds = frame.finding.str.startswith(SECONDS)

@@ -96,6 +96,8 @@ def test_findings_that_are_missing_or_impossible(bed):
         evidence.save_findings("21_better_hessians", bed.config, bed, {"finding_one": Interval(0.5, float("nan"), 0.9)})
     with pytest.raises(ValueError, match="low <= value"):
         evidence.save_findings("21_better_hessians", bed.config, bed, {"finding_one": Interval(0.5, 0.6, 0.9)})
+    with pytest.raises(ValueError, match="finding_one has nan degrees of freedom; give those of its interval"):
+        evidence.save_findings("21_better_hessians", bed.config, bed, {"finding_one": Interval(0.5, 0.2, 0.9)})
 
 
 FREE = {"id": "free", "paper": "Newton step", "claim": "One.", "notebook": "30_free", "metric": "finding_one"}
