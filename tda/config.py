@@ -122,9 +122,14 @@ def chapter_testbeds(config: dict, notebook: str) -> list[str | None]:
 
 
 def declared_figures(notebook: str, testbed: str | None = None) -> list[str]:
-    """Files below :func:`figures_dir` that a chapter says it makes, with ``{testbed}`` written out if one is given."""
+    """Files below :func:`figures_dir` that a chapter says it makes; on ``testbed`` those with ``{testbed}`` written
+    out, and those that name this testbed themselves.
+    """
     names = config_files.chapters().get(notebook, {}).get("figures", {})
-    return [name.replace("{testbed}", testbed) if testbed else name for name in names]
+    if not testbed:
+        return list(names)
+    mine = [name for name in names if "{testbed}" in name or Path(name).stem.endswith(f"_{testbed}")]
+    return [name.replace("{testbed}", testbed) for name in mine]
 
 
 def removal_rows(config: dict, testbed: str) -> list[dict]:

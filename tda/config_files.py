@@ -95,6 +95,10 @@ def _chapter(name: str, content: bytes) -> dict:
             raise ConfigError(f"{where}: rows: not allowed with testbeds: []; rows run on testbeds, name one")
         if each := [figure for figure in chapter.get("figures", ()) if "{testbed}" in figure]:
             raise ConfigError(f"{where}: figures: {each[0]!r} is not allowed; testbeds: [] says that there is none")
+    elif "testbeds" in chapter:
+        ends = tuple(f"_{testbed}" for testbed in ("{testbed}", *chapter["testbeds"]))
+        if other := [figure for figure in chapter.get("figures", ()) if not Path(figure).stem.endswith(ends)]:
+            raise ConfigError(f"{where}: figures: {other[0]!r} is not allowed; a name ends with {' or '.join(ends)}")
     return chapter
 
 
