@@ -112,7 +112,7 @@ def before_correction(notebook: str, config: dict, testbed: Testbed | None) -> p
     """
     lines = []
     for claim in claims_of(config, testbed and testbed.name, notebook):
-        if "removal" not in claim["metric"] and claim["against"] != EVERY_OTHER:
+        if not claim["metric"].startswith("removal_") and claim["against"] != EVERY_OTHER:
             numbers = dict(zip(("value", "low", "high"), interval_of(claim, config, testbed), strict=True))
             region = str(Criterion(claim["direction"], claim["margin"]))
             lines.append({"claim": claim["claim"]} | numbers | {"true if": region})

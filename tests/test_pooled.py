@@ -100,7 +100,7 @@ def test_findings_that_are_missing_or_impossible(bed):
         evidence.save_findings("21_better_hessians", bed.config, bed, {"finding_one": Interval(0.5, 0.2, 0.9)})
 
 
-FREE = {"id": "free", "paper": "Newton step", "claim": "One.", "notebook": "30_free", "metric": "finding_one"}
+FREE = {"id": "free", "paper": "Newton step", "claim": "One.", "notebook": "30_free", "metric": "finding_removal"}
 FREE |= {"direction": "greater", "margin": 0.1, "kind": "value", "abstract": "one", "check": False}  # no testbed
 
 
@@ -108,7 +108,7 @@ def test_a_chapter_without_a_testbed(bed, tmp_path):
     settings = config.load("smoke", {"claims": [FREE, FREE | {"id": "b", "notebook": "31_free", "testbed": None}]})
     with pytest.raises(ArtefactError, match="Run 30_free again"):
         evidence.interval_of(settings["claims"][0], settings, None)
-    evidence.save_findings("30_free", settings, None, {"finding_one": Interval(0.5, 0.2, 0.9, 0.1, 7.0)})
+    evidence.save_findings("30_free", settings, None, {"finding_removal": Interval(0.5, 0.2, 0.9, 0.1, 7.0)})
     evidence.save_findings("30_free", bed.config, bed, {"finding_one": Interval(0.0, 0.0, 0.0, 0.0, 7.0)})
     assert (tmp_path / "tables" / "30_findings.csv").exists()
     found = evidence.interval_of(settings["claims"][0], settings, None)

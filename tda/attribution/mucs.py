@@ -98,7 +98,7 @@ def unlearnt(task: Task, train: Examples, queries: Examples, **options) -> list[
 
 @remembered(8)
 def _runs(task: Task, train: Examples, queries: Examples, options: Options) -> list[Unlearnt]:
-    """One query after the other: stacked by ``vmap``, a step of 310,000 parameters takes as long for each of them."""
+    """One query after the other: stacked by ``vmap``, a step of 300,000 parameters takes as long for each of them."""
     null = null_loss(task, train, options.batch, options.seed)
     return [_unlearn(task, train, take(queries, [q]), null, options) for q in range(n_examples(queries))]
 
