@@ -110,6 +110,7 @@ def same(one, other):
     return set(one) == set(other) and all(np.array_equal(one[k].numpy(), other[k].numpy()) for k in one)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Two processes share the tests (`make test`). What reads the finished copy stays in one of them and comes first,
     as the smoke run takes longest; of the rest, the tests of a file stay together.
