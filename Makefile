@@ -32,7 +32,7 @@ smoke: $(STAMP)  ## every step at toy size (data/smoke/)
 
 test: $(STAMP)  ## run all tests, the end-to-end smoke run included
 	@echo "test: running pytest in two processes"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@echo "lab: starting JupyterLab; the chapters are in notebooks/"

@@ -110,14 +110,21 @@ def same(one, other):
     return set(one) == set(other) and all(np.array_equal(one[k].numpy(), other[k].numpy()) for k in one)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Two processes share the tests (`make test`). What reads the finished copy stays in one of them and comes first,
-    as the smoke run takes longest; of the rest, the tests of a file stay together.
-    """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("copy" if "copy" in item.fixturenames else item.path.name))
+    """What reads the finished copy comes first, as the smoke run takes longest."""
     items.sort(key=lambda item: "copy" not in item.fixturenames)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Two processes share the tests (`make test`): those of a file stay together, and one of the two makes the copy."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            name = nodeid.split("::")[0]
+            return "copy" if name.endswith(("test_smoke_workflow.py", "test_exercises.py")) else name
+
+    return Files(config, log)
 
 
 TAKEN = ("tda", "notebooks", "workflow", "profiles", "Snakefile", "environment.yml", "pyproject.toml",
