@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from tda.config import ROOT
 
 MODULE_NAMES = {"yaml": "pyyaml", "sklearn": "scikit-learn", "jupyter_client": "jupyter-client",
-                "curvlinops": "curvlinops-for-pytorch", "trak": "traker"}  # fmt: skip
+                "curvlinops": "curvlinops-for-pytorch", "trak": "traker", "xdist": "pytest-xdist"}  # fmt: skip
 OWN = ("tests/**/*.py", "workflow/scripts/*.py")
 OURS = {"tda", "exercises"} | {path.stem for pattern in OWN for path in ROOT.glob(pattern)}
 
