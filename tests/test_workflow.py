@@ -133,9 +133,9 @@ def test_tables_of_findings_are_made_by_their_chapters(profile):
     """Chapter 60 waits for the figure files of the chapters, so every table that a claim rests on is among them."""
     for claim in config.load(profile)["claims"]:
         if claim["metric"].startswith("finding_"):
-            suffix = "_{testbed}" if claim["testbed"] else ""
+            suffix = f"_{claim['testbed']}" if claim["testbed"] else ""
             table = f"tables/{claim['notebook'][:2]}_findings{suffix}.csv"
-            assert table in chapters()[claim["notebook"]]["figures"], claim["id"]
+            assert table in config.declared_figures(claim["notebook"], claim["testbed"]), claim["id"]
 
 
 def test_lint_is_clean():
