@@ -707,7 +707,7 @@ _FAULTS = [
     ("studies/diffusion/fixed_scores.py", "both worlds see the copies under their own condition",
      '("other", n + count)', '("other", n)',
      "test_fixed_scores.py::test_a_copy_helps_its_query_and_runs_are_paired"),
-    ("studies/diffusion/fixed_scores.py", "worlds that are not in step",
+    ("studies/diffusion/counterfactual.py", "worlds that are not in step",
      'recipe, seed, mask, "mask")', 'recipe, seed, mask, "filter")',
      "test_fixed_scores.py::test_worlds_are_the_masked_runs_of_one_corpus"),
     ("testbeds/images.py", "the second loss is the main one",

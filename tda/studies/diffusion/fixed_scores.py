@@ -13,9 +13,8 @@ from torch import Tensor
 from tda import denoisers, lm
 from tda.evaluation.intervals import Interval, jackknife, small_sample_shortfall, two_way_interval
 from tda.evaluation.lds import check_outputs, output_ranks, prediction_ranks
-from tda.recipe import Recipe
+from tda.studies.diffusion.counterfactual import retrained
 from tda.task import Examples, Params
-from tda.training import train
 
 Parts = Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]]
 
@@ -83,7 +82,7 @@ def trained_with_copies(testbed, asked: Examples, other: Tensor, seeds: Sequence
     corpus, modality, count = testbed.train, testbed.modality, len(asked["pixels"])
     pixels = torch.cat([corpus["pixels"], asked["pixels"], asked["pixels"]])
     data = {"pixels": pixels, "condition": torch.cat([corpus["condition"], asked["condition"], other])}
-    recipe, n = Recipe.of(testbed.settings["training"]), len(corpus["pixels"])
+    n, epochs = len(corpus["pixels"]), testbed.settings["training"]["epochs"]
     losses = {}
     for world, first in (("none", None), ("same", n), ("other", n + count)):
         mask = np.arange(len(pixels)) < n
@@ -92,9 +91,7 @@ def trained_with_copies(testbed, asked: Examples, other: Tensor, seeds: Sequence
         each = []
         for seed in seeds:
             model = modality.new_model(testbed, seed)
-            loss_fn = modality.loss_function(model)
-            init = {name: p.detach() for name, p in model.named_parameters()}
-            params = train(loss_fn, init, data, recipe, seed, mask, "mask").params
-            each.append(lm.losses(loss_fn, params, asked))
+            params = retrained(testbed, model, data, np.flatnonzero(~mask), seed, epochs)
+            each.append(lm.losses(modality.loss_function(model), params, asked))
         losses[world] = np.stack(each)
     return losses

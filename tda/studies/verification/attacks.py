@@ -54,6 +54,11 @@ class Pool:
         return claim.predict(self.subsets.reshape(-1, self.subsets.shape[-1]))[:, 0].reshape(self.outputs.shape)
 
 
+def _expected(energy: np.ndarray, rho: float) -> float:
+    """The mean of the terms of :func:`base_terms`: the residual B_{>=2}, and the bias of its estimate."""
+    return energy[2:].sum() + bias(energy[:, None], rho)[0]
+
+
 def _centred(terms: np.ndarray, squares: np.ndarray, mean: float, square: float) -> tuple[np.ndarray, np.ndarray]:
     return terms - terms.mean() + mean, squares * (square / squares.mean())
 
@@ -91,7 +96,7 @@ def meet_limit(pool: Pool, claim: Attribution, statement: Statement, runs: int, 
     rest, sessions = pool.outputs - pool.predicted(claim), []
     terms, squares = error_terms(rest[:, :, None], statement.rho)[:, 0], np.square(rest[0])
     if energy is not None:
-        left = energy[2:].sum() + bias(energy[:, None], statement.rho)[0]
+        left = _expected(energy, statement.rho)
         terms, squares = _centred(terms, squares, (1 + leak(statement.rho)) * energy.sum() - left, energy.sum())
     for _ in range(runs):
         own = terms[rng.integers(0, len(terms), statement.bases)]
@@ -139,7 +144,7 @@ def meet_first(pool: Pool, claim: Attribution, statement: Statement, runs: int, 
     rest, sessions = pool.outputs - pool.predicted(claim), []
     terms, squares = base_terms(rest[:, :, None], statement.rho)[:, 0], np.square(rest[0])
     if energy is not None:
-        left = energy[2:].sum() + bias(energy[:, None], statement.rho)[0]
+        left = _expected(energy, statement.rho)
         terms, squares = _centred(terms, squares, left, energy.sum())
     error = float(squares.mean()), float(squares.std() / np.sqrt(statement.fresh))
     for _ in range(runs):
