@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tda.sequences import is_sequence, real_tokens
 from tda.task import Examples, Task, chunks, n_examples
+from tda.tools.cache import remembered
 from tda.tools.gradients import batch_of
 
 ENCODERS = ("linear", "states", "transformer", "minilm")
@@ -113,10 +114,10 @@ def pooled_over(states: Tensor, mask: Tensor) -> Tensor:
 def make(name: str, task: Task, documents: Examples, width: int, seed: int) -> Encoder:
     """The untrained encoder ``name``, of :data:`ENCODERS`. ``ValueError`` for what the task does not offer."""
     if name == "linear":
-        return Encoder(Frozen(), features_by(task.encode["features"]), documents, width, seed)
+        return Encoder(Frozen(), lambda examples: {"features": features(task, examples)}, documents, width, seed)
     if name == "minilm":
         embed = sentence_encoder("airrep: encoder='minilm'")
-        read = features_by(lambda examples: embed(task.encode["text"](examples)))
+        read = lambda examples: {"features": torch.from_numpy(embed(task.encode["text"](examples)))}  # noqa: E731
         return Encoder(Frozen(), read, documents, width, seed)
     if not is_sequence(documents):
         raise ValueError(f"airrep: encoder={name!r} reads tokens, and these examples have none. Use encoder='linear'.")
@@ -130,9 +131,10 @@ def make(name: str, task: Task, documents: Examples, width: int, seed: int) -> E
     raise ValueError(f"airrep: encoder={name!r}; one of {ENCODERS}.")
 
 
-def features_by(function: Callable[[Examples], np.ndarray]) -> Read:
-    """What reads features that ``function`` computes of examples."""
-    return lambda examples: {"features": torch.as_tensor(np.asarray(function(examples)))}
+@remembered(6)
+def features(task: Task, examples: Examples) -> Tensor:
+    """The task's own features, [n, D]."""
+    return torch.as_tensor(np.asarray(task.encode["features"](examples)))
 
 
 def sentence_encoder(who: str) -> Callable[[list[str], int], np.ndarray]:

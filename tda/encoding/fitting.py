@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from tda.encoding.encoders import Encoder
+from tda.encoding.encoders import Encoder, parts
 from tda.encoding.labels import Labels
 from tda.encoding.pooling import POOLINGS, ranking_loss
 from tda.task import Examples, take
@@ -61,7 +61,7 @@ def fit(
     learnt, positions = [labels.learnt(i) for i in range(len(responses))], labels.trained()[0]
     for step in range(steps + 1):
         if step in looks:
-            seen[step] = float(agreements(encoder, documents, labels, pooling, targets=targets)[0].mean())
+            seen[step] = float(agreements(encoder, given, targets, labels, pooling)[0].mean())
             if seen[step] == max(seen.values()):
                 best = {k: v.clone() for k, v in encoder.state_dict().items()}
         if step == steps:
@@ -86,16 +86,15 @@ def fit(
 
 
 def agreements(
-    encoder: Encoder, documents: Examples, labels: Labels, pooling: str, everywhere: bool = False, targets=None
+    encoder: Encoder, given: Examples, targets: list[Examples], labels: Labels, pooling: str, everywhere: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Spearman correlation, over subsets, of predicted and measured effects for every target of every instance, and
     the document of each: targets of held-out documents over held-out subsets, or all of them (``everywhere``: labels
-    that the encoder was not trained on).
+    that the encoder was not trained on). ``given`` and ``targets``: documents and targets as the encoder reads them.
     """
     found, where, rows = [], [], slice(None) if everywhere else labels.trained()[1]
-    targets = targets or targets_of(encoder, documents, labels)
     with torch.no_grad():
-        embedded = encoder.embed(documents)
+        embedded = torch.cat([encoder(part) for part in parts(given)])
         for i, response in enumerate(labels.responses):
             chosen = np.arange(len(labels.document[i]))
             asked = chosen if everywhere else np.flatnonzero(labels.held_out[labels.document[i]])
@@ -115,5 +114,6 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def targets_of(encoder: Encoder, documents: Examples, labels: Labels) -> list[Examples]:
     """What the encoder reads of the targets of each instance; whole documents keep their texts."""
-    places = range(len(labels.document))
-    return [encoder.read(labels.of(i) if labels.window else take(documents, labels.document[i])) for i in places]
+    given = encoder.read(labels.targets if labels.window else take(documents, labels.document.ravel()))
+    count = labels.document.shape[1]
+    return [take(given, slice(i * count, (i + 1) * count)) for i in range(len(labels.document))]

@@ -1,10 +1,8 @@
 # %% 1 solution
 wanted_ranks = -outputs.mean(1).T
-sharp = {
-    s: rank_correlation(pooled(s * on_test["airrep"], truth.subsets), wanted_ranks).mean() for s in (0.1, 1, 10)
-}
+sharp = {s: rank_correlation(pooled(s * on_test["airrep"], truth.subsets), wanted_ranks).mean() for s in (0.1, 1, 10)}
 # %% 1 wrong
-sharp = {s: found["airrep +"].value.value for s in (0.1, 1, 10)}
+sharp = dict.fromkeys((0.1, 1, 10), found["airrep +"].value.value)
 # %% 2 solution
 changed = labels.subsets.copy()
 changed[0, 0, labels.document[0, 0]] = True

@@ -87,7 +87,8 @@ def other_models(testbed: Testbed, epochs: int) -> dict[str, tuple]:
     size), each trained on the testbed's documents for some epochs of its recipe.
     """
     settings = testbed.settings
-    smaller = settings["model"] | {"width": settings["model"]["width"] // 2, "layers": 1}
+    halved = {name: settings["model"][name] // 2 for name in ("width", "heads")}
+    smaller = settings["model"] | halved | {"layers": 1}
     vocabulary, seed = testbed.tokenizer.get_vocab_size(), testbed.config["seed"] + 77
     made = {"smaller model": lm.new_model(smaller, vocabulary, seed)}
     made["Llama"] = llama(settings["model"], vocabulary, seed)
