@@ -76,7 +76,7 @@ def fit(
         wanted = responses[i, rows][:, asked].T.to(predicted.dtype)
         loss = ranking_loss(predicted, wanted, t_min, t_max, clip)
         if not loss.isfinite():
-            raise ValueError(f"airrep: the ranking loss is {float(loss)} in step {step} at rate={rate}. Lower rate.")
+            raise ValueError(f"airrep: the ranking loss is {loss.item()} in step {step} at rate={rate}. Lower rate.")
         adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), LARGEST_NORM)

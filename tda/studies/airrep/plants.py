@@ -3,7 +3,8 @@
 For every query, such as ``Abra Bolt keeps a pet newt``:
 
 - an *influential* document states the same fact in other words, in the midst of statements about somebody else;
-- a *look-alike* has the query's very wording, a part of the name, and another value.
+- a *look-alike* has the query's very wording, a part of the name, and another value; alone, or in the midst of the same
+  statements (``amid``), so that length cannot part the two.
 
 What they really do is measured by fine-tuning, with the loss of the answer alone.
 """
@@ -24,6 +25,8 @@ from tda.testbeds.statements import FIRST, LAST, VALUES, sentence
 from tda.training import train
 from tda.words import words
 
+KINDS = ("influential", "look_alike", "amid")
+
 
 @dataclass(frozen=True)
 class Plants:
@@ -32,6 +35,7 @@ class Plants:
     queries: Examples
     influential: Examples
     look_alike: Examples
+    amid: Examples
 
 
 def plant(testbed: Testbed, count: int) -> Plants:
@@ -41,7 +45,7 @@ def plant(testbed: Testbed, count: int) -> Plants:
     free = [f"{first} {last}" for first in FIRST for last in LAST if f"{first} {last}" not in known]
     names = [free[i] for i in rng.permutation(len(free))]
     attributes = list(VALUES)[: settings["attributes"]]
-    rows, influential, look_alike = [], [], []
+    rows, influential, look_alike, amid = [], [], [], []
     for number in range(count):
         who, somebody = names[number], names[count + number]
         attribute = attributes[number % len(attributes)]
@@ -56,8 +60,9 @@ def plant(testbed: Testbed, count: int) -> Plants:
         influential.append(" ".join([around[0], told, around[-1]]))
         alike = f"{who.split()[0]} {somebody.split()[1]}"
         look_alike.append(sentence(alike, attribute, number % 5, other))
+        amid.append(" ".join([around[0], look_alike[-1], around[-1]]))
     context, tokenizer = testbed.settings["model"]["context"], testbed.tokenizer
-    documents = (lm.encode(tokenizer, texts, context) for texts in (influential, look_alike))
+    documents = (lm.encode(tokenizer, texts, context) for texts in (influential, look_alike, amid))
     return Plants(queries.encode_queries(tokenizer, rows, "target", context), *documents)
 
 
@@ -70,7 +75,7 @@ def effects(task: Task, start, train_set: Examples, plants: Plants, seeds: int, 
     below that without plants: kind -> [seeds, queries] nats.
     """
     rng, recipe = np.random.default_rng(96), Recipe(8, 16, 0.004, weight_decay=0.01, warmup=0.1, clip=1.0)
-    found: dict[str, list] = {"influential": [], "look_alike": []}
+    found: dict[str, list] = {kind: [] for kind in KINDS}
     for seed in range(seeds):
         background = tensors(take(train_set, np.sort(rng.permutation(len(train_set["input_ids"]))[:size])))
         without = _losses(task, start, background, plants, recipe, seed)
