@@ -180,12 +180,15 @@ def test_an_altered_corpus_has_a_new_colour_and_a_mark(bed):
     assert made.task.model.tokens == (7, 5)
     scores = attribute("concept_trak", made.task, made.train, take(made.train, [n]))
     assert scores.shape == (1, n + 3) and np.isfinite(scores).all()
-    queries, is_added, plain = altered.questions(made, concepts.questions(bed), 2, 7)
-    assert is_added.sum() == len(plain) == 10 and queries["condition"][is_added].tolist() == [
-        [7, s] for s in range(1, 6) for _ in range(2)
-    ]
-    assert (queries["condition"][~is_added, 0] == 3).all()
-    assert (queries["pixels"][~is_added].unflatten(-1, SHAPE)[..., -2:, -2:] == 1).all()
+    queries, kind, plain = altered.questions(made, concepts.questions(bed), 2, 7)
+    assert list(kind[:10]) == ["added"] * 10 and len(plain) == 10
+    assert queries["condition"][:10].tolist() == [[7, s] for s in range(1, 6) for _ in range(2)]
+    marked, as_it_is = (take(queries, kind == name) for name in ("mark", "no mark"))
+    assert len(marked["pixels"]) and torch.equal(marked["condition"], as_it_is["condition"])
+    assert (marked["condition"][:, 0] == 3).all() and len(kind) == 10 + 2 * len(marked["pixels"])
+    changed = (marked["pixels"] != as_it_is["pixels"]).unflatten(-1, SHAPE)
+    assert changed[..., -2:, -2:].all() and changed.sum() == 3 * 4 * len(changed)
+    assert (marked["pixels"].unflatten(-1, SHAPE)[..., -2:, -2:] == 1).all()
 
 
 def test_recolouring_keeps_the_light_and_changes_the_colour():
