@@ -84,19 +84,20 @@ def fitted(task: Task, train: Examples, penalty: float, iterations: int, chunk: 
     theta = torch.cat([value.reshape(part.shape) for value, part in zip(given, parts, strict=True)], 1).detach().clone()
     if not iterations:
         return head, theta
-    theta.requires_grad_()
-    weight = head.share / n_examples(train)
-    optimizer = torch.optim.LBFGS([theta], max_iter=iterations, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
+    states, weight = head.states.double(), head.share.double() / n_examples(train)
+    precise = theta.double().requires_grad_()
+    stop = {"tolerance_grad": 1e-7, "tolerance_change": 0.0, "line_search_fn": "strong_wolfe"}
+    optimizer = torch.optim.LBFGS([precise], max_iter=iterations, max_eval=2 * iterations, history_size=20, **stop)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        each = F.cross_entropy(head.states @ theta.T, head.targets, reduction="none")
-        loss = (each * weight).sum() + penalty * theta.square().sum()
+        each = F.cross_entropy(states @ precise.T, head.targets, reduction="none")
+        loss = (each * weight).sum() + penalty * precise.square().sum()
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    return head, theta.detach()
+    return head, precise.detach().to(theta.dtype)
 
 
 def coefficients(head: Head, theta: Tensor, penalty: float, count: int) -> Tensor:
@@ -107,7 +108,7 @@ def coefficients(head: Head, theta: Tensor, penalty: float, count: int) -> Tenso
 
 @method("representer", family="representation", paper="Yeh et al. 2018", needs=("params", "outputs"), signed=True)
 def attribute(
-    task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Count = CHUNK, penalty: Positive = 1e-3,
+    task: Task, train: Examples, queries: Examples, *, seed: Whole = 0, chunk: Count = CHUNK, penalty: Positive = 0.01,
     iterations: Whole = 100, output: one_of(("class", "loss")) = "class",
 ) -> np.ndarray:  # fmt: skip
     """Representer scores, [Q, N]; a part of a logit. ``penalty`` is lambda, ``iterations`` those of the fit (0: none).
