@@ -122,7 +122,7 @@ def images(tmp_path_factory):
     settings = {
         "corpus": {"kind": "digits", "train": 80, "held_out": 12, "flips": 0.1},
         "model": {"kind": "mlp", "depth": 1, "width": 8},
-        "training": {"optimizer": "sgd", "seeds": 1, "epochs": 6, "batch": 20, "lr": 0.1, "momentum": 0.9, "checkpoints": 2},
+        "training": {"optimizer": "sgd", "seeds": 1, "epochs": 6, "batch": 20, "lr": 0.1, "momentum": 0.9},
         "queries": {"held_out": 12, "generated": 0},
         "evaluation": {"tailpatch_queries": 0},
     }  # fmt: skip
@@ -235,9 +235,8 @@ def test_at_an_undecided_model_gradient_dot_is_the_kernel_weighed_by_labels(imag
     for name in list(params)[-2:]:
         params[name] = torch.zeros_like(params[name])
     proxy = proxies.as_task(bed, module, params, None, "undecided")
-    f = [torch.cat([torch.tanh(p["inputs"] @ params["0.weight"].T + params["0.bias"]), torch.ones(len(p["labels"]), 1)], 1)
-         for p in (asked, bed.train)]  # fmt: skip
-    wanted = (f[0] @ f[1].T).numpy() * proxies.agreement(asked, bed.train)
+    f = [torch.tanh(p["inputs"] @ params["0.weight"].T + params["0.bias"]) for p in (asked, bed.train)]
+    wanted = (1 + f[0] @ f[1].T).numpy() * proxies.agreement(asked, bed.train)
     np.testing.assert_allclose(attribute("gradient_dot", proxy, bed.train, asked), wanted, rtol=1e-3, atol=1e-4)
 
 
@@ -285,10 +284,8 @@ def bank():
 
 def test_lds_add_up_and_their_differences_are_the_paired_ones(bank):
     scores, subsets, outputs, clusters = bank
-    found, wanted = (
-        measuring.lds_of(scores, subsets, outputs),
-        lds_intervals(scores, subsets, outputs, clusters, 0.9, ["b"]),
-    )
+    found = measuring.lds_of(scores, subsets, outputs)
+    wanted = lds_intervals(scores, subsets, outputs, clusters, 0.9, ["b"])
     for name in "ac":
         assert tuple(found[name].interval(clusters, 0.9)) == pytest.approx(tuple(wanted[name].value))
         difference = (found[name] - found["b"]).interval(clusters, 0.9)
