@@ -197,6 +197,16 @@ def test_models_trained_side_by_side_are_those_trained_alone(images):
         np.testing.assert_allclose(together, alone, rtol=1e-3, atol=1e-4)
 
 
+def test_a_bank_has_its_subsets_first(images):
+    bed, _, asked = images
+    subsets = np.stack([np.arange(80) < 70, np.arange(80) > 40, np.arange(80) < 40])
+    same = proxies.architecture(bed)
+    bank = proxies.own_bank(bed, same, bed.train, SHORT, subsets, [3, 4], asked)
+    for m, r in ((0, 1), (2, 0)):
+        alone = proxies.own_bank(bed, same, bed.train, SHORT, subsets[[m]], [[3, 4][r]], asked)
+        np.testing.assert_allclose(bank[m, r], alone[0, 0], rtol=1e-4)
+
+
 def test_a_proxy_cut_short_stands_at_its_checkpoint(images):
     bed, *_ = images
     whole = proxies.trained(bed, proxies.architecture(bed), bed.train, SHORT, 5, "whole")
