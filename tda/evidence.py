@@ -22,7 +22,7 @@ from tda.artefacts import ArtefactError, read_table, write_table
 from tda.config import claims_of, declared_figures, figures_dir, rows
 from tda.config_checks import EVERY_OTHER
 from tda.evaluation import removal
-from tda.evaluation.ceiling import Ceiling, ceiling
+from tda.evaluation.ceiling import Ceiling
 from tda.evaluation.intervals import Interval, mean_interval
 from tda.evaluation.rates import Rate, least
 from tda.testbeds import Testbed
@@ -100,7 +100,7 @@ def ceiling_of(claim: dict, testbed: Testbed | None) -> Ceiling | None:
             losses = truth.outputs if claim["metric"] == f"lds_{design}" else truth.outputs_second
             chosen = (truth.query_set == claim["query_set"]) & (truth.split == "test")
             clusters = models.query_clusters(testbed, chosen)
-            return ceiling(losses[:, :, chosen], clusters, measures.level_of(testbed))
+            return measures.bound_of(losses[:, :, chosen], clusters, measures.level_of(testbed))
     return None
 
 

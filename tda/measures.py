@@ -18,7 +18,10 @@ from tda.evaluation.tables import LEADERBOARD_COLUMNS, leaderboard_row
 from tda.evaluation.tailpatch import tail_patch
 from tda.task import take
 from tda.testbeds import Testbed
+from tda.tools.cache import remembered
 from tda.tuning import row_of
+
+bound_of = remembered(size=32)(ceiling)  # one bank is the ground of many claims
 
 RETRIEVAL = {
     "recall": retrieval.recall_at_k,
@@ -76,8 +79,8 @@ def on_queries(
     """``metric -> (row id -> RowResult, counts)`` on the test queries of one set, with paired differences to
     ``references``.
 
-    ``only``: skip the families of metrics that do not hold this metric. Empty, with a printed reason, where the set has
-    test queries of fewer than two clusters (no interval exists).
+    ``only``: this metric of a bank alone, or the family that holds any other. Empty, with a printed reason, where the
+    set has test queries of fewer than two clusters (no interval exists).
     """
     chosen = models.which(testbed, "test", query_set)
     clusters = models.query_clusters(testbed, chosen)
@@ -88,7 +91,7 @@ def on_queries(
     of_rows = {row_id: scores.load(testbed, row_id)[0][chosen] for row_id in dict.fromkeys([*row_ids, *references])}
     results = {}
     if not only or only.startswith("lds_"):
-        results |= _causal(testbed, of_rows, chosen, clusters, references)
+        results |= _causal(testbed, of_rows, chosen, clusters, references, only)
     if not only.startswith(("lds_", "tailpatch_")):
         results |= _provenance(testbed, of_rows, chosen, clusters, references)
     if query_set == "held_out" and (not only or only.startswith("tailpatch_")):
@@ -133,19 +136,24 @@ def _kept(testbed: Testbed, row_ids: Sequence[str]) -> list[pd.DataFrame]:
     return frames
 
 
-def _causal(testbed: Testbed, scores: dict, chosen: np.ndarray, clusters: list[str], references: Sequence[str]) -> dict:
+def _causal(
+    testbed: Testbed, scores: dict, chosen: np.ndarray, clusters: list[str], references: Sequence[str], only: str
+) -> dict:
     results, second, level = {}, testbed.modality.SECOND, level_of(testbed)
     for design in testbed.settings["designs"]:
         truth = bank.load(testbed, design)
-        losses_of = {"": truth.outputs} | ({f"_{second}": truth.outputs_second} if second else {})
-        for suffix, losses in losses_of.items():
+        losses_of = {f"lds_{design}": truth.outputs}
+        losses_of |= {f"lds_{design}_{second}": truth.outputs_second} if second else {}
+        for name, losses in losses_of.items():
+            if only not in ("", name):
+                continue
             outputs = losses[:, :, chosen]
-            bound = ceiling(outputs, clusters, level)
+            bound = bound_of(outputs, clusters, level)
             counts = {"ceiling": bound.value, "n_subsets": outputs.shape[0], "n_seeds": outputs.shape[1]}
             intervals = lds_intervals(scores, truth.subsets, outputs, clusters, level, references)
             for row_id, found in intervals.items():
                 intervals[row_id] = replace(found, share=share_of_ceiling(found, bound, clusters, level))
-            results[f"lds_{design}{suffix}"] = (intervals, counts)
+            results[name] = (intervals, counts)
     return results
 
 

@@ -429,7 +429,7 @@ def test_the_sweep_does_not_depend_on_its_batches(task, tiny):
     np.testing.assert_allclose(one, all_, rtol=1e-4, atol=1e-5)
     assert not np.allclose(one[0], one[1], rtol=1e-4)
     lengths, seen, held = lm.real_tokens(tiny.train).sum(1).numpy(), [], 0
-    for rows in perturb._of_similar_length(tiny.train, 200):
+    for rows in perturb._of_similar_length(perturb._positions(task, tiny.train), 200):
         assert lengths[rows].max() * len(rows) <= 200
         assert not seen or lengths[rows[0]] * (held + 1) > 200, "the next document would not have fitted"
         held, seen = len(rows), seen + rows.tolist()

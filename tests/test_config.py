@@ -564,14 +564,13 @@ def test_a_chapter_on_no_testbed_has_no_figure_for_each(chapters):
 
 def test_a_figure_may_be_of_one_testbed(chapters):
     """On that testbed only; a name that ends with none of the chapter's testbeds would be made by several jobs."""
-    on = {name: config.declared_figures("43_concept_trak", name) for name in ("sprites", "digits_diffusion")}
-    assert {"43_mark_sprites.png", "43_concepts_sprites.png"} <= set(on["sprites"])
-    assert "43_concepts_digits_diffusion.png" in on["digits_diffusion"]
-    assert not any("mark" in figure or "sprites" in figure for figure in on["digits_diffusion"])
-    edit(chapters / "43_concept_trak.yaml", "43_mark_sprites.png", "43_mark_people.png")
-    wanted = (
-        "chapters/43_concept_trak.yaml: figures: '43_mark_people.png' is not allowed; a name ends with _{testbed} or "
-    )
+    edit(chapters / "42_nda.yaml", "42_rows_{testbed}.png", "42_rows_sprites.png")
+    on = {name: config.declared_figures("42_nda", name) for name in ("sprites", "digits_diffusion")}
+    assert {"42_rows_sprites.png", "42_forms_sprites.png"} <= set(on["sprites"])
+    assert "42_forms_digits_diffusion.png" in on["digits_diffusion"]
+    assert not any("rows" in figure or "sprites" in figure for figure in on["digits_diffusion"])
+    edit(chapters / "42_nda.yaml", "42_rows_sprites.png", "42_rows_people.png")
+    wanted = "chapters/42_nda.yaml: figures: '42_rows_people.png' is not allowed; a name ends with _{testbed} or "
     assert error_of().startswith(wanted + "_sprites or _digits_diffusion")
 
 

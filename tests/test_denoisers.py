@@ -14,6 +14,7 @@ from tda.curvature import layers
 from tda.denoisers import FilmConv, FilmMLP, denoising_loss, draws, noised, outputs_function, own, predicted, sample
 from tda.recipe import Recipe, data_order, schedule, steps_of
 from tda.task import Task, n_examples, take, tensors
+from tda.tools import perturb
 from tda.training import train, train_recorded
 
 SHAPE, TOKENS, PIXELS = (3, 4, 4), (4, 3), 48
@@ -360,3 +361,19 @@ def test_bad_settings_are_refused_in_one_line():
             make()
         assert "\n" not in str(error.value)
     assert n_examples(images(3)) == 3
+
+
+def test_a_sweep_counts_the_draws_of_an_image(monkeypatch):
+    task, data = make_task(), images(10)
+    task.model.main = DRAWS
+    assert perturb._positions(task, data).tolist() == [6] * 10  # three timesteps, two draws each
+    models = {k: torch.stack([v, 1.1 * v]) for k, v in task.params.items()}
+    with torch.no_grad():
+        whole = torch.stack(
+            [task.loss_fn({k: v[b] for k, v in models.items()}, tensors(data), "example") for b in (0, 1)]
+        )
+    sizes, loss_fn = [], task.loss_fn
+    counted = replace(task, loss_fn=lambda p, batch, how: sizes.append(len(batch["pixels"])) or loss_fn(p, batch, how))
+    swept = perturb.sweep(counted, models, data, 24)
+    torch.testing.assert_close(swept, whole, rtol=1e-4, atol=1e-5)
+    assert max(sizes) == 4 and sorted(sizes) == [2, 2, 4, 4, 4, 4]

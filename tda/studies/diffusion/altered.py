@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tda import denoisers
-from tda.studies.diffusion.counterfactual import retrained
+from tda.studies.diffusion.counterfactual import retrained, task_of
 from tda.task import Examples, Task, tensors
 from tda.testbeds import pictures
 
@@ -66,17 +66,15 @@ def altered(testbed, few: int, share: float, carrier: str, epochs: int) -> Alter
     model = type(base)(shape, (new, shapes), *sizes).eval()
     model.main, model.uniform, model.dropout = base.main, base.uniform, base.dropout
     params = retrained(testbed, model, data, np.array([], int), seed, epochs)
-    loss_fn, outputs_fn = testbed.modality.loss_function(model), testbed.modality.outputs_function(model)
-    task = Task("altered", loss_fn, params, model, outputs_fn=outputs_fn, output_loss="squared_error")
     places = np.arange(len(data["pixels"]))
     added, is_marked = places >= len(places) - few, np.isin(places, marked)
-    return Altered(task, data, added, is_marked, new, token)
+    return Altered(task_of(testbed, model, params, "altered"), data, added, is_marked, new, token)
 
 
 def questions(made: Altered, images: Examples, each: int, seed: int) -> tuple[Examples, np.ndarray, Tensor]:
-    """``(queries, is_added, plain)``: ``each`` samples of the added colour for every shape (guidance 2), then those of
-    ``images`` that are of the carrier's colour, with the mark; which are samples, [Q] bool; and the samples of the same
-    noises without the added token.
+    """``(queries, kind, plain)``: ``each`` samples of the added colour for every shape (guidance 2), ``added``; the
+    ``images`` of the carrier's colour with the mark, ``mark``, and then as they are, ``no mark``; what each query is,
+    [Q]; and the samples of the same noises without the added token.
     """
     model, shapes = made.task.model, made.task.model.tokens[1]
     told = torch.tensor([[made.new, s + 1] for s in range(shapes)]).repeat_interleave(each, 0)
@@ -84,9 +82,8 @@ def questions(made: Altered, images: Examples, each: int, seed: int) -> tuple[Ex
     conditions = (told * torch.tensor([0, 1]), told)
     plain, added = (denoisers.sample(model, made.task.params, noise, c) for c in conditions)
     carriers = images["condition"][:, 0] == made.carrier
-    marked = with_mark(images["pixels"][carriers], model.shape)
-    queries = {
-        "pixels": torch.cat([added, marked]),
-        "condition": torch.cat([told, images["condition"][carriers]]),
-    }
-    return queries, np.arange(len(queries["pixels"])) < len(added), plain
+    as_they_are, of_them = images["pixels"][carriers], images["condition"][carriers]
+    marked = with_mark(as_they_are, model.shape)
+    kind = np.repeat(["added", "mark", "no mark"], [len(added), len(marked), len(marked)])
+    queries = {"pixels": torch.cat([added, marked, as_they_are]), "condition": torch.cat([told, of_them, of_them])}
+    return queries, kind, plain
