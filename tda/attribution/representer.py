@@ -8,9 +8,9 @@ outputs. Where Theta minimises ``(1/N) sum_i l_i + lambda |Theta|^2`` over froze
 
 summed over i it *is* that output. An example has one position, or those of its target tokens: alpha_is is divided by
 their number, the score is summed over the document's and averaged over the query's. A trained network does not stand at
-this minimum, so the layer is fitted again from its own weights (the published code fits it to the model's own outputs;
-ours to the labels, which is what the formula asks for). ``output="loss"`` replaces the query's class by the slope of
-its loss: with the layer as it is, that is the gradient dot of the last layer over 2 lambda N.
+this minimum, so the layer is fitted again from its own weights (of a given network the paper fits the outputs, as we
+read it; ours fits the labels, of which the formula speaks). ``output="loss"`` replaces the query's class by the slope
+of its loss: with the layer as it is, that is the gradient dot of the last layer over 2 lambda N.
 """
 
 from __future__ import annotations
