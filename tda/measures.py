@@ -148,8 +148,10 @@ def _causal(
         losses_of |= {f"lds_{design}_{second}": truth.outputs_second} if second else {}
         losses_of |= {f"lds_{design}_pooled": truth.outputs}
         for name, losses in losses_of.items():
+            if only not in ("", name):
+                continue
             groups = _of_groups(testbed, scores, truth.subsets) if name.endswith("_pooled") else {}
-            if only not in ("", name) or (name.endswith("_pooled") and not groups):
+            if name.endswith("_pooled") and not groups:
                 continue
             outputs = losses[:, :, chosen]
             bound = bound_of(outputs, clusters, level)

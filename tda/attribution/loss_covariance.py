@@ -9,7 +9,7 @@ Training on i lowers l_i. If it lowers l_q as well, the two go together over the
 minimum of a randomly reweighted loss, to first order ``cov = g_q^T H^-1 F H^-1 g_i / N`` with F the covariance of the
 gradients, which is influence where F is near H. A short fine-tuning does not reach the minimum, so ours is another
 weighting of the same directions. Known to us of Daunce: fine-tuned perturbed models, and the covariance of losses; the
-random halves, AdamW and all sizes are ours.
+random halves, Adam and all sizes are ours.
 """
 
 from __future__ import annotations

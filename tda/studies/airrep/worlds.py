@@ -58,8 +58,8 @@ def make(name: str, texts: Sequence[str], design: Design, epochs: int = 2) -> Wo
     """Train a model of the texts for some epochs and label it."""
     documents = hashed(texts)
     model = lm.new_model(SMALL, TOKENS, design.seed)
-    loss_fn, init = lm.loss_function(model), {k: v.detach() for k, v in model.named_parameters()}
-    start = train(loss_fn, init, documents, Recipe(epochs, 16, 0.008, 0.01, warmup=0.1, clip=1.0), design.seed).params
+    recipe = Recipe(epochs, 16, 0.008, 0.01, warmup=0.1, clip=1.0)
+    loss_fn, start = _trained(model, documents, recipe, design.seed)
     task = Task(name, loss_fn, start, model)
     return World(name, documents, task, labelling.label_bank(loss_fn, start, documents, design))
 
