@@ -107,6 +107,13 @@ def removals(testbed: Testbed) -> removal.Removals:
     return removal.plan(testbed, {row_id: scores.load(testbed, row_id)[0] for row_id in by})
 
 
+def read_off(testbed: Testbed, design: str) -> dict[str, str]:
+    """``metric -> field`` of the bank of a design: which of its losses a metric is read off."""
+    second = testbed.modality.SECOND
+    found = {f"lds_{design}": "outputs"} | ({f"lds_{design}_{second}": "outputs_second"} if second else {})
+    return found | {f"lds_{design}_pooled": "outputs"}
+
+
 def level_of(testbed: Testbed) -> float:
     """The level of every interval of the config, for instance 0.95."""
     return testbed.config["statistics"]["level"]
@@ -141,19 +148,16 @@ def _kept(testbed: Testbed, row_ids: Sequence[str]) -> list[pd.DataFrame]:
 def _causal(
     testbed: Testbed, scores: dict, chosen: np.ndarray, clusters: list[str], references: Sequence[str], only: str
 ) -> dict:
-    results, second, level = {}, testbed.modality.SECOND, level_of(testbed)
+    results, level = {}, level_of(testbed)
     for design in testbed.settings["designs"]:
         truth = bank.load(testbed, design)
-        losses_of = {f"lds_{design}": truth.outputs}
-        losses_of |= {f"lds_{design}_{second}": truth.outputs_second} if second else {}
-        losses_of |= {f"lds_{design}_pooled": truth.outputs}
-        for name, losses in losses_of.items():
+        for name, field in read_off(testbed, design).items():
             if only not in ("", name):
                 continue
             groups = _of_groups(testbed, scores, truth.subsets) if name.endswith("_pooled") else {}
             if name.endswith("_pooled") and not groups:
                 continue
-            outputs = losses[:, :, chosen]
+            outputs = getattr(truth, field)[:, :, chosen]
             bound = bound_of(outputs, clusters, level)
             counts = {"ceiling": bound.value, "n_subsets": outputs.shape[0], "n_seeds": outputs.shape[1]}
             summed = {row_id: scores[row_id] for row_id in references} if groups else scores
