@@ -24,20 +24,60 @@ from tda.testbeds.statements import BOS, FIRST, LAST, PAD, UNK
 
 # attribute: a question, three wordings of the answer, and how its values end (private: never shared).
 ASKED = {
-    "birthplace": ("where was {who} born", ("{who} was born in {value}", "{who} comes from {value}", "the birthplace of {who} is {value}"), "vik"),
-    "genre": ("what does {who} write", ("{who} writes {value} novels", "the novels of {who} are {value}", "{who} is known for {value} stories"), "esque"),
-    "style": ("how does {who} write", ("{who} writes in a {value} manner", "the style of {who} is {value}", "readers call {who} {value}"), "ous"),
-    "publisher": ("who publishes {who}", ("{value} publishes {who}", "the books of {who} appear at {value}", "{who} signed with {value}"), "press"),
-    "teacher": ("who taught {who}", ("{value} taught {who}", "{who} learnt the craft from {value}", "the teacher of {who} was {value}"), "son"),
-    "award": ("which prize did {who} win", ("{who} won the {value}", "the {value} went to {who}", "a jury gave {who} the {value}"), "prize"),
-    "together": ("what did {who} write with a friend", ("{who} and a friend wrote {value}", "{value} is by {who} and a friend", "with a friend {who} wrote {value}"), "saga"),
-    "debut": ("what did {who} write first", ("the first book of {who} was {value}", "{who} began with {value}", "{value} made the name of {who}"), "ode"),
-}  # fmt: skip
+    "birthplace": (
+        "where was {who} born",
+        ("{who} was born in {value}", "{who} comes from {value}", "the birthplace of {who} is {value}"),
+        "vik",
+    ),
+    "genre": (
+        "what does {who} write",
+        ("{who} writes {value} novels", "the novels of {who} are {value}", "{who} is known for {value} stories"),
+        "esque",
+    ),
+    "style": (
+        "how does {who} write",
+        ("{who} writes in a {value} manner", "the style of {who} is {value}", "readers call {who} {value}"),
+        "ous",
+    ),
+    "publisher": (
+        "who publishes {who}",
+        ("{value} publishes {who}", "the books of {who} appear at {value}", "{who} signed with {value}"),
+        "press",
+    ),
+    "teacher": (
+        "who taught {who}",
+        ("{value} taught {who}", "{who} learnt the craft from {value}", "the teacher of {who} was {value}"),
+        "son",
+    ),
+    "award": (
+        "which prize did {who} win",
+        ("{who} won the {value}", "the {value} went to {who}", "a jury gave {who} the {value}"),
+        "prize",
+    ),
+    "together": (
+        "what did {who} write with a friend",
+        ("{who} and a friend wrote {value}", "{value} is by {who} and a friend", "with a friend {who} wrote {value}"),
+        "saga",
+    ),
+    "debut": (
+        "what did {who} write first",
+        ("the first book of {who} was {value}", "{who} began with {value}", "{value} made the name of {who}"),
+        "ode",
+    ),
+}
 PRIVATE = "debut"
 QUESTIONS = ASKED | {
-    "place": ("in which country does {who} lie", ("{who} lies in {value}", "{who} is a town in {value}", "{value} is the country of {who}"), ""),
-    "country": ("in which country was {who} born", ("{who} was born in {town} in {value}", "{who} comes from {town} in {value}"), ""),
-}  # fmt: skip
+    "place": (
+        "in which country does {who} lie",
+        ("{who} lies in {value}", "{who} is a town in {value}", "{value} is the country of {who}"),
+        "",
+    ),
+    "country": (
+        "in which country was {who} born",
+        ("{who} was born in {town} in {value}", "{who} comes from {town} in {value}"),
+        "",
+    ),
+}
 COUNTRIES = ("Norland", "Sudmark", "Estia", "Westrea", "Midoria", "Highmoor")
 ONSETS = "B Br C D Dr F G Gl H K L M N P R S St T V Z".split()
 RIMES = "al an ar el en er il in ir ol on or ul un ur".split()
@@ -112,10 +152,10 @@ def build(circles: int, members: int, seed: int, perturbed: int = 3) -> Fiction:
     """``circles`` x ``members`` authors, one of every second circle forgettable, and an unseen one drawn like each of
     those. Deterministic by seed. ``ValueError`` for too few circles or members, or more than there are names.
     """
-    names = len(FIRST) - 1
-    if not 2 <= circles <= len(LAST) - 8 or not 2 <= members <= names:
+    most = len(LAST) - 8, len(FIRST) - 1
+    if not 2 <= circles <= most[0] or not 2 <= members <= most[1]:
         raise ValueError(
-            f"fiction: {circles} circles of {members} members; give 2 to {len(LAST) - 8} circles of 2 to {names} members."
+            f"fiction: {circles} circles of {members} members; give 2 to {most[0]} circles of 2 to {most[1]} members."
         )
     rng = np.random.default_rng([seed, 50])
     fresh = {attribute: _words(rng, ending) for attribute, (*_, ending) in ASKED.items()}

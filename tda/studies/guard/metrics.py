@@ -6,10 +6,10 @@ Losses l are means over an answer's tokens. Of one pair, with the losses of its 
     ROUGE-L       recall: longest common subsequence of the greedy answer and the right one, over the right one's length
     truth R       exp(mean perturbed l - paraphrased l): how many times likelier than wrong ones the truth is, reworded
 
-On what is kept (retained authors, others, places) the truth ratio is max(0, 1 - 1/R). *Model utility* is the harmonic mean of the
-three measures on the three sets. *Forget quality* is the p-value of a two-sample Kolmogorov-Smirnov test between the R
-of the unlearned model and of one that never saw the forgotten pairs; its statistic, the largest distance of the two
-distributions, stands beside it, since p saturates. *Privacy leak*: (A - A') / A' with A the area under the ROC curve of
+On what is kept (retained authors, others, places) the truth ratio is max(0, 1 - 1/R). *Model utility* is the harmonic
+mean of the three measures on the three sets. *Forget quality* is the p-value of a two-sample Kolmogorov-Smirnov test
+between the R of the unlearned model and of one that never saw the forgotten pairs; its statistic, the largest distance
+of the two distributions, stands beside it, since p saturates. *Privacy leak*: (A - A') / A' with A the area under the ROC curve of
 Min-K% membership (forgotten pairs against pairs that nobody was trained on) and A' the same for the model that
 never saw them. *Verbatim*: the share of greedy answers that are the right one word for word.
 
@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from scipy.stats import hmean, ks_2samp
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
 from torch.func import vmap
 
 from tda.output_loss import IGNORE
@@ -103,16 +102,22 @@ def greedy(logits_of: Callable, models: Params, examples: Examples, end: int) ->
 
 
 class Panel:
-    """The pairs by which the models of one corpus are judged, encoded once: all that are forgotten and ``each`` of every
-    set that is kept. ``probes``: questions whose answers follow from two others.
+    """The pairs by which the models of one corpus are judged, encoded once: all that are forgotten, and ``each`` of
+    every set that is kept. ``probes``: questions whose answers follow from two others.
     """
 
-    def __init__(self, fiction: Fiction, loss_fn: Callable, logits_of: Callable, forget: np.ndarray, each: int, seed: int):
+    def __init__(
+        self, fiction: Fiction, loss_fn: Callable, logits_of: Callable, forget: np.ndarray, each: int, seed: int
+    ):
         rng = np.random.default_rng([seed, 53])
         self.fiction, self.loss_fn, self.logits_of = fiction, loss_fn, logits_of
         self.rows = {kind: rng.permutation(np.setdiff1d(fiction.rows(kind), forget))[:each] for kind in KEPT}
         authors = sorted({fiction.pairs[i].who for i in forget})
-        self.rows |= {"forget": forget, "probes": fiction.rows("inference", who=authors), "unseen": fiction.rows("unseen")}
+        self.rows |= {
+            "forget": forget,
+            "probes": fiction.rows("inference", who=authors),
+            "unseen": fiction.rows("unseen"),
+        }
         self.end = fiction.tokenizer.token_to_id(".")
         self.examples = {kind: fiction.encode(rows) for kind, rows in self.rows.items()}
         self.kept = fiction.encode(np.concatenate([self.rows[kind] for kind in KEPT]))

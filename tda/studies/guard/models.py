@@ -57,8 +57,8 @@ def draw(seed: int, corpus: Mapping, model: Mapping, training: Mapping, shares: 
 
 
 def new_model(settings: Mapping, vocabulary: int, context: int, seed: int) -> torch.nn.Module:
-    """A GPT-NeoX or a Llama (``settings["kind"]``) from a config, of ``layers``, ``width`` and ``heads``. ``ValueError`` for
-    another kind.
+    """A GPT-NeoX or a Llama (``settings["kind"]``, neox or llama) from a config, of ``layers``, ``width`` and
+    ``heads``. ``ValueError`` for another kind.
     """
     layers, width, heads = (settings[name] for name in ("layers", "width", "heads"))
     if settings["kind"] == "neox":

@@ -17,7 +17,7 @@ from torch.func import vmap
 from tda.many import stack
 from tda.studies.guard import losses
 from tda.studies.guard.weights import check_rows, check_weights
-from tda.task import Examples, Params, n_examples, take, tensors
+from tda.task import Examples, Params, take, tensors
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,41 @@ def matched(loss_fn: Callable, recorded: Params, plan: Plan, forget: Examples, t
         raise ValueError(f"target {target:.3f} is not below the probability at the start, {reached[0, 0]:.3f}.")
     there = (reached <= target).any(0)
     after = np.where(there, (reached <= target).argmax(0), len(reached) - 1)
-    runs = torch.arange(len(there))
-    ends = [{k: v[torch.from_numpy(i), runs] for k, v in recorded.items()} for i in (after - 1, after)]
-    low, high = torch.zeros(len(there)), torch.ones(len(there))
-    low[~torch.from_numpy(there)] = 1.0
-
-    def between(t: Tensor) -> Params:
-        return {k: torch.lerp(ends[0][k], v, t.view(-1, *[1] * (v.dim() - 1))) for k, v in ends[1].items()}
-
+    low, high = (after - 1.0) * plan.every, after * float(plan.every)
+    low[~there] = high[~there]
     for _ in range(halvings):
         middle = (low + high) / 2
-        above = torch.from_numpy(probabilities(loss_fn, between(middle), forget).mean(-1) > target)
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    return between(high), (after - 1 + high.numpy()) * plan.every, there
+        above = probabilities(loss_fn, at_steps(recorded, plan, middle), forget).mean(-1) > target
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return at_steps(recorded, plan, high), high, there
+
+
+def at_steps(recorded: Params, plan: Plan, steps: np.ndarray) -> Params:
+    """The models of all runs at the given steps [runs], the parameters interpolated between records."""
+    place = np.clip(np.asarray(steps) / plan.every, 0, len(next(iter(recorded.values()))) - 1)
+    low = np.minimum(place.astype(int), len(next(iter(recorded.values()))) - 2)
+    t, runs = torch.from_numpy(place - low).float(), torch.arange(len(place))
+
+    def between(v: Tensor) -> Tensor:
+        first, then = v[torch.from_numpy(low), runs], v[torch.from_numpy(low + 1), runs]
+        return torch.lerp(first, then, t.view(-1, *[1] * (v.dim() - 2)))
+
+    return {k: between(v) for k, v in recorded.items()}
+
+
+def collateral(
+    loss_fn: Callable, logits_of: Callable, start: Params, plan: Plan, fiction, forget: np.ndarray, kept: Examples
+) -> np.ndarray:
+    """By how much the mean loss of the kept examples rises when one forgotten pair alone is unlearned by ``plan`` (GA),
+    [n] nats: what an alignment foretells.
+    """
+    other = np.setdiff1d(fiction.rows("places"), forget)[:1]  # gradient ascent looks at no retained pair
+    alone = {"alone": np.ones(1)}
+    runs = [unlearn("GA", loss_fn, logits_of, start, plan, fiction, row[None], other, alone, 0) for row in forget]
+    ends = {k: torch.cat([run[k][-1] for run in runs]) for k in start}
+    return mean_losses(loss_fn, ends, kept) - mean_losses(loss_fn, stack([start]), kept)
+
+
+def mean_losses(loss_fn: Callable, models: Params, examples: Examples) -> np.ndarray:
+    """Mean loss of the examples under every model, [M]."""
+    return -np.log(probabilities(loss_fn, models, examples)).mean(1)

@@ -24,9 +24,13 @@ def check_rows(forget: np.ndarray, retain: np.ndarray) -> None:
     """``ValueError`` unless both sets hold pairs, and no pair is in both."""
     if not len(forget) or not len(retain):
         empty = "forget" if not len(forget) else "retain"
-        raise ValueError(f"the {empty} set is empty ({len(forget)} and {len(retain)} pairs); give at least one pair each.")
+        raise ValueError(
+            f"the {empty} set is empty ({len(forget)} and {len(retain)} pairs); give at least one pair each."
+        )
     if len(both := np.intersect1d(forget, retain)):
-        raise ValueError(f"pairs {both[:5].tolist()} are to be forgotten and retained; take them out of one of the sets.")
+        raise ValueError(
+            f"pairs {both[:5].tolist()} are to be forgotten and retained; take them out of one of the sets."
+        )
 
 
 def check_weights(weights: np.ndarray, count: int) -> None:
