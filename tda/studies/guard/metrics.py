@@ -9,9 +9,9 @@ Losses l are means over an answer's tokens. Of one pair, with the losses of its 
 On what is kept (retained authors, others, places) the truth ratio is max(0, 1 - 1/R). *Model utility* is the harmonic
 mean of the three measures on the three sets. *Forget quality* is the p-value of a two-sample Kolmogorov-Smirnov test
 between the R of the unlearned model and of one that never saw the forgotten pairs; its statistic, the largest distance
-of the two distributions, stands beside it, since p saturates. *Privacy leak*: (A - A') / A' with A the area under the ROC curve of
-Min-K% membership (forgotten pairs against pairs that nobody was trained on) and A' the same for the model that
-never saw them. *Verbatim*: the share of greedy answers that are the right one word for word.
+of the two distributions, stands beside it, since p saturates. *Privacy leak*: (A - A') / A' with A the area under the
+ROC curve of Min-K% membership (forgotten pairs against pairs that nobody was trained on) and A' the same for the model
+that never saw them. *Verbatim*: the share of greedy answers that are the right one word for word.
 
 Sources: Maini et al. 2024 and its code (probability, ROUGE-L recall, truth ratio, utility, forget quality); Shi et al.
 2024 (Min-K%, MUSE). The form of the privacy leak and verbatim are our reading.
