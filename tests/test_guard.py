@@ -205,6 +205,29 @@ def test_min_k_membership_and_leak():
     assert np.isclose(metrics.leak(0.9, 0.6), 0.5)
 
 
+def test_a_panel_measures_each_model_as_the_formulas_say(small):
+    from tda import lm
+
+    share = 1 / 12
+    panel = metrics.Panel(small.fiction, small.task.loss_fn, small.logits_of, small.sets(share)[0], 5, 0)
+    both = stack([small.task.params, small.oracles[share]])
+    found = panel.measure(both, stack([small.oracles[share]]))
+    assert found["KS statistic"][1] == 0 and found["forget quality p"][1] == 1 and found["privacy leak"][1] == 0
+    nine = [found[f"{kind} {what}"][0] for kind in metrics.KEPT for what in ("probability", "ROUGE-L", "truth ratio")]
+    assert np.isclose(found["utility"][0], 9 / sum(1 / np.array(nine)))
+
+    def loss(rows, what="answer", number=0):
+        return lm.losses(small.task.loss_fn, small.oracles[share], small.fiction.encode(rows, what, number))
+
+    rows = panel.rows[panel.part["others"]]
+    ratio = np.exp(np.mean([loss(rows, "perturbed", k) for k in range(3)], axis=0) - loss(rows, "paraphrase"))
+    assert np.isclose(found["others truth ratio"][1], np.maximum(0, 1 - 1 / ratio).mean(), rtol=1e-4)
+    assert np.isclose(found["others probability"][1], np.exp(-loss(rows)).mean(), rtol=1e-4)
+    rows = panel.rows[panel.part["forget"]]
+    assert sorted(rows) == sorted(small.sets(share)[0]) and not set(rows) & set(panel.rows[panel.part["retain"]])
+    assert np.isclose(found["forget paraphrase"][1], np.exp(-loss(rows, "paraphrase")).mean(), rtol=1e-4)
+
+
 def test_greedy_answers_are_those_of_one_prompt_at_a_time(small):
     from tda import lm
 

@@ -29,7 +29,7 @@ from torch.func import vmap
 
 from tda.output_loss import IGNORE
 from tda.studies.guard.corpus import Fiction
-from tda.task import Examples, Params, n_examples, tensors
+from tda.task import Examples, Params, n_examples, take, tensors
 
 KEPT = ("retain", "others", "places")
 MIN_K = 0.4  # share of an answer's tokens, the least likely ones, that membership looks at
@@ -103,7 +103,7 @@ def greedy(logits_of: Callable, models: Params, examples: Examples, end: int) ->
 
 class Panel:
     """The pairs by which the models of one corpus are judged, encoded once: all that are forgotten, and ``each`` of
-    every set that is kept. ``probes``: questions whose answers follow from two others.
+    every set that is kept; ``probes``: questions whose answers follow from two others; ``unseen``: nobody saw them.
     """
 
     def __init__(
@@ -111,74 +111,76 @@ class Panel:
     ):
         rng = np.random.default_rng([seed, 53])
         self.fiction, self.loss_fn, self.logits_of = fiction, loss_fn, logits_of
-        self.rows = {kind: rng.permutation(np.setdiff1d(fiction.rows(kind), forget))[:each] for kind in KEPT}
-        authors = sorted({fiction.pairs[i].who for i in forget})
-        self.rows |= {
-            "forget": forget,
-            "probes": fiction.rows("inference", who=authors),
-            "unseen": fiction.rows("unseen"),
-        }
-        self.end = fiction.tokenizer.token_to_id(".")
-        self.examples = {kind: fiction.encode(rows) for kind, rows in self.rows.items()}
-        self.kept = fiction.encode(np.concatenate([self.rows[kind] for kind in KEPT]))
-        self.paraphrased = fiction.encode(forget, "paraphrase")
+        rows = {kind: rng.permutation(np.setdiff1d(fiction.rows(kind), forget))[:each] for kind in KEPT}
+        authors = {fiction.pairs[i].who for i in forget}
+        rows |= {"forget": forget, "probes": fiction.rows("inference", who=authors), "unseen": fiction.rows("unseen")}
+        ends = np.cumsum([0, *map(len, rows.values())]).tolist()
+        self.part = {kind: slice(*limits) for kind, *limits in zip(rows, ends, ends[1:], strict=False)}
+        self.rows = np.concatenate(list(rows.values()))
+        wrong = range(len(fiction.pairs[0].perturbed))
+        self.answers, self.reworded = fiction.encode(self.rows), fiction.encode(self.rows, "paraphrase")
+        self.perturbed = [fiction.encode(self.rows, "perturbed", k) for k in wrong]
+        self.forget = self.examples("forget")
+        self.kept = take(self.answers, slice(0, self.part[KEPT[-1]].stop))
+
+    def examples(self, kind: str) -> Examples:
+        return take(self.answers, self.part[kind])
 
     def tokens(self, models: Params, examples: Examples) -> np.ndarray:
-        """Negative log-likelihoods [M, n, T]."""
+        """Negative log-likelihoods [M, N, T]."""
         inputs = tensors(examples)
         with torch.no_grad():
             return vmap(lambda params: self.loss_fn(params, inputs, "token"), chunk_size=8)(models).numpy()
 
     def losses(self, models: Params, examples: Examples) -> np.ndarray:
-        """Mean loss of every answer's tokens, [M, n]."""
-        return self.tokens(models, examples).sum(-1) / self.counts(examples)
+        """Mean loss of every answer's tokens, [M, N]."""
+        return self.tokens(models, examples).sum(-1) / counts_of(examples)
 
-    @staticmethod
-    def counts(examples: Examples) -> np.ndarray:
-        return (examples["labels"] != IGNORE).sum(1).numpy()
+    def ratios(self, models: Params) -> np.ndarray:
+        """Truth R of all pairs, [M, N]."""
+        return truth(
+            self.losses(models, self.reworded), np.stack([self.losses(models, wrong) for wrong in self.perturbed])
+        )
 
-    def ratios(self, models: Params, kind: str) -> np.ndarray:
-        """Truth R [M, n] of a set of pairs."""
-        rows, wrong = self.rows[kind], len(self.fiction.pairs[0].perturbed)
-        perturbed = [self.losses(models, self.fiction.encode(rows, "perturbed", k)) for k in range(wrong)]
-        return truth(self.losses(models, self.fiction.encode(rows, "paraphrase")), np.stack(perturbed))
-
-    def spoken(self, models: Params, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the greedy answers: ROUGE-L recall, whether word for word, whether the right value occurs, each [M, n]."""
-        examples, pairs = self.examples[kind], [self.fiction.pairs[i] for i in self.rows[kind]]
-        right = [row[row != IGNORE].tolist() for row in examples["labels"]]
-        values = [self.fiction.tokenizer.token_to_id(pair.value) for pair in pairs]
-        said = greedy(self.logits_of, models, examples, self.end)
+    def spoken(self, models: Params) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the greedy answers: ROUGE-L recall, whether word for word, whether the right value occurs, each [M, N]."""
+        right = [row[row != IGNORE].tolist() for row in self.answers["labels"]]
+        values = [self.fiction.tokenizer.token_to_id(self.fiction.pairs[i].value) for i in self.rows]
+        said = greedy(self.logits_of, models, self.answers, self.fiction.tokenizer.token_to_id("."))
         rouge = [[rouge_l(a, b) for a, b in zip(one, right, strict=True)] for one in said]
         same = [[a == b for a, b in zip(one, right, strict=True)] for one in said]
         holds = [[v in a for a, v in zip(one, values, strict=True)] for one in said]
         return np.array(rouge), np.array(same, float), np.array(holds, float)
 
-    def membership(self, models: Params) -> np.ndarray:
-        """Area under the ROC curve of Min-K% for every model, [M]."""
-        member, other = (self.examples[kind] for kind in ("forget", "unseen"))
-        counts = [self.counts(examples) for examples in (member, other)]
-        pairs = zip(self.tokens(models, member), self.tokens(models, other), strict=True)
-        return np.array([membership(min_k(a, counts[0]), min_k(b, counts[1])) for a, b in pairs])
+    def membership(self, nll: np.ndarray) -> np.ndarray:
+        """Area under the ROC curve of Min-K% for every model, [M], from ``nll`` [M, N, T]."""
+        counts = counts_of(self.answers)
+        scores = [min_k(one, counts) for one in nll]
+        return np.array([membership(one[self.part["forget"]], one[self.part["unseen"]]) for one in scores])
 
     def measure(self, models: Params, oracle: Params | None = None) -> dict[str, np.ndarray]:
         """All measures of models [M, ...], each [M]; those against the oracle only if it is given ([1, ...])."""
-        found = {}
+        nll, ratios, found = self.tokens(models, self.answers), self.ratios(models), {}
+        p, (rouge, same, holds) = np.exp(-nll.sum(-1) / counts_of(self.answers)), self.spoken(models)
         for kind in KEPT:
-            found[f"{kind} probability"] = np.exp(-self.losses(models, self.examples[kind])).mean(1)
-            found[f"{kind} ROUGE-L"] = self.spoken(models, kind)[0].mean(1)
-            found[f"{kind} truth ratio"] = np.maximum(0, 1 - 1 / self.ratios(models, kind)).mean(1)
+            part = np.s_[:, self.part[kind]]
+            found[f"{kind} probability"], found[f"{kind} ROUGE-L"] = p[part].mean(1), rouge[part].mean(1)
+            found[f"{kind} truth ratio"] = np.maximum(0, 1 - 1 / ratios[part]).mean(1)
         found["utility"] = utility(np.stack(list(found.values()), -1))
-        rouge, same, _ = self.spoken(models, "forget")
-        ratios, auc = self.ratios(models, "forget"), self.membership(models)
-        found |= {"forget probability": np.exp(-self.losses(models, self.examples["forget"])).mean(1)}
-        found |= {"forget ROUGE-L": rouge.mean(1), "verbatim": same.mean(1), "Min-K AUC": auc}
-        found["forget truth ratio"] = np.minimum(ratios, 1 / ratios).mean(1)
-        found["forget paraphrase"] = np.exp(-self.losses(models, self.paraphrased)).mean(1)
-        found["inference"] = self.spoken(models, "probes")[2].mean(1)
+        part, auc = np.s_[:, self.part["forget"]], self.membership(nll)
+        found |= {"forget probability": p[part].mean(1), "forget ROUGE-L": rouge[part].mean(1)}
+        found |= {"verbatim": same[part].mean(1), "Min-K AUC": auc}
+        found["forget truth ratio"] = np.minimum(ratios[part], 1 / ratios[part]).mean(1)
+        found["forget paraphrase"] = np.exp(-self.losses(models, self.reworded))[part].mean(1)
+        found["inference"] = holds[:, self.part["probes"]].mean(1)
         if oracle is not None:
-            against = self.ratios(oracle, "forget")[0]
-            quality = np.array([forget_quality(row, against) for row in ratios])
+            against = self.ratios(oracle)[0, self.part["forget"]]
+            quality = np.array([forget_quality(row, against) for row in ratios[part]])
             found |= {"KS statistic": quality[:, 0], "forget quality p": quality[:, 1]}
-            found["privacy leak"] = leak(auc, self.membership(oracle)[0])
+            found["privacy leak"] = leak(auc, self.membership(self.tokens(oracle, self.answers))[0])
         return found
+
+
+def counts_of(examples: Examples) -> np.ndarray:
+    """How many tokens every answer has, [N]."""
+    return (examples["labels"] != IGNORE).sum(1).numpy()
