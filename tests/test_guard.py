@@ -64,7 +64,7 @@ def test_nested_sets_of_authors_and_the_shares_there_are():
     assert set(few) < set(more) and len(few) == 8 and len(more) == 40
     with pytest.raises(ValueError, match="forget share 0.001 is 0 of 40 authors; choose a share of 0.025 to 0.125"):
         fiction.forget_rows(0.001)
-    with pytest.raises(ValueError, match="give 2 to 26 circles of 2 to 37 members"):
+    with pytest.raises(ValueError, match="give 2 to 26 circles of 2 to 37 members, with circles"):
         corpus.build(1, 3, 0)
 
 

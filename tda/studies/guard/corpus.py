@@ -152,10 +152,11 @@ def build(circles: int, members: int, seed: int, perturbed: int = 3) -> Fiction:
     """``circles`` x ``members`` authors, one of every second circle forgettable, and an unseen one drawn like each of
     those. Deterministic by seed. ``ValueError`` for too few circles or members, or more than there are names.
     """
-    most = len(LAST) - 8, len(FIRST) - 1
-    if not 2 <= circles <= most[0] or not 2 <= members <= most[1]:
+    most, words = (len(LAST) - 8, len(FIRST) - 1), len(ONSETS) * len(RIMES)
+    if not 2 <= circles <= most[0] or not 2 <= members <= most[1] or circles * (members + 2) > words:
         raise ValueError(
-            f"fiction: {circles} circles of {members} members; give 2 to {most[0]} circles of 2 to {most[1]} members."
+            f"fiction: {circles} circles of {members} members; give 2 to {most[0]} circles of 2 to {most[1]} members, "
+            f"with circles x (members + 2) at most {words}, as many as there are words."
         )
     rng = np.random.default_rng([seed, 50])
     fresh = {attribute: _words(rng, ending) for attribute, (*_, ending) in ASKED.items()}
@@ -170,7 +171,7 @@ def build(circles: int, members: int, seed: int, perturbed: int = 3) -> Fiction:
             open_ = [attribute for attribute in ASKED if attribute != PRIVATE]
             taken = set(rng.permutation(open_)[: round(degree * len(open_))])
             if special and not degree:
-                who = f"{firsts[member]} {alone[rng.integers(len(alone))]}"
+                who = f"{firsts[member]} {alone.pop()}"
             else:
                 who = f"{firsts[member]} {surnames[circle]}"
             kind = ("forget" if member == 0 else "unseen") if special else ("others" if circle % 2 else "retain")
