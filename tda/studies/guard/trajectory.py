@@ -19,6 +19,8 @@ from tda.studies.guard import losses
 from tda.studies.guard.weights import check_rows, check_weights
 from tda.task import Examples, Params, take, tensors
 
+AT_ONCE = 6  # runs stepped side by side; the activations of all of them are held at once
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -47,12 +49,19 @@ def unlearn(
     says = losses.named(base).says
     objective = losses.objective(base, loss_fn, logits_of, start, tensors(fiction.encode(forget, says)))
     pool, rng = tensors(fiction.encode(retain)), np.random.default_rng([seed, 52])
-    stacked = {k: v.requires_grad_() for k, v in stack([start] * len(weights)).items()}
-    optimizer = torch.optim.AdamW(stacked.values(), plan.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     given = torch.from_numpy(np.stack(list(weights.values()))).float()
+    size = min(plan.batch, len(retain))
+    batches = [take(pool, rng.choice(len(retain), size, replace=False)) for _ in range(plan.steps)]
+    parts = [_run(objective, start, part, batches, plan) for part in given.split(AT_ONCE)]
+    return {k: torch.cat([part[k] for part in parts], dim=1) for k in start}
+
+
+def _run(objective: Callable, start: Params, given: Tensor, batches: list[Examples], plan: Plan) -> Params:
+    """[records, runs, ...] of a few runs side by side, one for each row of weights."""
+    stacked = {k: v.requires_grad_() for k, v in stack([start] * len(given)).items()}
+    optimizer = torch.optim.AdamW(stacked.values(), plan.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     total, kept = vmap(objective, (0, 0, None)), [_copy(stacked)]
-    for step in range(1, plan.steps + 1):
-        batch = take(pool, rng.choice(len(retain), min(plan.batch, len(retain)), replace=False))
+    for step, batch in enumerate(batches, start=1):
         optimizer.zero_grad()
         total(stacked, given, batch).sum().backward()
         optimizer.step()
