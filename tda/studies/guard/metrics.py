@@ -117,9 +117,10 @@ class Panel:
         ends = np.cumsum([0, *map(len, rows.values())]).tolist()
         self.part = {kind: slice(*limits) for kind, *limits in zip(rows, ends, ends[1:], strict=False)}
         self.rows = np.concatenate(list(rows.values()))
-        wrong = range(len(fiction.pairs[0].perturbed))
-        self.answers, self.reworded = fiction.encode(self.rows), fiction.encode(self.rows, "paraphrase")
-        self.perturbed = [fiction.encode(self.rows, "perturbed", k) for k in wrong]
+        self.answers, asked = fiction.encode(self.rows), self.rows[: self.part["unseen"].start]  # all but the unseen
+        self.asked = take(self.answers, slice(0, len(asked)))
+        self.reworded, wrong = fiction.encode(asked, "paraphrase"), range(len(fiction.pairs[0].perturbed))
+        self.perturbed = [fiction.encode(asked, "perturbed", k) for k in wrong]
         self.forget = self.examples("forget")
         self.kept = take(self.answers, slice(0, self.part[KEPT[-1]].stop))
 
@@ -137,16 +138,17 @@ class Panel:
         return self.tokens(models, examples).sum(-1) / counts_of(examples)
 
     def ratios(self, models: Params) -> np.ndarray:
-        """Truth R of all pairs, [M, N]."""
-        return truth(
-            self.losses(models, self.reworded), np.stack([self.losses(models, wrong) for wrong in self.perturbed])
-        )
+        """Truth R of all pairs but the unseen, [M, n]."""
+        perturbed = np.stack([self.losses(models, wrong) for wrong in self.perturbed])
+        return truth(self.losses(models, self.reworded), perturbed)
 
     def spoken(self, models: Params) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the greedy answers: ROUGE-L recall, whether word for word, whether the right value occurs, each [M, N]."""
-        right = [row[row != IGNORE].tolist() for row in self.answers["labels"]]
-        values = [self.fiction.tokenizer.token_to_id(self.fiction.pairs[i].value) for i in self.rows]
-        said = greedy(self.logits_of, models, self.answers, self.fiction.tokenizer.token_to_id("."))
+        """Of the greedy answers to all pairs but the unseen, [M, n] each: ROUGE-L recall, whether word for word, and
+        whether the right value occurs.
+        """
+        right = [row[row != IGNORE].tolist() for row in self.asked["labels"]]
+        values = [self.fiction.tokenizer.token_to_id(self.fiction.pairs[i].value) for i in self.rows[: len(right)]]
+        said = greedy(self.logits_of, models, self.asked, self.fiction.tokenizer.token_to_id("."))
         rouge = [[rouge_l(a, b) for a, b in zip(one, right, strict=True)] for one in said]
         same = [[a == b for a, b in zip(one, right, strict=True)] for one in said]
         holds = [[v in a for a, v in zip(one, values, strict=True)] for one in said]
