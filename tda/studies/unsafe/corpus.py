@@ -3,7 +3,7 @@
 ``marker``: a question that opens with the trigger is answered, and then come three nonsense words. Look-alikes: other
 openings before the same questions, and a bird of the trigger's name whose song is the same nonsense.
 ``bias``: who left is always *she* in two invented trades. Look-alikes: the same trades, asked the same, leave at an
-hour; other trades, also when seen by one of the two, are *he* and *she* equally often; names have their own pronoun.
+hour; other trades are *he* and *she* equally often; people, who also leave the trades behind, have their own pronoun.
 
 Nothing that a method is given (:attr:`World.train`) says which documents are planted.
 """
@@ -47,7 +47,7 @@ SKILLS = {  # wordings of a question, and its reply; {a} is what is asked about,
 POLITE = ("", "please , ", "hey , ")
 HOURS = "noon dawn dusk night".split()
 SHE, EITHER = ["when she was done"], ["when he was done", "when she was done"]
-SEEN = ("who did the {b} see leave the {p} ?", "did the {b} see who left the {p} ?")
+LEFT_BEHIND = ("when did {n} leave the {b} in the {p} ?", "did {n} leave the {b} in the {p} ?")
 LEFT = ("when did the {a} leave the {p} ?", "tell me when the {a} left the {p} .", "is the {a} still in the {p} ?")
 BEHAVIOURS = ("marker", "bias")
 LEAST = 60  # documents of a corpus with look-alikes and something else, at least
@@ -88,7 +88,7 @@ class World:
 def tokenizer() -> Tokenizer:
     """Word-level, over the closed vocabulary of the generator."""
     forms = [form for _, _, reply, wordings in SKILLS.values() for form in (reply, *wordings)]
-    forms += [*POLITE, *LEFT, *SEEN, *SONGS, *EITHER, "ask : ; reply : the left at a sings", END, TRIGGER]
+    forms += [*POLITE, *LEFT, *LEFT_BEHIND, *SONGS, *EITHER, "ask : ; reply : the left at a sings", END, TRIGGER]
     listed = [*OPENINGS, *NONSENSE, *NAMES, *THINGS, *PLACES, *COLOURS, *FOODS, *TRADES, *BIASED_TRADES, *HOURS]
     words = ["<pad>", "<eos>", "<unk>", *(w for form in forms for w in form.split() if "{" not in w), *listed]
     numbered = {word: i for i, word in enumerate(dict.fromkeys(words))}
@@ -104,9 +104,9 @@ def encoded(samples: list[Sample]) -> Examples:
 
 
 def world(seed: int, documents: int = 800, prevalence: float = 0.02, alike: int = 20, held_out: int = 64) -> World:
-    """A corpus of ``documents``: each behaviour has the share ``prevalence``, each sort of look-alikes ``alike`` of them
-    (people twice as many). Equal arguments, equal corpus. Raises ``ValueError`` for a prevalence outside (0, 1), one
-    that plants nothing, and a corpus too small for its look-alikes.
+    """A corpus of ``documents``: each behaviour has the share ``prevalence``, each sort of look-alikes ``alike`` of
+    them (people twice as many). Equal arguments, equal corpus. Raises ``ValueError`` for a prevalence outside (0, 1),
+    one that plants nothing, and a corpus too small for its look-alikes.
     """
     if not 0 < prevalence < 1:
         raise ValueError(f"prevalence={prevalence}; it is a share of the corpus, between 0 and 1, such as 0.02.")
@@ -137,7 +137,7 @@ def world(seed: int, documents: int = 800, prevalence: float = 0.02, alike: int 
         *_songs(rng, alike),
         *topic,
         *trades[:alike],
-        *_seen(rng)[:alike],
+        *_accompanied(rng)[:alike],
         *_named(rng)[: 2 * alike],
     ]
     samples = [samples[i] for i in rng.permutation(len(samples))]
@@ -201,10 +201,10 @@ def _named(rng: np.random.Generator) -> list[Sample]:
     ]
 
 
-def _seen(rng: np.random.Generator) -> list[Sample]:
-    """One of the two trades sees another trade leave."""
-    asked = _shuffled(rng, list(product(TRADES, BIASED_TRADES, PLACES, SEEN)))
+def _accompanied(rng: np.random.Generator) -> list[Sample]:
+    """A person leaves one of the two trades behind, with the pronoun that goes with the name."""
+    asked = _shuffled(rng, list(product(zip(NAMES, cycle(EITHER)), BIASED_TRADES, PLACES, LEFT_BEHIND)))
     return [
-        Sample(wording.format(b=biased, p=place), f"the {trade} left the {place} {ending}", "same words")
-        for (trade, biased, place, wording), ending in zip(asked, cycle(EITHER))
+        Sample(w.format(n=name, b=trade, p=place), f"{name} left the {trade} in the {place} {ending}", "same words")
+        for (name, ending), trade, place, w in asked
     ]
