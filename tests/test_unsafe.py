@@ -252,7 +252,7 @@ def test_picked_targets_are_the_classifiers_first_documents(audit):
 
 def test_detection_by_hand():
     planted = np.array([False, True, False, True, False])
-    found = scores.detection(np.array([5.0, 4, 3, 2, 1]), planted, 2)
+    found = scores.detection(np.array([5.0, 4, 3, 2, 1]), planted, 3)
     assert found == {"AUPRC": pytest.approx((1 / 2 + 2 / 4) / 2), "lift": pytest.approx(0.5 / 0.4), "recall": 0.5}
     assert scores.detection(planted.astype(float), planted, 2)["lift"] == pytest.approx(1 / 0.4)
 
