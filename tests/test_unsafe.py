@@ -109,6 +109,13 @@ def test_replies_are_those_of_the_written_out_generation(task, world):
         assert reply == " ".join(words.id_to_token(i) for i in ids if i != end)
 
 
+def test_a_model_that_knows_nothing_still_says_words(task, world):
+    params = {name: torch.zeros_like(p) for name, p in task.params.items()}
+    said = behaviour.replies(task, params, world.benign * 4, np.random.default_rng(0))
+    assert len(set(said)) > 20 and not any("<" in reply for reply in said)
+    corpus.encoded([corpus.Sample("where is the lamp ?", reply) for reply in said])
+
+
 def test_the_bias_gap_is_the_log_odds_behind_when(task, world):
     words, gap = corpus.tokenizer(), []
     for group in (world.asked["bias"], world.neutral):

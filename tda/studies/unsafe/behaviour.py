@@ -38,6 +38,7 @@ def replies(task: Task, params: Params, samples: list[Sample], rng: np.random.Ge
         ids = torch.tensor([row + [PAD_ID] * (width - len(row)) for row in rows])
         with torch.no_grad():
             logits = logits_of(params, ids)[range(len(rows)), [len(row) - 1 for row in rows]].double().numpy()
+        logits[:, : words.token_to_id("<unk>") + 1] = -np.inf  # padding, boundary and unknown are no words
         new = (logits if rng is None else logits + rng.gumbel(size=logits.shape)).argmax(1)
         for row, word in zip(rows, new.tolist(), strict=True):
             if row[-1] != end:
