@@ -260,7 +260,9 @@ MARGIN = "trak: output='margin' reads class probabilities off the outputs, .*'sq
 STEERED = "stride reads class probabilities off the outputs, .*'squared_error'. Choose a method that reads gradients"
 DRAWN = "draws no noise: this method is for denoisers"  # the loss of this file is one of fixed noise
 CHOSEN = "asks a denoiser in states of its own choice, and the model of task .* is a Film"  # a net of this file
+CLASSES = "representer reads class probabilities off the outputs, .*'squared_error'. Choose another method"
 REFUSED = {"trak": MARGIN, "stride": STEERED, "rank_combined": STEERED, "abu": DRAWN}  # with their default options
+REFUSED["representer"] = CLASSES
 REFUSED |= dict.fromkeys(("diffusion_trak", "d_trak", "das", "journey_trak", "concept_trak"), CHOSEN)
 
 
