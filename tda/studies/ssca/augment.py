@@ -30,9 +30,7 @@ def filling(kind: str, images: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def erasing(images: int, grid: Grid, rng: np.random.Generator) -> Tensor:
-    """Random erasing as an order of regions, [images, n]: the nearest to a random point first, so that what is erased is
-    one blot.
-    """
+    """Random erasing as an order of regions, [images, n]: those next to a random point first, which makes a blot."""
     row, column = np.divmod(np.arange(grid.count), grid.across)
     centre = rng.uniform(-0.5, grid.across - 0.5, (images, 2, 1))
     distance = (row - centre[:, 0]) ** 2 + (column - centre[:, 1]) ** 2

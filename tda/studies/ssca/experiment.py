@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tda.studies.ssca import augment, lima, nets, scenes
+from tda.studies.ssca.nets import Net
 from tda.studies.ssca.regions import Grid, first, hide
 
 GRID, CAP, Q = Grid(scenes.SIDE, 4), 0.5, 4
@@ -17,7 +18,7 @@ GRID, CAP, Q = Grid(scenes.SIDE, 4), 0.5, 4
 
 @dataclass(frozen=True)
 class Sizes:
-    """What may be small: training scenes, scenes of a test set, held-out scenes that are searched, epochs of both phases."""
+    """What may be small: numbers of scenes (training, a test set, searched), how both phases train, the net's width."""
 
     train: int = 1200
     test: int = 600
@@ -27,21 +28,21 @@ class Sizes:
     width: int = 16
 
 
-def by_lima(
-    model, images: Tensor, labels: Tensor, grid: Grid, weights=lima.FLIP, q: int = Q, chunk: int = 300
+def searched(
+    model: Net, s: scenes.Scenes, weights=lima.FLIP, filling: Tensor | None = None, q: int = Q, chunk: int = 300
 ) -> Tensor:
-    """Orders of regions [N, n] by the set function with these weights."""
+    """Orders of the regions of scenes, [N, n], by the set function with these weights."""
     orders = []
-    for x, y in zip(images.split(chunk), labels.split(chunk), strict=True):
-        value = lima.set_function(nets.seen_through(model, x, grid), y, weights)
-        orders.append(lima.ranking(value, len(x), grid.count, q))
+    for part in torch.arange(len(s)).split(chunk):
+        seen = nets.seen_through(model, s.pixels[part], GRID, None if filling is None else filling[part])
+        orders.append(lima.ranking(lima.set_function(seen, s.labels[part], weights), len(part), GRID.count, q))
     return torch.cat(orders)
 
 
-def flip_sizes(model, images: Tensor, labels: Tensor, grid: Grid, order: Tensor, most: int, chunk: int = 300) -> Tensor:
-    """:func:`tda.studies.ssca.lima.flip_sizes` of a model, in parts."""
-    parts = zip(images.split(chunk), labels.split(chunk), order.split(chunk), strict=True)
-    return torch.cat([lima.flip_sizes(nets.seen_through(model, x, grid), y, o, most) for x, y, o in parts])
+def flips(model: Net, s: scenes.Scenes, order: Tensor, filling: Tensor | None = None) -> Tensor:
+    """:func:`tda.studies.ssca.lima.flip_sizes` of scenes, [N], within the area cap."""
+    seen = nets.seen_through(model, s.pixels, GRID, filling)
+    return lima.flip_sizes(seen, s.labels, order, GRID.most(CAP))
 
 
 @dataclass(frozen=True)
@@ -50,31 +51,26 @@ class Study:
 
     seed: int
     sizes: Sizes
-    grid: Grid = GRID
-    cap: float = CAP
+    agreement: float = scenes.AGREEMENT
 
     def rng(self, *what: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, 52, *what])
 
     @cached_property
-    def most(self) -> int:
-        return self.grid.most(self.cap)
-
-    @cached_property
     def train(self) -> scenes.Scenes:
-        return scenes.draw(self.sizes.train, self.rng(1))
+        return scenes.draw(self.sizes.train, self.rng(1), self.agreement)
 
     @cached_property
     def tests(self) -> dict[str, scenes.Scenes]:
-        return scenes.sets(self.sizes.test, self.rng(2))
+        return scenes.sets(self.sizes.test, self.rng(2), self.agreement)
 
     @cached_property
     def held_out(self) -> scenes.Scenes:
-        return scenes.draw(self.sizes.searched, self.rng(3))
+        return scenes.draw(self.sizes.searched, self.rng(3), self.agreement)
 
     @cached_property
-    def base(self) -> nets.Net:
-        start = nets.Net(scenes.CLASSES, self.sizes.width, self.seed)
+    def base(self) -> Net:
+        start = Net(scenes.CLASSES, self.sizes.width, self.seed)
         data = {"inputs": self.train.pixels, "labels": self.train.labels}
         return nets.fitted(start, data, self.sizes.base, self.seed)
 
@@ -83,52 +79,56 @@ class Study:
         """Rankings of the regions of every training image, by the name of the arm that hides the first of them."""
         x, y = self.train.pixels, self.train.labels
         return {
-            "random erasing": augment.erasing(len(x), self.grid, self.rng(4)),
-            "Grad-CAM": nets.grad_cam(self.base, x, y, self.grid),
-            "factual": by_lima(self.base, x, y, self.grid, lima.PUBLISHED),
-            "counterfactual": by_lima(self.base, x, y, self.grid),
+            "random erasing": augment.erasing(len(x), GRID, self.rng(4)),
+            "Grad-CAM": nets.grad_cam(self.base, x, y, GRID),
+            "factual": searched(self.base, self.train, lima.PUBLISHED),
+            "counterfactual": searched(self.base, self.train),
         }
-
-    def flips(self, order: Tensor) -> Tensor:
-        """Regions [N] that an order has to hide until the base model says another class."""
-        return flip_sizes(self.base, self.train.pixels, self.train.labels, self.grid, order, self.most)
 
     @cached_property
     def flip_sizes(self) -> Tensor:
         """[N], of the counterfactual search: how many regions every arm hides."""
-        return self.flips(self.orders["counterfactual"])
+        return flips(self.base, self.train, self.orders["counterfactual"])
 
     @cached_property
     def used(self) -> Tensor:
         """[N] bool: the images that get a copy, in every arm the same."""
-        return augment.augmentable(self.flip_sizes, self.most)[0]
+        return augment.augmentable(self.flip_sizes, GRID.most(CAP))[0]
+
+    @cached_property
+    def natural(self) -> Tensor:
+        """The natural filling, the same in all arms."""
+        return augment.filling("natural", self.train.pixels, self.rng(5))
 
     def copies(self, order: Tensor, sizes: Tensor | int, fill: str = "natural") -> Tensor:
-        """The training images with the first ``sizes`` regions of an order filled; the filling is the same for all arms."""
+        """The training images with the first ``sizes`` regions of an order filled."""
         x = self.train.pixels
-        return hide(x, self.grid.pixels(first(order, sizes)), augment.filling(fill, x, self.rng(5)))
+        cover = self.natural if fill == "natural" else augment.filling(fill, x, self.rng(5))
+        return hide(x, GRID.pixels(first(order, sizes)), cover)
 
-    def joint(self, altered: Tensor, used: Tensor | None = None, weight: float = 1.0, redrawn=None) -> nets.Net:
+    def joint(self, altered: Tensor, used: Tensor | None = None, weight: float = 1.0, redrawn=None) -> Net:
         """The base model trained on, on images and their copies."""
         used = self.used if used is None else used
         data = {"inputs": self.train.pixels, "labels": self.train.labels, "altered": altered, "used": used}
         return nets.fitted(self.base, data, self.sizes.joint, self.seed + 1000, weight, redrawn)
 
     def blots(self, examples: dict, seed: int, epoch: int) -> dict:
-        """For ``redrawn``: other random erasing and other filling in every epoch."""
+        """For ``redrawn``: another random erasing and another natural filling in every epoch."""
         x, rng = self.train.pixels, self.rng(6, epoch)
-        hidden = self.grid.pixels(first(augment.erasing(len(x), self.grid, rng), self.flip_sizes))
+        hidden = GRID.pixels(first(augment.erasing(len(x), GRID, rng), self.flip_sizes))
         return examples | {"altered": hide(x, hidden, augment.filling("natural", x, rng))}
 
-    def accuracies(self, model: nets.Net) -> dict[str, float]:
-        """Share of right predictions on each test set."""
-        right = {name: nets.predicted(model, s.pixels) == s.labels for name, s in self.tests.items()}
-        return {name: float(hits.float().mean()) for name, hits in right.items()}
+    def accuracies(self, model: Net) -> dict[str, float]:
+        """Share of right predictions on each test set, and of swapped backgrounds that are named for the class."""
+        found = {name: nets.predicted(model, s.pixels) for name, s in self.tests.items()}
+        right = {name: float((found[name] == s.labels).float().mean()) for name, s in self.tests.items()}
+        follows = found["background"] == self.tests["background"].background
+        return right | {"follows": float(follows.float().mean())}
 
 
-def judge(count: int, recipe: nets.Recipe, width: int, seed: int) -> nets.Net:
-    """A classifier that has never met the confounded scenes: backgrounds at random, and in every epoch up to half of the
-    regions filled with other backgrounds, so that it knows every part.
+def judge(count: int, recipe: nets.Recipe, width: int, seed: int) -> Net:
+    """A classifier that has never met confounded scenes: backgrounds at random, and in every epoch up to half of the
+    regions filled with another background, so that it learns every part.
     """
     clean = scenes.draw(count, np.random.default_rng([seed, 53]), agreement=1 / scenes.CLASSES)
 
@@ -138,6 +138,5 @@ def judge(count: int, recipe: nets.Recipe, width: int, seed: int) -> nets.Net:
         hidden = GRID.pixels(first(augment.erasing(count, GRID, rng), sizes))
         return examples | {"inputs": hide(clean.pixels, hidden, augment.filling("natural", clean.pixels, rng))}
 
-    start = nets.Net(scenes.CLASSES, width, seed)
     data = {"inputs": clean.pixels, "labels": clean.labels}
-    return nets.fitted(start, data, recipe, seed, redrawn=redrawn)
+    return nets.fitted(Net(scenes.CLASSES, width, seed), data, recipe, seed, redrawn=redrawn)

@@ -5,9 +5,9 @@ With S a set of the n regions of an image, x_S the image with all else removed, 
     F(S) = l1 p_y(x_S) + l2 (1 - p_y(x without S)) + l3 (1 - H(p(. | x_S)) / log C)
            consistency   collaboration               confidence
 
-Weights, search and removal by black are those of LIMA's released code for classifiers (arXiv 2504.00470; written anew).
-A search for a flip raises l2, keeps the order and cuts it where the prediction changes: how much, SS-CA's abstract does
-not say. Everything below sees a model only as ``probabilities(visible)``: regions [B, M, n] bool that stay -> [B, M, C].
+Weights, search and removal by black are those of LIMA's released code for classifiers (arXiv 2504.00470), written anew.
+A search for a flip raises l2 and cuts the order where the prediction changes; by how much SS-CA raises it is unknown to
+us. A model is seen only as ``probabilities(visible)``: regions [B, M, n] bool that stay -> [B, M, C].
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def flip_sizes(probabilities: Probabilities, labels: Tensor, order: Tensor, most
 
 
 def smallest_flips(probabilities: Probabilities, labels: Tensor, regions: int, most: int) -> Tensor:
-    """What :func:`flip_sizes` would be for the best of all orders, [B], by trying every set of up to ``most`` regions."""
+    """:func:`flip_sizes` of the best of all orders, [B], by trying every set of up to ``most`` regions."""
     sizes = torch.full((len(labels),), most + 1)
     for size in range(most, -1, -1):
         sets = torch.zeros(math.comb(regions, size), regions, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""A small convolutional classifier of scenes, its joint training on images and altered copies, and maps of what it uses."""
+"""A small classifier of scenes, its joint training on images and altered copies, and maps of what it uses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ JOINT = Recipe(epochs=8, batch=64, lr=2e-3, weight_decay=0.01, warmup=0.1)
 
 
 class Net(nn.Module):
-    """Three convolutions to maps of 4 x 4, their mean, a linear layer: images [B, 3, 16, 16] in [0, 1] -> [B, classes]."""
+    """Three convolutions to maps of 4 x 4, their mean, a linear layer: images [B, 3, 16, 16] in [0, 1] -> [B, C]."""
 
     def __init__(self, classes: int, width: int, seed: int) -> None:
         super().__init__()
@@ -38,8 +38,8 @@ class Net(nn.Module):
 def fitted(model: Net, data: dict[str, Tensor], recipe: Recipe, seed: int, weight: float = 1.0, redrawn=None) -> Net:
     """A copy of the model, trained further on ``data``, by AdamW.
 
-    ``data``: ``inputs`` [N, 3, side, side], ``labels`` [N] and, for joint training, ``altered`` like the inputs and ``used``
-    [N] bool. The loss of a batch is the sum over its images of CE(x) + ``weight`` * used * CE(altered x), over its size.
+    ``data``: ``inputs`` [N, 3, side, side], ``labels`` [N] and, for joint training, ``altered`` like the inputs and
+    ``used`` [N] bool. The loss is the mean over a batch of CE(x, y) + ``weight`` * used * CE(altered x, y).
     ``redrawn(examples, seed, epoch)``: what an epoch sees instead.
     """
 
@@ -64,12 +64,16 @@ def predicted(model: Net, images: Tensor, chunk: int = 4096) -> Tensor:
     return torch.cat([model(part).argmax(-1) for part in images.split(chunk)])
 
 
-def seen_through(model: Net, images: Tensor, grid: Grid):
-    """What :mod:`tda.studies.ssca.lima` asks a model: ``visible`` [B, M, n] -> probabilities [B, M, C], all else black."""
+def seen_through(model: Net, images: Tensor, grid: Grid, filling: Tensor | None = None):
+    """What :mod:`tda.studies.ssca.lima` asks a model, regions [B, M, n] that stay -> probabilities [B, M, C].
+
+    The others are covered by ``filling`` [B, 3, side, side], or by black.
+    """
+    cover = 0.0 if filling is None else filling[:, None]
 
     @torch.no_grad()
     def probabilities(visible: Tensor) -> Tensor:
-        shown = hide(images[:, None], ~grid.pixels(visible))
+        shown = hide(images[:, None], ~grid.pixels(visible), cover)
         return model(shown.flatten(0, 1)).softmax(-1).unflatten(0, visible.shape[:2])
 
     return probabilities

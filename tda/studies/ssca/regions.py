@@ -10,8 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Grid:
-    """The squares of ``cell`` pixels of images of ``side`` pixels, numbered row by row. Raises ``ValueError`` for a cell
-    that does not divide the image.
+    """The squares of ``cell`` pixels of images of ``side`` pixels, numbered row by row.
+
+    Raises ``ValueError`` for a cell that does not divide the image.
     """
 
     side: int

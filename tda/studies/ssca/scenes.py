@@ -1,5 +1,5 @@
-"""Small scenes whose causes are known: an object of four parts, each of which tells the class, on a background that goes
-with the class in training.
+"""Small scenes whose causes are known: an object of four parts, each of which tells the class, on a background that
+goes with the class in training.
 
 A part is a glyph of 4 x 4 pixels of its own for every class and place; the first is drawn at full strength and the
 others fainter, so that a model can get by on the first. A background is a colour with stripes, one kind for every
@@ -48,7 +48,7 @@ def glyphs() -> np.ndarray:
 
 
 def backgrounds(kinds: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """Pictures [N, 3, 16, 16] without an object: a colour with stripes, whose direction goes with the kind, and noise."""
+    """Pictures [N, 3, 16, 16] without an object: a colour and the direction of stripes by their kind, and noise."""
     kinds = np.asarray(kinds)[:, None, None]
     angle, hue = np.pi * kinds / CLASSES, 2 * np.pi * kinds / CLASSES
     row, column = np.mgrid[:SIDE, :SIDE][:, None]
@@ -63,8 +63,8 @@ def backgrounds(kinds: np.ndarray, rng: np.random.Generator) -> Tensor:
 def draw(n: int, rng: np.random.Generator, agreement: float = AGREEMENT, shown: int = PARTS, colours=WARM) -> Scenes:
     """``n`` scenes, all classes equally often, in random order.
 
-    ``agreement``: share whose background is that of the class; the others have one of another class. ``shown``: how many
-    of the four parts are drawn, chosen at random. ``colours``: lowest and highest red, green and blue of the object.
+    ``agreement``: share whose background is that of the class; the others have that of another class. ``shown``: how
+    many of the four parts are drawn, chosen at random. ``colours``: lowest and highest red, green, blue of the object.
     """
     labels = rng.permutation(np.arange(n) % CLASSES)
     other = (labels + rng.integers(1, CLASSES, n)) % CLASSES
@@ -84,8 +84,10 @@ def draw(n: int, rng: np.random.Generator, agreement: float = AGREEMENT, shown: 
 
 
 def sets(n: int, rng: np.random.Generator, agreement: float = AGREEMENT) -> dict[str, Scenes]:
-    """Test sets of ``n`` scenes by the names of :data:`SETS`: like training; the background always of another class; two of
-    four parts; the object dark and cool instead of light and warm; the first set with noise, and blurred.
+    """Test sets of ``n`` scenes by the names of :data:`SETS`.
+
+    Like training; the background always of another class; two of four parts; the object dark and cool instead of light
+    and warm; the first set with noise of deviation 0.1; and the first set half blurred (by means of 3 x 3 pixels).
     """
     same = draw(n, rng, agreement)
     noise = torch.from_numpy(rng.normal(0, 0.1, same.pixels.shape).astype(np.float32))
