@@ -357,6 +357,10 @@ def test_accuracies_are_shares_of_right_predictions(study):
     swapped = study.tests["background"]
     named = study.base(swapped.pixels).argmax(-1)
     assert found["background"] == pytest.approx(float((named == swapped.labels).float().mean()))
+    missing = study.tests["occlusion"]
+    odd, named_missing = missing.background != missing.labels, study.base(missing.pixels).argmax(-1)
+    right = [int(p == y) for p, y in zip(named_missing[odd], missing.labels[odd], strict=True)]
+    assert found["elsewhere"] == pytest.approx(np.mean(right))
     assert found["follows"] == pytest.approx(float((named == swapped.background).float().mean()))
 
 

@@ -119,11 +119,15 @@ class Study:
         return examples | {"altered": hide(x, hidden, augment.filling("natural", x, rng))}
 
     def accuracies(self, model: Net) -> dict[str, float]:
-        """Share of right predictions on each test set, and of swapped backgrounds that are named for the class."""
+        """Share of right predictions on each test set. Also ``follows``, the share of swapped backgrounds that are
+        named for the class, and ``elsewhere``, right where parts are missing and the background is of another class.
+        """
         found = {name: nets.predicted(model, s.pixels) for name, s in self.tests.items()}
-        right = {name: float((found[name] == s.labels).float().mean()) for name, s in self.tests.items()}
+        right = {name: (found[name] == s.labels).float() for name, s in self.tests.items()}
         follows = found["background"] == self.tests["background"].background
-        return right | {"follows": float(follows.float().mean())}
+        elsewhere = right["occlusion"][self.tests["occlusion"].background != self.tests["occlusion"].labels]
+        more = {"follows": follows.float(), "elsewhere": elsewhere}
+        return {name: float(hits.mean()) for name, hits in (right | more).items()}
 
 
 def judge(count: int, recipe: nets.Recipe, width: int, seed: int) -> Net:

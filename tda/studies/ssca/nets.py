@@ -44,10 +44,11 @@ def fitted(model: Net, data: dict[str, Tensor], recipe: Recipe, seed: int, weigh
     """
 
     def loss_fn(params, batch, reduction: str = "mean") -> Tensor:
-        losses = F.cross_entropy(functional_call(model, params, (batch["inputs"],)), batch["labels"], reduction="none")
-        if "altered" in batch:
-            logits = functional_call(model, params, (batch["altered"],))
-            losses = losses + weight * batch["used"] * F.cross_entropy(logits, batch["labels"], reduction="none")
+        shown = [batch[name] for name in ("inputs", "altered") if name in batch]
+        logits = functional_call(model, params, (torch.cat(shown),)).split(len(batch["labels"]))
+        losses = F.cross_entropy(logits[0], batch["labels"], reduction="none")
+        if len(shown) == 2:
+            losses = losses + weight * batch["used"] * F.cross_entropy(logits[1], batch["labels"], reduction="none")
         return losses.sum() if reduction == "sum" else losses.mean()
 
     if redrawn:
