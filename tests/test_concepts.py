@@ -11,7 +11,7 @@ from test_images import make
 from tda import attribute, denoisers, models
 from tda.attribution import concept_trak
 from tda.recipe import Recipe
-from tda.studies.diffusion import altered, concepts, counterfactual, recogniser
+from tda.studies.diffusion import altered, concepts, counterfactual, recogniser, worlds
 from tda.task import take
 from tda.testbeds import pictures
 from tda.training import train
@@ -197,3 +197,28 @@ def test_recolouring_keeps_the_light_and_changes_the_colour():
     found = (altered.recoloured(sprite[None].float(), SHAPE)[0].unflatten(-1, SHAPE) + 1) / 2
     for channel, share in enumerate(altered.CYAN):
         torch.testing.assert_close(found[channel], share * light, atol=1e-5, rtol=1e-4)
+
+
+def test_five_worlds_leave_out_every_combination_once(bed):
+    own = worlds.of_testbed(bed)
+    made = [worlds.shifted(bed, shift) for shift in (0, 1)]
+    unseen = [set(np.array(w.asked["entity"])[w.of_set["outside"]]) for w in (own, *made)]
+    assert unseen[0] == unseen[1] and len(unseen[2]) == 5 and not unseen[1] & unseen[2]
+    assert {name.split()[0] for name in unseen[2]} == set(pictures.COLOURS)
+    assert {name.split()[1] for name in unseen[2]} == set(pictures.SHAPES)
+    each = bed.settings["corpus"]["each"]
+    for world, outside in zip(made, unseen[1:], strict=True):
+        counts = {name: world.train["entity"].count(name) for name in world.train["entity"]}
+        assert set(counts.values()) == {each} and len(counts) == 20 and not outside & set(counts)
+        assert set(np.array(world.asked["entity"])[world.of_set["tune"]]) <= set(counts)
+        assert np.array_equal(world.relevant, concepts.having(world.train, world.asked))
+    before, after = (
+        made[0].tasks[0].loss_fn(params, made[0].train, "mean")
+        for params in (
+            dict(bed.modality.new_model(bed, bed.config["seed"]).named_parameters()),
+            made[0].tasks[0].params,
+        )
+    )
+    assert after < 0.9 * before
+    scores = attribute("concept_trak", made[1].tasks[0], made[1].train, take(made[1].asked, [0]))
+    assert np.isfinite(scores).all()

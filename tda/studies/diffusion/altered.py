@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tda import denoisers
-from tda.studies.diffusion.counterfactual import retrained
+from tda.studies.diffusion.counterfactual import retrained, task_of
 from tda.task import Examples, Task, tensors
 from tda.testbeds import pictures
 
@@ -66,11 +66,9 @@ def altered(testbed, few: int, share: float, carrier: str, epochs: int) -> Alter
     model = type(base)(shape, (new, shapes), *sizes).eval()
     model.main, model.uniform, model.dropout = base.main, base.uniform, base.dropout
     params = retrained(testbed, model, data, np.array([], int), seed, epochs)
-    loss_fn, outputs_fn = testbed.modality.loss_function(model), testbed.modality.outputs_function(model)
-    task = Task("altered", loss_fn, params, model, outputs_fn=outputs_fn, output_loss="squared_error")
     places = np.arange(len(data["pixels"]))
     added, is_marked = places >= len(places) - few, np.isin(places, marked)
-    return Altered(task, data, added, is_marked, new, token)
+    return Altered(task_of(testbed, model, params, "altered"), data, added, is_marked, new, token)
 
 
 def questions(made: Altered, images: Examples, each: int, seed: int) -> tuple[Examples, np.ndarray, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tda import denoisers
 from tda.recipe import Recipe
 from tda.studies.diffusion.recogniser import Recogniser
-from tda.task import Examples, Params
+from tda.task import Examples, Params, Task
 from tda.training import train
 
 
@@ -34,6 +34,12 @@ def retrained(testbed, model, data: Examples, removed: np.ndarray, seed: int, ep
     recipe = replace(Recipe.of(testbed.settings["training"]), epochs=epochs)
     init = {k: v.detach() for k, v in model.named_parameters()}
     return train(testbed.modality.loss_function(model), init, data, recipe, seed, mask, "mask").params
+
+
+def task_of(testbed, model, params: Params, name: str) -> Task:
+    """A task that attribution methods take, of a denoiser that a study has trained."""
+    loss_fn, outputs_fn = testbed.modality.loss_function(model), testbed.modality.outputs_function(model)
+    return Task(name, loss_fn, params, model, outputs_fn=outputs_fn, output_loss="squared_error")
 
 
 def paired_runs(testbed, removed: Mapping, seeds: Sequence[int], epochs: int) -> dict[tuple, Params]:
