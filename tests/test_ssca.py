@@ -193,15 +193,15 @@ def test_both_ends_save_rounds():
 
 
 def test_flip_sizes_count_what_must_go():
-    labels, order = torch.tensor([0, 0, 0]), torch.arange(4).repeat(3, 1)
+    labels, order = torch.zeros(4, dtype=torch.int64), torch.arange(4).repeat(4, 1)
 
     def probabilities(visible):  # class 0 as long as so many regions stay
-        stays = visible.sum(-1) >= torch.tensor([[5], [3], [0]])
+        stays = visible.sum(-1) >= torch.tensor([[5], [4], [3], [0]])
         return torch.stack([stays.double(), 0.5 * torch.ones(stays.shape)], -1)
 
-    assert lima.flip_sizes(probabilities, labels, order, 3).tolist() == [0, 2, 4]
-    assert lima.flip_sizes(probabilities, labels, order, 1).tolist() == [0, 2, 2]
-    assert lima.smallest_flips(probabilities, labels, 4, 3).tolist() == [0, 2, 4]
+    assert lima.flip_sizes(probabilities, labels, order, 3).tolist() == [0, 1, 2, 4]
+    assert lima.flip_sizes(probabilities, labels, order, 1).tolist() == [0, 1, 2, 2]
+    assert lima.smallest_flips(probabilities, labels, 4, 3).tolist() == [0, 1, 2, 4]
 
 
 @pytest.mark.parametrize("seed", range(4))
