@@ -1,0 +1,1 @@
+"""Chapter 52: regions whose removal flips a prediction, and what training on such images does."""
