@@ -45,10 +45,11 @@ SIGN_OPTIONS = {"bgo": {"step": 0.02}, "stride": {"recovery": "ridge", "steps": 
 # name -> why the order of the documents matters, and why a document and its copy need not score the same
 DRAWS = {"random": "its scores do not look at the data", "stride": "documents join random subsets by their position"}
 DRAWS |= {"rank_combined": "one of its parts is stride"}
+DRAWS |= {"loss_covariance": "documents join random batches by their position"}
 # name -> options with which a query's scores do not depend on the other queries (by default they do, as published)
 ALONE = {"trackstar": {"mixing": 0.0}}
 # scores of a document depend on the others, as with every Fisher
-WHOLE_CORPUS = ("bm25", "tfidf", "hidden_cosine", "rank_combined")
+WHOLE_CORPUS = ("bm25", "tfidf", "hidden_cosine", "rank_combined", "representer")
 # name -> why its scores may move with the chunk
 NOT_BY_CHUNK: dict[str, str] = {}
 # name -> why it is not tried on classifiers, although it does not ask for text

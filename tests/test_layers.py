@@ -10,7 +10,7 @@ from tda.config import ROOT
 # From the ground up. A name is a module of tda or a package with all that it holds.
 FLOORS = (
     ("files", "artefacts", "config_checks", "config_files", "config_schema", "config", "provenance", "words"),
-    ("task", "output_loss", "saved", "sequences", "lm", "classifiers", "denoiser_nets", "denoisers")
+    ("task", "access", "output_loss", "saved", "sequences", "lm", "classifiers", "denoiser_nets", "denoisers")
     + ("recipe", "training", "many"),
     ("testbeds", "queries", "models", "retrain", "bank", "notebook", "plotting"),
     ("tools",),
