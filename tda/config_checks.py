@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 METRICS = (
-    r"lds_(half|leave_5|leave_group)(_answer|_passage)?|mrr|average_precision|recall_at_[0-9]+|precision_at_10"
+    r"lds_(half|leave_5|leave_group)(_answer|_passage|_pooled)?|mrr|average_precision|recall_at_[0-9]+|precision_at_10"
     r"|tailpatch_(each|joint_abs|joint_dlogp)_[0-9]+|low_overlap_lift_at_10|removal_[0-9]+|removal_growth"
     r"|finding_[a-z0-9_]+"
 )

@@ -95,9 +95,9 @@ def ceiling_of(claim: dict, testbed: Testbed | None) -> Ceiling | None:
         return None
     for design in testbed.settings["designs"]:
         second = testbed.modality.SECOND
-        if claim["metric"] in (f"lds_{design}", f"lds_{design}_{second}"):
+        if claim["metric"] in (f"lds_{design}", f"lds_{design}_pooled", f"lds_{design}_{second}"):
             truth = bank.load(testbed, design)
-            losses = truth.outputs if claim["metric"] == f"lds_{design}" else truth.outputs_second
+            losses = truth.outputs_second if claim["metric"] == f"lds_{design}_{second}" else truth.outputs
             chosen = (truth.query_set == claim["query_set"]) & (truth.split == "test")
             clusters = models.query_clusters(testbed, chosen)
             return measures.bound_of(losses[:, :, chosen], clusters, measures.level_of(testbed))

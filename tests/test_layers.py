@@ -15,7 +15,7 @@ FLOORS = (
     ("testbeds", "queries", "models", "retrain", "bank", "notebook", "plotting"),
     ("tools",),
     ("curvature",),
-    ("steering",),
+    ("steering", "encoding"),
     ("attribution",),
     ("evaluation",),
     ("tuning", "scores", "measures", "evidence"),

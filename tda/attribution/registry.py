@@ -21,7 +21,8 @@ class Method:
 
     ``needs``: what the task must offer, ``params``, ``outputs`` (``outputs_fn`` and ``model``), ``checkpoints`` or an
     encoder (``text``, ``group``, ``features``). ``signed``: negative scores mean opponents. ``cost``: ``"per query"``
-    (a sweep of the corpus for each) or ``"amortised"``.
+    (a sweep of the corpus for each) or ``"amortised"``. ``group``: ``f(scores [Q, N], subsets [M, N]) -> [Q, M]`` of a
+    method whose effect of a subset is not the sum of its scores.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Method:
     signed: bool
     cost: str
     rules: Mapping[str, options.Rule]
+    group: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
 
 class StepTooLarge(ValueError):
@@ -42,7 +44,16 @@ METHODS: dict[str, Method] = {}
 BY_GRADIENTS = ("gradient", "curvature", "unlearning", "unrolling")  # families in which a row of zeros says nothing
 
 
-def method(name: str, *, family: str, paper: str, needs: tuple[str, ...] = (), signed: bool, cost: str = "amortised"):
+def method(
+    name: str,
+    *,
+    family: str,
+    paper: str,
+    needs: tuple[str, ...] = (),
+    signed: bool,
+    cost: str = "amortised",
+    group: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+):
     """Decorator that registers ``attribute(task, train, queries, *, seed=0, chunk=..., **options)`` under ``name``.
 
     The function may take a dataclass instead (:mod:`tda.tools.options`), ``attribute(task, train, queries, options:
@@ -71,7 +82,7 @@ def method(name: str, *, family: str, paper: str, needs: tuple[str, ...] = (), s
             data = [p for p in signature.parameters.values() if p.name != "options"]
             checked.__signature__ = signature.replace(parameters=[*data, *options.parameters(kind)])
             checked.__doc__ = f"{inspect.getdoc(function)}\n\nOptions:\n\n{options.described(kind)}"
-        METHODS[name] = Method(name, checked, family, paper, needs, signed, cost, allowed)
+        METHODS[name] = Method(name, checked, family, paper, needs, signed, cost, allowed, group)
         return checked
 
     return register
@@ -84,6 +95,21 @@ def attribute(name: str, task: Task, train: Examples, queries: Examples, **given
     something the task does not offer, what :mod:`tda.tools.door` refuses, and scores that are not finite or all zero.
     """
     return np.asarray(named(name).function(task, train, queries, **given), dtype=np.float32)
+
+
+def predict(name: str, task: Task, train: Examples, queries: Examples, subsets: np.ndarray, **given) -> np.ndarray:
+    """Effects [Q, M] of training on ``subsets`` bool [M, N], larger where the query's loss is lowered more.
+
+    By the method's own ``group``, else by the sum of its scores. Raises ``ValueError`` as :func:`attribute`, and for
+    subsets that are no mask of the documents.
+    """
+    subsets, group = np.asarray(subsets), named(name).group
+    if subsets.ndim != 2 or subsets.dtype != bool:
+        raise ValueError(f"predict: subsets are {subsets.dtype} {subsets.shape}; give a boolean mask [M, N].")
+    scores = attribute(name, task, train, queries, **given)
+    if subsets.shape[1] != scores.shape[1]:
+        raise ValueError(f"predict: subsets of {subsets.shape[1]} documents, but there are {scores.shape[1]}.")
+    return group(scores, subsets) if group else scores.astype(np.float64) @ subsets.T
 
 
 def named(name: str) -> Method:
