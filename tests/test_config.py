@@ -579,7 +579,8 @@ def test_chapters_stand_in_tables_in_the_order_of_their_places():
     rows = list(dict.fromkeys(row["notebook"][:2] for row in paper["rows"]))
     assert rows == ["04", "10", "11", "22", "21", "20", "23", "12", "13", "14", "15", "40", "41", "42", "43", "44"]
     claims = list(dict.fromkeys(claim["notebook"][:2] for claim in paper["claims"]))
-    assert claims == ["04", "10", "11", "22", "21", "24", "20", "23", "32", "30", "12", "13", *rows[-7:], "50", "51", "52"]
+    first = ["04", "10", "11", "22", "21", "24", "20", "23", "32", "30", "12", "13"]
+    assert claims == [*first, *rows[-7:], "50", "51", "52", "53"]
 
 
 def test_a_chapters_file_says_once_what_its_rows_and_claims_share():

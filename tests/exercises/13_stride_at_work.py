@@ -25,12 +25,12 @@ for name in (SIMULATED, GRADIENT, "BM25"):
 # %% 4 solution
 sizes_of_smoke = ("n_tasks, n_seeds = 2, 2", "n_tasks, n_seeds = 2, 1")
 rerun("n_chosen = max(", sizes_of_smoke, ("pool_share, epochs = 0.05", "pool_share, epochs = 1"))
-rerun("def loss_after(")
+rerun("def wishes(")
 rerun("by_task = outcomes.pivot_table")
 largest = np.ptp(by_task.to_numpy(), axis=1).max()
 # %% 4 wrong
 sizes_of_smoke = ("n_tasks, n_seeds = 2, 2", "n_tasks, n_seeds = 2, 1")
 rerun("n_chosen = max(", sizes_of_smoke, ("pool_share, epochs = 0.05", "pool_share, epochs = 0.2"))  # a part of it
-rerun("def loss_after(")
+rerun("def wishes(")
 rerun("by_task = outcomes.pivot_table")
 largest = np.ptp(by_task.to_numpy(), axis=1).max()
