@@ -16,8 +16,9 @@ import numpy as np
 
 from tda import artefacts, config, models
 from tda.artefacts import atomic, key_of, require, write_json
+from tda.designs import bank_seeds, random_subsets
 from tda.provenance import Stopwatch, record
-from tda.retrain import Retrained, bank_seeds, retrain_all, retrained, truth_key
+from tda.retrain import Retrained, retrain_all, retrained, truth_key
 from tda.testbeds import Testbed
 
 SHIPPED = "restore the committed files (git checkout data/banks) or retrain (--config bank=rebuild)"
@@ -70,16 +71,7 @@ def design(testbed: Testbed, name: str) -> Design:
         for row, members in zip(subsets, groups.values(), strict=True):
             row[members] = False
         return Design(name, subsets, list(groups), seeds, "mask")
-    rng = np.random.default_rng([testbed.config["seed"], 31, sum(map(ord, name))])
-    kept = round((share := settings["fraction"]) * n)
-    if not 0 < kept < n:
-        raise ValueError(f"design {name!r}: fraction={share} keeps {kept} of {n} documents; keep some, leave some.")
-    subsets = np.zeros((settings["subsets"], n), bool)
-    stratum = np.array(testbed.modality.strata(testbed) or [""] * n)
-    strata = [np.flatnonzero(stratum == label) for label in dict.fromkeys(stratum)]
-    for row in subsets:
-        for members in strata:
-            row[rng.permutation(members)[: round(share * len(members))]] = True
+    subsets = random_subsets(testbed, name)
     labels = [f"subset {i}" for i in range(len(subsets))]
     return Design(name, subsets, labels, seeds, "filter" if name == "half" else "mask")
 

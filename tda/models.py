@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,12 +12,13 @@ import torch
 
 from tda import lm
 from tda.artefacts import exclusive, key_of, load_rows, remove, save_rows, write_record
+from tda.designs import refuse_banked
 from tda.notebook import progress
 from tda.provenance import Stopwatch, record
 from tda.recipe import Recipe
 from tda.task import Examples, Params, Task
 from tda.testbeds import Testbed, check_key
-from tda.training import checkpoint_checksums, load_run, train
+from tda.training import at_moments, checkpoint_checksums, load_run, train
 
 
 def model_key(testbed: Testbed) -> str:
@@ -149,7 +151,19 @@ def _task(testbed: Testbed, seed: int, key: str) -> Task:
     def retrain(mask: np.ndarray, seed: int) -> Params:
         return train(loss_fn, initial(testbed, seed)[1], testbed.train, recipe, seed, mask, "mask").params
 
-    run = load_run(testbed.folder / "model" / f"seed_{seed}", runs[seed], retrain, _about(testbed))
+    def retrain_many(masks: np.ndarray, seeds: Sequence[int], moments: int) -> Iterator[list[Params]]:
+        refuse_banked(testbed, masks, seeds)
+        wanted = list(zip(masks, seeds, strict=True))
+        if moments == 1:
+            return ([params] for _, params, _, _ in modality.train_models(testbed, wanted, "filter"))
+        several = replace(recipe, checkpoints=moments)
+        starts = (initial(testbed, seed)[1] for seed in seeds)
+        return (
+            at_moments(loss_fn, init, testbed.train, several, seed, mask)
+            for init, (mask, seed) in zip(starts, wanted, strict=True)
+        )
+
+    run = load_run(testbed.folder / "model" / f"seed_{seed}", runs[seed], retrain, retrain_many, _about(testbed))
     params = run.checkpoints[-1].params
     model.load_state_dict(params, strict=False)
     encode, outputs_fn = modality.encoders(model, params), modality.outputs_function(model)

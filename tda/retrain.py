@@ -40,11 +40,6 @@ def truth_key(testbed: Testbed) -> str:
     return key_of(parts)
 
 
-def bank_seeds(testbed: Testbed, count: int) -> list[int]:
-    """Seeds of retrained models, disjoint from those of the base models, which are never scored against."""
-    return [1000 * (testbed.config["seed"] + 1) + r for r in range(count)]
-
-
 def cached_path(testbed: Testbed, mask: np.ndarray, seed: int, how: str) -> Path:
     """Where one retrained model's losses are kept."""
     name = hashlib.sha256(np.packbits(mask).tobytes() + f"{len(mask)} {seed} {how}".encode()).hexdigest()[:20]

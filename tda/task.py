@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,9 @@ class Checkpoint:
 @dataclass(frozen=True)
 class TrainingRun:
     """The record of one training run. ``order`` int [epochs, N]: the examples as they were visited. ``retrain(mask,
-    seed)`` trains on the examples where ``mask`` [N] is true and returns the final parameters. ``initial`` (step 0),
+    seed)`` trains on the examples where ``mask`` [N] is true and returns the final parameters; ``retrain_many(masks,
+    seeds, moments)`` does so for random subsets as a bank trains on them (``filter`` of :mod:`tda.recipe`), and yields
+    the parameters at so many evenly spaced moments of each run, the last being the end. ``initial`` (step 0),
     ``steps[t] = (examples of step t, divisor of their summed loss)``, ``learning_rates[t]`` and ``recipe`` are what it
     takes to repeat the run step by step.
     """
@@ -58,6 +60,7 @@ class TrainingRun:
     order: np.ndarray
     curves: dict[str, list[float]]
     retrain: Callable[[np.ndarray, int], Params] | None = None
+    retrain_many: Callable[[np.ndarray, Sequence[int], int], Iterator[list[Params]]] | None = None
     recipe: Recipe | None = None
     initial: Checkpoint | None = None
     steps: tuple[tuple[np.ndarray, int], ...] = ()

@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +140,20 @@ def _state(optimizer: torch.optim.Optimizer, params: Params) -> dict[str, Params
     return {name: {k: optimizer.state[v][name] for k, v in params.items()} for name in kept}
 
 
+def at_moments(
+    loss_fn: Callable[..., Tensor], init: Params, data: Examples, recipe: Recipe, seed: int, mask: np.ndarray
+) -> list[Params]:
+    """:func:`train` on a subset (``filter``), and the parameters at its ``recipe.checkpoints`` moments."""
+    kept: list[Params] = []
+
+    def keep(step: int, lr: float, lr_sum: float, params: Params, state: dict[str, Params]) -> None:
+        if step:
+            kept.append({k: v.detach().clone() for k, v in params.items()})
+
+    train(loss_fn, init, data, recipe, seed, mask, "filter", keep=keep)
+    return kept
+
+
 def train_recorded(
     loss_fn: Callable[..., Tensor], init: Params, data: Examples, recipe: Recipe, seed: int
 ) -> tuple[Params, TrainingRun]:
@@ -157,9 +171,13 @@ def train_recorded(
     def retrain(mask: np.ndarray, seed: int) -> Params:
         return train(loss_fn, init, data, recipe, seed, mask, "mask").params
 
-    first, *later = kept
-    run = TrainingRun(seed, tuple(later), done.learning_rates, done.order, done.curves, retrain, recipe, first, steps)
-    return done.params, run
+    def retrain_many(masks: np.ndarray, seeds: Sequence[int], moments: int) -> Iterator[list[Params]]:
+        several = replace(recipe, checkpoints=moments)
+        return (at_moments(loss_fn, init, data, several, s, mask) for mask, s in zip(masks, seeds, strict=True))
+
+    again, (first, *later) = (retrain, retrain_many), kept
+    record = done.learning_rates, done.order, done.curves
+    return done.params, TrainingRun(seed, tuple(later), *record, *again, recipe, first, steps)
 
 
 def save(
@@ -212,7 +230,9 @@ def checkpoint_checksums(folder: Path) -> dict[str, str]:
     return {str(record["step"]): record["sha256"] for record in records}
 
 
-def load_run(folder: Path, record: dict, retrain=None, about: Mapping[str, str] | None = None) -> TrainingRun:
+def load_run(
+    folder: Path, record: dict, retrain=None, retrain_many=None, about: Mapping[str, str] | None = None
+) -> TrainingRun:
     """The run of a folder written by :func:`train`; ``record`` is its JSON record, with the checksums of its
     checkpoints, ``about`` what the training was given. Refuses checkpoints of another run, seed or step.
     """
@@ -234,4 +254,5 @@ def load_run(folder: Path, record: dict, retrain=None, about: Mapping[str, str] 
         )
     rates, order = np.asarray(record["learning_rates"]), data_order(record["examples"], recipe.epochs, record["seed"])
     steps = tuple(steps_of(order, recipe.batch, np.ones(record["examples"], bool), "filter"))
-    return TrainingRun(record["seed"], tuple(later), rates, order, record["curves"], retrain, recipe, initial[0], steps)
+    again, start = (retrain, retrain_many), initial[0]
+    return TrainingRun(record["seed"], tuple(later), rates, order, record["curves"], *again, recipe, start, steps)

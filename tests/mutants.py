@@ -713,7 +713,7 @@ _FAULTS = [
     ("testbeds/language.py", "clusters that nobody asks about",
      "if group and (set(stated) & known or not known):", "if group:",
      "test_queries.py::test_groups_are_about_test_queries"),
-    ("retrain.py", "retrained models with the seeds of the base models",
+    ("designs.py", "retrained models with the seeds of the base models",
      'return [1000 * (testbed.config["seed"] + 1) + r for r in range(count)]',
      'return [testbed.config["seed"] + r for r in range(count)]',
      "test_bank.py::test_bank_seeds_are_not_those_of_the_base_models"),

@@ -15,7 +15,7 @@ import pytest
 from conftest import TINY, bytes_of, make_testbed, same
 from ship_banks import pin
 
-from tda import bank, config, lm, measures, models, queries, retrain, scores, tuning
+from tda import bank, config, designs, lm, measures, models, queries, retrain, scores, tuning
 from tda.artefacts import ArtefactError, check_pinned, exclusive, save_arrays, save_sealed
 from tda.testbeds import modality
 from tda.training import Recipe, train
@@ -52,7 +52,7 @@ def test_bank_has_the_contract(banked):
     m, n, r, q = 3, len(banked.documents), 2, len(models.query_rows(banked))
     assert held.subsets.shape == (m, n) and held.subsets.dtype == bool
     assert held.outputs.shape == held.outputs_second.shape == (m, r, q) and held.outputs.dtype == np.float32
-    assert held.base is None and len(held.labels) == m and held.seeds.tolist() == retrain.bank_seeds(banked, r)
+    assert held.base is None and len(held.labels) == m and held.seeds.tolist() == designs.bank_seeds(banked, r)
     rows = models.query_rows(banked)
     assert held.query_set.tolist() == [row["query_set"] for row in rows]
     assert held.split.tolist() == [row["split"] for row in rows]
@@ -108,7 +108,7 @@ def test_more_subsets_extend_the_smaller_design(banked):
 
 def test_bank_seeds_are_not_those_of_the_base_models(banked):
     many = make_testbed(banked.folder, {"training": {"seeds": 5}}, seed=3)
-    assert not set(models.seeds_of(many)) & set(retrain.bank_seeds(many, 64))
+    assert not set(models.seeds_of(many)) & set(designs.bank_seeds(many, 64))
 
 
 # --- leave_group

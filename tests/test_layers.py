@@ -12,7 +12,7 @@ FLOORS = (
     ("files", "artefacts", "config_checks", "config_files", "config_schema", "config", "provenance", "words"),
     ("task", "access", "output_loss", "saved", "sequences", "lm", "classifiers", "denoiser_nets", "denoisers")
     + ("recipe", "training", "many"),
-    ("testbeds", "queries", "models", "retrain", "bank", "notebook", "plotting"),
+    ("testbeds", "designs", "queries", "models", "retrain", "bank", "notebook", "plotting"),
     ("tools",),
     ("curvature",),
     ("steering", "encoding"),

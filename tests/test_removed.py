@@ -6,7 +6,8 @@ import torch
 from test_images import make
 
 from tda import denoisers, models
-from tda.retrain import bank_seeds, retrained
+from tda.designs import bank_seeds
+from tda.retrain import retrained
 from tda.studies.diffusion import removed
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import make_testbed
 
-from tda import lm, models, retrain
+from tda import designs, lm, models, retrain
 from tda.artefacts import load_arrays
 from tda.evaluation import removal, tailpatch
 from tda.evaluation.tailpatch import first_adamw_step, tail_patch
@@ -188,7 +188,7 @@ def test_plan_removes_the_top_k(removed):
             )
     assert planned.query[:3].tolist() == [-1] * 3 and len(set(planned.query[3:])) == 2
     assert (planned.removed[1] != planned.removed[2]).any(), "the controls are different draws"
-    assert planned.seeds == retrain.bank_seeds(testbed, 2)
+    assert planned.seeds == designs.bank_seeds(testbed, 2)
 
 
 def test_plan_is_deterministic_and_rows_do_not_move_the_controls(removed):

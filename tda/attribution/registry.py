@@ -19,10 +19,11 @@ from tda.tools import door, options
 class Method:
     """One attribution method, and what each of its options may be (``rules``).
 
-    ``needs``: what the task must offer, ``params``, ``outputs`` (``outputs_fn`` and ``model``), ``checkpoints`` or an
-    encoder (``text``, ``group``, ``features``). ``signed``: negative scores mean opponents. ``cost``: ``"per query"``
-    (a sweep of the corpus for each) or ``"amortised"``. ``group``: ``f(scores [Q, N], subsets [M, N]) -> [Q, M]`` of a
-    method whose effect of a subset is not the sum of its scores.
+    ``needs``: what the task must offer, ``params``, ``outputs`` (``outputs_fn`` and ``model``), ``checkpoints``,
+    ``retrain`` (the run's ``retrain`` or ``retrain_many``) or an encoder (``text``, ``group``, ``features``).
+    ``signed``: negative scores mean opponents. ``cost``: ``"per query"`` (a sweep of the corpus for each) or
+    ``"amortised"``. ``group``: ``f(scores [Q, N], subsets [M, N]) -> [Q, M]`` of a method whose effect of a subset is
+    not the sum of its scores.
     """
 
     name: str
@@ -155,6 +156,7 @@ def _check_needs(chosen: Method, task: Task) -> None:
             "params": bool(task.params),
             "outputs": task.outputs_fn is not None and task.model is not None,
             "checkpoints": task.run is not None and bool(task.run.checkpoints),
+            "retrain": task.run is not None and bool(task.run.retrain or task.run.retrain_many),
         }.get(need, need in task.encode)
         if not present:
             raise ValueError(

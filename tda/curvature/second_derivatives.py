@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
 from tda import output_loss
-from tda.curvature.operators import DENSE_ADVICE, Blocks, Dense, Operator
+from tda.curvature.operators import DENSE_ADVICE, Blocks, Dense, Dual, Operator
 from tda.task import Examples, Params, Task, chunks, n_examples, take, tensors
 from tda.tools.gradients import CHUNK, batch_of, flatten, over_examples, unflatten
 from tda.tools.memory_limit import require
@@ -155,6 +155,35 @@ def dense_ggn(task: Task, train: Examples, chunk: int = 128) -> Dense:
         matrix = operator.materialise().double()
         return Dense((matrix + matrix.T) / 2)
     return Dense(moments(task, train, {"all": torch.arange(operator.size)}, chunk)["all"])
+
+
+class DualGGN(Dual):
+    """GGN through a Gram matrix in float64; damped in units of its trace over P, as it is when written down."""
+
+    def __init__(self, rows: Tensor, gram: Tensor):
+        super().__init__(rows, gram)
+        self.kept = self.eigenvalues > self.eigenvalues[-1] * len(rows) * torch.finfo(gram.dtype).eps
+
+    @property
+    def scale(self) -> float:
+        return float(self.eigenvalues.sum()) / self.size
+
+
+def small_ggn(task: Task, train: Examples, chunk: int = CHUNK) -> Dense | DualGGN:
+    """GGN with its eigenvectors, through the smaller of two matrices: P x P (:func:`dense_ggn`), or the Gram matrix of
+    its N T C exact pseudo-gradients, which are fewer for a small classifier on few examples (4 N T C P bytes more).
+    """
+    (positions, width), count = shape_of(task, train), n_examples(train)
+    rows, size = count * positions * width, sum(p.numel() for p in task.params.values())
+    if rows >= size:
+        return dense_ggn(task, train, chunk)
+    require(4.0 * rows * size + 24.0 * rows**2, f"{rows} pseudo-gradients of {size} parameters", DENSE_ADVICE)
+    stacked = torch.cat(list(pseudo_gradients(task, train, "exact", chunk=chunk)))
+    stacked.mul_((rows / count) ** 0.5)  # a Dual divides by its rows, GGN by the examples
+    gram = stacked.new_zeros(rows, rows, dtype=torch.float64)
+    for part in chunks(size, 512):  # in float64: small eigenvalues count beside a small damping
+        gram.addmm_(stacked[:, part].double(), stacked[:, part].double().T)
+    return DualGGN(stacked, gram)
 
 
 def block_ggn(task: Task, train: Examples, by: str = "layer", chunk: int = CHUNK) -> Blocks:

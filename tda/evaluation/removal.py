@@ -15,9 +15,10 @@ import pandas as pd
 
 from tda import models
 from tda.artefacts import key_of, load_arrays, read_table, require, save_arrays, write_json, write_table
+from tda.designs import bank_seeds
 from tda.evaluation.tables import LEADERBOARD_COLUMNS
 from tda.provenance import Stopwatch, record
-from tda.retrain import bank_seeds, retrain_all, truth_key
+from tda.retrain import retrain_all, truth_key
 from tda.testbeds import Testbed
 
 ZERO, RANDOM = "zero_removal", "random_k"

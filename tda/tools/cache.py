@@ -26,7 +26,7 @@ from tda.provenance import charge
 
 DATA = (int, float, str, bool, torch.Tensor, np.ndarray, torch.nn.Module, Mapping, Sequence, Set, functools.partial)
 LIBRARIES = ("torch.", "transformers.", "tda.")  # whose objects do not change between two calls
-SKIPPED = {"retrain"}  # of a training record: no score depends on how the run could be done again
+SKIPPED = {"retrain", "retrain_many"}  # of a training record: no score depends on how the run could be done again
 
 
 @dataclasses.dataclass

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tda.designs import bank_seeds
 from tda.evaluation.intervals import Interval, t_interval
-from tda.retrain import bank_seeds, retrain_all
+from tda.retrain import retrain_all
 from tda.testbeds import Testbed
 
 LEAST = 0.01  # of the variance over halves that two seeds share: below, no effect can be seen

@@ -1,0 +1,83 @@
+"""What retrained losses add to scores that exist: a regression whose prior knows the scores.
+
+For one query, with w0 [N] its scores, S [m, N] the subsets that m models were trained on and y [m] minus their log
+losses:
+
+    y(S) = mu + a <w0, S> + <r, S> + noise,   r_i ~ N(0, tau v (w0_i^2 + c mean(w0^2)) / scale),   noise ~ N(0, v)
+
+mu and a are free; the variance of r_i grows with the square of the score, so that documents without influence stay
+without. ``scale`` makes tau the ratio of what r explains to the noise. One tau serves all queries: it minimises their
+mean squared error on the left-out model, relative to the variance of y, exactly: with V = tau K + I, K = S D S^T and
+X = [1, S w0],
+
+    Pi = V^-1 - V^-1 X (X^T V^-1 X)^-1 X^T V^-1,      error of the left-out model j = (Pi y)_j / Pi_jj
+
+which refits mu and a without it (Dubrule 1983). The result is a w0 + r with r = tau D S^T Pi y.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+LEAST = 32  # models below which a residual is not estimated
+RATIOS = (0.0, *np.geomspace(1e-3, 1e3, 25))  # tau; 0: no residual
+
+
+@dataclass(frozen=True)
+class Fit:
+    """``weights`` [Q, N], which are a w0 + r; ``slope`` a [Q]; ``ratio`` tau; ``errors``, the mean squared error of the
+    left-out model relative to the variance of y, for every one of :data:`RATIOS`.
+    """
+
+    weights: np.ndarray
+    slope: np.ndarray
+    ratio: float
+    errors: np.ndarray
+
+
+def regress(scores: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: float = 0.1) -> Fit:
+    """The regression above for ``scores`` [Q, N], ``subsets`` bool [m, N], ``y`` [Q, m] and c = ``floor``.
+
+    Time: an eigendecomposition of m x m and N m^2 a query. ``ValueError`` for fewer than :data:`LEAST` models, scores
+    or y that do not vary, and shapes that do not fit.
+    """
+    scores, subsets, y = np.asarray(scores, np.float64), np.asarray(subsets, np.float64), np.asarray(y, np.float64)
+    if subsets.ndim != 2 or scores.shape != (len(y), subsets.shape[1]) or y.shape[1:] != (len(subsets),):
+        raise ValueError(f"scores {scores.shape}, subsets {subsets.shape}, y {y.shape}; [Q, N], [m, N] and [Q, m].")
+    if len(subsets) < LEAST:
+        raise ValueError(f"a residual of {len(subsets)} models; at least {LEAST} are needed, or none (residual=0).")
+    if not (scores.any(1).all() and (y.std(1) > 0).all()):
+        raise ValueError("a query's scores are all zero, or its losses are the same in all models: nothing to regress.")
+    parts = [_Query(w0, subsets, row, floor) for w0, row in zip(scores, y, strict=True)]
+    errors = np.mean([[part.error(ratio) for ratio in RATIOS] for part in parts], 0)
+    ratio = RATIOS[int(errors.argmin())]
+    solved = [part.solve(ratio) for part in parts]
+    return Fit(np.stack([w for w, _ in solved]), np.array([a for _, a in solved]), float(ratio), errors)
+
+
+class _Query:
+    """One query: everything that does not depend on tau."""
+
+    def __init__(self, w0: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: float):
+        spread = w0**2 + floor * (w0**2).mean()
+        self.w0, self.subsets, self.y = w0, subsets, y
+        self.fixed = np.stack([np.ones(len(y)), subsets @ w0], 1)
+        apart = np.linalg.qr(self.fixed, mode="complete")[0][:, 2:]  # an orthonormal basis of what X does not span
+        half = apart.T @ (subsets * np.sqrt(spread))
+        values, vectors = np.linalg.eigh(half @ half.T)
+        scale = max(values.mean(), np.finfo(float).tiny)
+        self.prior, self.values, self.basis = spread / scale, np.maximum(values, 0) / scale, apart @ vectors
+        self.along = self.basis.T @ y
+
+    def error(self, ratio: float) -> float:
+        share = 1 / (ratio * self.values + 1)
+        left_out = (self.basis @ (share * self.along)) / ((self.basis**2) @ share)
+        return float((left_out**2).mean() / self.y.var())
+
+    def solve(self, ratio: float) -> tuple[np.ndarray, float]:
+        pi_y = self.basis @ (self.along / (ratio * self.values + 1))
+        r = ratio * self.prior * (self.subsets.T @ pi_y)
+        slope = np.linalg.lstsq(self.fixed, self.y - self.subsets @ r - pi_y, rcond=None)[0][1]
+        return slope * self.w0 + r, float(slope)
