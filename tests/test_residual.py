@@ -36,7 +36,7 @@ def test_the_error_of_a_left_out_model_is_that_of_a_refit_without_it(ratio):
         beta = np.linalg.solve(fixed[rest].T @ cov @ fixed[rest], fixed[rest].T @ cov @ y[0, rest])
         guess = fixed[j] @ beta + ratio * kernel[j, rest] @ cov @ (y[0, rest] - fixed[rest] @ beta)
         errors.append(guess - y[0, j])
-    found = residual._Query(scores[0], subsets.astype(float), y[0], 0.1).error(ratio)
+    found = residual.Query(scores[0], subsets.astype(float), y[0], 0.1).error(ratio)
     assert np.isclose(found, np.mean(np.square(errors)) / y[0].var())
 
 
@@ -47,14 +47,14 @@ def test_the_weights_minimise_the_penalised_squares():
     design = np.concatenate([fixed, inputs], 1)
     penalty = np.diag([0.0, 0.0, *(1 / (ratio * prior))])
     solved = np.linalg.solve(design.T @ design + penalty, design.T @ y[0])
-    weights, slope = residual._Query(scores[0], inputs, y[0], 0.1).solve(ratio)
+    weights, slope = residual.Query(scores[0], inputs, y[0], 0.1).solve(ratio)
     assert np.isclose(slope, solved[1])
     assert np.allclose(weights, solved[1] * scores[0] + solved[2:])
 
 
 def test_without_a_residual_the_scores_keep_their_direction():
     scores, subsets, _, y = world()
-    weights, slope = residual._Query(scores[0], subsets.astype(float), y[0], 0.1).solve(0.0)
+    weights, slope = residual.Query(scores[0], subsets.astype(float), y[0], 0.1).solve(0.0)
     assert np.allclose(weights, slope * scores[0])
     assert np.isclose(slope, np.polyfit(subsets @ scores[0], y[0], 1)[0])
 

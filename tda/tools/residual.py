@@ -43,6 +43,15 @@ def regress(scores: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: float
     Time: an eigendecomposition of m x m and N m^2 a query. ``ValueError`` for fewer than :data:`LEAST` models, scores
     or y that do not vary, and shapes that do not fit.
     """
+    parts = queries_of(scores, subsets, y, floor)
+    errors = np.mean([[part.error(ratio) for ratio in RATIOS] for part in parts], 0)
+    ratio = RATIOS[int(errors.argmin())]
+    solved = [part.solve(ratio) for part in parts]
+    return Fit(np.stack([w for w, _ in solved]), np.array([a for _, a in solved]), float(ratio), errors)
+
+
+def queries_of(scores: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: float = 0.1) -> list[Query]:
+    """The :class:`Query` of every row of ``scores``; refuses as :func:`regress`."""
     scores, subsets, y = np.asarray(scores, np.float64), np.asarray(subsets, np.float64), np.asarray(y, np.float64)
     if subsets.ndim != 2 or scores.shape != (len(y), subsets.shape[1]) or y.shape[1:] != (len(subsets),):
         raise ValueError(f"scores {scores.shape}, subsets {subsets.shape}, y {y.shape}; [Q, N], [m, N] and [Q, m].")
@@ -50,15 +59,13 @@ def regress(scores: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: float
         raise ValueError(f"a residual of {len(subsets)} models; at least {LEAST} are needed, or none (residual=0).")
     if not (scores.any(1).all() and (y.std(1) > 0).all()):
         raise ValueError("a query's scores are all zero, or its losses are the same in all models: nothing to regress.")
-    parts = [_Query(w0, subsets, row, floor) for w0, row in zip(scores, y, strict=True)]
-    errors = np.mean([[part.error(ratio) for ratio in RATIOS] for part in parts], 0)
-    ratio = RATIOS[int(errors.argmin())]
-    solved = [part.solve(ratio) for part in parts]
-    return Fit(np.stack([w for w, _ in solved]), np.array([a for _, a in solved]), float(ratio), errors)
+    return [Query(w0, subsets, row, floor) for w0, row in zip(scores, y, strict=True)]
 
 
-class _Query:
-    """One query: everything that does not depend on tau."""
+class Query:
+    """One query: everything that does not depend on tau. ``values`` [m - 2] are the eigenvalues of K on what X does not
+    span, with mean 1, and ``along`` the coordinates of y there.
+    """
 
     def __init__(self, w0: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: float):
         spread = w0**2 + floor * (w0**2).mean()

@@ -1,0 +1,73 @@
+"""The additive share of worlds whose share is known, because their losses were made."""
+
+import numpy as np
+import pytest
+
+from tda.evaluation.additive import additive_share, seed_noise
+from tda.evaluation.lds import lds
+
+NOISE = 0.3
+
+
+def world(m, interaction, n=60, queries=32, seed=0):
+    """Scores that know the truth in part; halves with losses that are sums plus ``interaction`` of pairs plus noise;
+    and the LDS of the true sum on new halves without noise.
+    """
+    rng = np.random.default_rng(seed)
+    truth, other = rng.normal(size=(2, queries, n))
+    pairs = rng.integers(0, n, (queries, 200, 2))
+
+    def minus_loss(subsets):
+        signs = np.where(subsets, 1.0, -1.0)
+        both = np.stack([(signs[:, p[:, 0]] * signs[:, p[:, 1]]).sum(1) for p in pairs]) / np.sqrt(200)
+        return truth @ subsets.T / np.sqrt(n / 4) + interaction * both
+
+    own, fresh = (np.stack([rng.permutation(n) < n // 2 for _ in range(count)]) for count in (m, 400))
+    y = minus_loss(own) + NOISE * rng.normal(size=(queries, m))
+    known = float(lds(truth, fresh, (3 - minus_loss(fresh)).T[:, None]).mean())
+    return truth + other, own, y, np.full(queries, NOISE**2), known
+
+
+@pytest.mark.parametrize("n", [60, 200])
+@pytest.mark.parametrize("interaction", [0.0, 0.5, 1.0])
+def test_it_is_the_lds_of_the_true_sum(interaction, n):
+    """With 160 models of 60 documents and of 200, where no regression could show it."""
+    *given, known = world(160, interaction, n)
+    found = additive_share(*given)
+    assert abs(found.share.value - known) < 0.03
+    assert found.share.low - 0.01 < known < found.share.high + 0.01
+    assert {0.0: 0.99, 0.5: 0.8, 1.0: 0.6}[interaction] < known < {0.0: 1.01, 0.5: 0.93, 1.0: 0.75}[interaction]
+
+
+def test_seeds_are_no_interactions():
+    """Taken for interactions, the noise of seeds would lower the share."""
+    scores, own, y, noise, known = world(160, 0.0)
+    told, untold = (additive_share(scores, own, y, variance).share.value for variance in (noise, 0 * noise))
+    assert abs(told - known) < 0.02 and untold < known - 0.03
+
+
+def test_scores_that_know_nothing_only_cost_precision():
+    scores, own, y, noise, known = world(200, 0.5)
+    blind = additive_share(np.random.default_rng(9).normal(size=scores.shape), own, y, noise)
+    assert abs(blind.share.value - known) < 0.1
+
+
+def test_the_interval_grows_with_fewer_models_and_holds_groups_and_queries():
+    few, many = (additive_share(*world(m, 1.0)[:-1]).share for m in (64, 512))
+    assert many.high - many.low < few.high - few.low
+    assert few.low < few.value < few.high
+
+
+def test_seed_noise_by_hand():
+    outputs = np.exp(np.array([[[0.0, 1.0], [2.0, 1.0]], [[1.0, 3.0], [1.0, 5.0]], [[0.0, 0.0], [0.0, 0.0]]]))
+    assert np.allclose(seed_noise(outputs), [2 / 3, 2 / 3])
+    with pytest.raises(ValueError, match="needs at least 2"):
+        seed_noise(outputs[:, :1])
+
+
+def test_refusals():
+    scores, own, y, noise, _ = world(64, 0.5)
+    with pytest.raises(ValueError, match="63 extra models; at least 64"):
+        additive_share(scores, own[:63], y[:, :63], noise)
+    with pytest.raises(ValueError, match=r"noise \(3,\) for 32 queries"):
+        additive_share(scores, own, y, noise[:3])
