@@ -25,6 +25,7 @@ COLOURS = {
     "curvature": "#009E73",
     "unrolling": "#56B4E9",
     "simulation": "#332288",
+    "retraining": "#882255",
 }
 FALLBACK = "#000000"
 NAMES = {

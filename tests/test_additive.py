@@ -9,7 +9,7 @@ from tda.evaluation.lds import lds
 NOISE = 0.3
 
 
-def world(m, interaction, n=60, queries=32, seed=0):
+def world(m, interaction, n=60, queries=32, seed=0, paired=False):
     """Scores that know the truth in part; halves with losses that are sums plus ``interaction`` of pairs plus noise;
     and the LDS of the true sum on new halves without noise.
     """
@@ -23,6 +23,7 @@ def world(m, interaction, n=60, queries=32, seed=0):
         return truth @ subsets.T / np.sqrt(n / 4) + interaction * both
 
     own, fresh = (np.stack([rng.permutation(n) < n // 2 for _ in range(count)]) for count in (m, 400))
+    own = np.concatenate([own[::2], ~own[::2]]) if paired else own
     y = minus_loss(own) + NOISE * rng.normal(size=(queries, m))
     known = float(lds(truth, fresh, (3 - minus_loss(fresh)).T[:, None]).mean())
     return truth + other, own, y, np.full(queries, NOISE**2), known
@@ -44,6 +45,12 @@ def test_seeds_are_no_interactions():
     scores, own, y, noise, known = world(160, 0.0)
     told, untold = (additive_share(scores, own, y, variance).share.value for variance in (noise, 0 * noise))
     assert abs(told - known) < 0.02 and untold < known - 0.03
+
+
+def test_pairs_of_complements_mislead_it():
+    """Both halves of a pair show the same interactions of two documents: no noise that is independent of each other."""
+    scores, own, y, noise, known = world(160, 1.0, paired=True)
+    assert additive_share(scores, own, y, noise).share.high < known - 0.05
 
 
 def test_scores_that_know_nothing_only_cost_precision():

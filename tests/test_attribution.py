@@ -33,6 +33,7 @@ DENOISERS |= {"concept_trak": "it reads tokens of a condition: test_concept_trak
 OF_IMAGES = {"nda": "it compares patches of images: test_nda.py"}
 # name -> why it is too slow for all tests of this file; its own file repeats those that concern it
 TRAINED = {"airrep": "it fine-tunes hundreds of models: test_airrep.py"}
+TRAINED |= {"half_influence": "it trains models of its own: test_half_influence.py"}
 ABSENT = ELSEWHERE | OF_IMAGES | DENOISERS | TRAINED
 METHODS = {name: chosen for name, chosen in REGISTERED.items() if name not in ABSENT}
 # name -> why a copy of the query need not come first

@@ -54,7 +54,7 @@ class Options:
     damping: NotNegative = option(0.0, f"d, relative; 0: {DAMPINGS} combined on the models' own losses")
     balanced: Flag = option(True, "documents inside and outside of a half are scaled apart")
     moment: Whole = option(0, "which of the recorded moments of training, 1 the earliest; 0: the end")
-    around: Whole = option(0, "so many moments before and after it, too")
+    around: Whole = option(0, "so many moments before and after it are taken, too, as far as there are")
     residual: Whole = option(0, f"m, further halves whose losses are regressed on, at least {residual.LEAST}; 0: none")
     floor: Positive = option(0.1, "c of the regression's prior")
 
@@ -95,11 +95,9 @@ def own_models(task: Task, masks: np.ndarray, options: Options) -> list[list[dic
     recorded = 1
     if options.moment:
         recorded = task.run.recipe.checkpoints if task.run.recipe else 1
-        last = options.moment + options.around
-        if options.moment - options.around < 1 or last > recorded:
+        if options.moment > recorded:
             raise ValueError(
-                f"half_influence: moment={options.moment}, around={options.around}; the recipe of {task.name!r} "
-                f"records {recorded} moments, numbered from 1."
+                f"half_influence: moment={options.moment}; the recipe of {task.name!r} records {recorded} moments."
             )
     return halves.trained(task, masks, halves.seeds_from(options.seed, len(masks)), recorded)
 
@@ -115,7 +113,7 @@ def contributions(task: Task, train: Examples, queries: Examples, masks: np.ndar
     found = []
     for mask, moments in zip(masks, own_models(task, masks, options), strict=True):
         if options.moment:
-            moments = moments[options.moment - options.around - 1 : options.moment + options.around]
+            moments = moments[max(0, options.moment - options.around - 1) : options.moment + options.around]
         scores = []
         for params in moments:
             here = replace(task, params=params)

@@ -59,10 +59,10 @@ def additive_share(
     """The additive share of a bank's queries.
 
     scores   [Q, N], what the regression starts from (w0); good ones leave less to be estimated.
-    own      [m, N] bool, subsets of the extra models; y [Q, m] minus their log losses.
+    own      [m, N] bool, independent subsets of the extra models; y [Q, m] minus their log losses.
     noise    [Q] of :func:`seed_noise`; clusters, level as in `tda.evaluation.intervals`.
     The interval is a two-way jackknife, linearised in the mean A and I: over queries, and over :data:`GROUPS` groups of
-    models, both halves of a pair together.
+    models.
     Errors   ValueError for fewer than twice :data:`LEAST` models, so that enough are left when a group is not.
     """
     m = len(own)
@@ -70,7 +70,7 @@ def additive_share(
         raise ValueError(f"additive_share: {m} extra models; at least {2 * LEAST} are needed. Train more halves.")
     if np.shape(noise) != (len(y),):
         raise ValueError(f"additive_share: noise {np.shape(noise)} for {len(y)} queries; one variance a query.")
-    group = np.arange(m) // 2 % GROUPS
+    group = np.arange(m) % GROUPS
     (additive, interactions), ratio = _variances(queries_of(scores, own, y, EVEN), noise)
     value, slopes = _share(additive.mean(), interactions.mean())
     kinds = [(additive, interactions)]

@@ -16,16 +16,17 @@ ROUNDING = float(np.finfo(np.float32).eps)  # a smaller loss is none that float3
 
 
 def draw(n: int, count: int, seed: int, share: float = 0.5, stream: int = 0) -> np.ndarray:
-    """Random subsets, bool [count, n], of round(share n) documents each. At a share of one half they come in pairs that
-    share no document, so that two already show every document inside and outside. ``count`` more are the same and new
-    ones; another ``stream``: other ones.
+    """Random subsets, bool [count, n], of round(share n) documents each. In stream 0 and at a share of one half they
+    come in pairs that share no document, so that two already show every document inside and outside. In other streams
+    they are independent, as regressions ask: both of a pair show the same interactions of two documents. A larger
+    ``count`` adds new ones to the same.
     """
     kept = round(share * n)
     if not 0 < kept < n:
         raise ValueError(f"share={share} keeps {kept} of {n} documents; keep some, leave some.")
     masks = np.zeros((count, n), bool)
     for number, mask in enumerate(masks):
-        if share == 0.5 and number % 2:
+        if share == 0.5 and not stream and number % 2:
             mask[:] = ~masks[number - 1]
         else:
             mask[np.random.default_rng([seed, 91, stream, number]).permutation(n)[:kept]] = True
