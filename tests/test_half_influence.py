@@ -78,8 +78,8 @@ def test_a_document_on_one_side_only_is_refused_with_the_number_that_suffices():
 
 
 def test_models_of_ones_own_have_seeds_that_nobody_else_has():
-    mine = {s for seed in range(3) for stream in range(2) for s in halves.seeds_from(seed, 500, stream)}
-    assert len(mine) == 3000 and min(mine) >= halves.FIRST_SEED
+    mine = {s for seed in range(3) for stream in range(4) for s in halves.seeds_from(seed, 500, stream)}
+    assert len(mine) == 6000 and min(mine) >= halves.FIRST_SEED
 
 
 def test_moments_end_with_the_model_that_retraining_gives(task, data):

@@ -83,6 +83,20 @@ def test_it_must_fail_where_no_document_has_an_effect_of_its_own():
     assert residual.regress(rng.normal(size=(1, 12)), subsets, y).errors.min() > 0.95
 
 
+def test_cross_fitted_predictions_are_of_fits_without_the_fold():
+    scores, subsets, _, y = world(m=64)
+    found = residual.cross_fitted(scores, subsets, y, folds=4)
+    rest = np.arange(64) % 4 != 1
+    fit = residual.regress(scores, subsets[rest], y[:, rest])
+    shift = (y[:, rest] - fit.weights @ subsets[rest].T).mean(1)
+    assert np.allclose(found[:, ~rest], fit.weights @ subsets[~rest].T + shift[:, None])
+    twisted = y.copy()
+    twisted[:, 1] += 100
+    assert np.allclose(residual.cross_fitted(scores, subsets, twisted, folds=4)[:, ~rest], found[:, ~rest])
+    with pytest.raises(ValueError, match="64 models in 65 folds"):
+        residual.cross_fitted(scores, subsets, y, folds=65)
+
+
 def test_what_cannot_be_regressed_is_refused():
     scores, subsets, _, y = world()
     with pytest.raises(ValueError, match="a residual of 31 models; at least 32 are needed"):

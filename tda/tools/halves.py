@@ -11,6 +11,7 @@ from tda.task import Examples, Params, Task
 from tda.tools.cache import remembered
 
 FIRST_SEED = 10**6  # seeds of base models and banks are smaller
+STREAMS = 4  # of subsets and seeds that a method's seed has
 MOST = 4096  # draws that are looked at to say how many would do
 ROUNDING = float(np.finfo(np.float32).eps)  # a smaller loss is none that float32 tells from 0
 
@@ -88,5 +89,5 @@ def log_losses(task: Task, models: Sequence[Params], queries: Examples) -> np.nd
 
 def seeds_from(seed: int, count: int, stream: int = 0) -> list[int]:
     """Seeds of own models: other ones for every ``seed`` of a method and every ``stream``."""
-    start = FIRST_SEED * (1 + 2 * seed + stream)
+    start = FIRST_SEED * (1 + STREAMS * seed + stream)
     return list(range(start, start + count))

@@ -50,6 +50,22 @@ def regress(scores: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: float
     return Fit(np.stack([w for w, _ in solved]), np.array([a for _, a in solved]), float(ratio), errors)
 
 
+def cross_fitted(scores: np.ndarray, subsets: np.ndarray, y: np.ndarray, folds: int = 8) -> np.ndarray:
+    """What :func:`regress` predicts of every model's y, [Q, m], from a fit without the model's fold.
+    ``ValueError`` for fewer models than folds, or fewer than :data:`LEAST` in a fit.
+    """
+    m = len(subsets)
+    if not 2 <= folds <= m:
+        raise ValueError(f"{m} models in {folds} folds; at least 2 folds and a model in each are needed.")
+    predicted = np.empty(np.shape(y))
+    for fold in range(folds):
+        out = np.arange(m) % folds == fold
+        weights = regress(scores, subsets[~out], y[:, ~out]).weights
+        shift = y[:, ~out].mean(1) - (weights @ subsets[~out].T).mean(1)
+        predicted[:, out] = weights @ subsets[out].T + shift[:, None]
+    return predicted
+
+
 def queries_of(scores: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: float = 0.1) -> list[Query]:
     """The :class:`Query` of every row of ``scores``; refuses as :func:`regress`."""
     scores, subsets, y = np.asarray(scores, np.float64), np.asarray(subsets, np.float64), np.asarray(y, np.float64)

@@ -1,0 +1,115 @@
+"""From one model to the ceiling, rung by rung, and what leverage does to a document inside of its own fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tda.attribution import half_influence
+from tda.attribution.half_influence import DAMPINGS, Options
+from tda.curvature import named
+from tda.curvature.second_derivatives import pseudo_gradients, small_ggn
+from tda.evaluation.lds import lds
+from tda.task import Examples, Params, Task, n_examples, take
+from tda.tools import halves
+from tda.tools.gradients import matrix
+
+
+def rungs(
+    task: Task, train: Examples, queries: Examples, options: Options, judge: tuple[np.ndarray, np.ndarray],
+    tune: np.ndarray,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Scores [Q, N] of every rung below the residual, each over the same number of models.
+
+    ``judge``: subsets and outputs of the bank on whose ``tune`` queries ([Q] bool) one damping is chosen for each of
+    the first four rungs; the fifth combines dampings on the models' own losses instead.
+    """
+    count = n_examples(train)
+    everything, masks = (
+        np.ones((options.models, count), bool),
+        halves.draw_covering(count, options.models, options.seed),
+    )
+    whole = half_influence.contributions(task, train, queries, everything, options)
+    plain = half_influence.contributions(task, train, queries, masks, replace(options, balanced=False))
+    parts = half_influence.contributions(task, train, queries, masks, options)
+    on_tune = judge[0], judge[1][..., tune]
+
+    def at_best_damping(scores: np.ndarray) -> np.ndarray:
+        reached = [float(lds(one[tune], *on_tune).mean()) for one in scores]
+        return scores[int(np.argmax(reached))]
+
+    k = options.models
+    return {
+        "one model": at_best_damping(whole[0]),
+        f"{k} models of everything": at_best_damping(whole.mean(0)),
+        f"{k} models of halves": at_best_damping(plain.mean(0)),
+        "inside and outside balanced": at_best_damping(parts.mean(0)),
+        "dampings combined": half_influence.combine(
+            parts, masks, half_influence.own_losses(task, queries, masks, options)
+        ),
+    }
+
+
+def leverages(task: Task, train: Examples, mask: np.ndarray, damping: float) -> np.ndarray:
+    """tr(M_i) of every document [N] at a model of the half ``mask``: ``M_i = A_i (C + d)^-1 A_i^T / n`` with A_i
+    [C, P] its pseudo-gradients, n the size of the half, C its Gauss-Newton matrix. Inside of a fit, the share of the document's
+    own outputs that it decides itself.
+    """
+    rows, solved, size = _solved(task, train, mask, damping)
+    return (rows * solved).sum((1, 2)).numpy() / size
+
+
+def newton(task: Task, train: Examples, queries: Examples, mask: np.ndarray, damping: float) -> np.ndarray:
+    """What one Newton step without (inside of the half) or with (outside) a document changes, [Q, N], in the scale of
+    influence: ``g_q^T (C -+ A_i^T A_i / n + d)^-1 g_i``, by Woodbury's identity on the C x C leverage matrix.
+    """
+    rows, solved, size = _solved(task, train, mask, damping)
+    asked, own = matrix(task, queries), matrix(task, train)
+    along_rows = torch.einsum("qp,ncp->qnc", asked, solved)
+    residuals = torch.einsum("np,ncp->nc", own, solved)
+    sign = torch.where(torch.from_numpy(mask), -1.0, 1.0)[:, None, None]
+    leverage = torch.einsum("ncp,nep->nce", rows, solved)
+    step = torch.linalg.solve(size * torch.eye(leverage.shape[1]) + sign * leverage, residuals.unsqueeze(2)).squeeze(2)
+    plain = half_influence.at_model(task, train, queries, mask, "ggn", (damping,), 0, half_influence.CHUNK)[0]
+    return plain - (along_rows * (sign.squeeze(2) * step)).sum(2).numpy()
+
+
+def _solved(task: Task, train: Examples, mask: np.ndarray, damping: float) -> tuple[Tensor, Tensor, int]:
+    """Pseudo-gradients A [N, C, P], ``A (C + d)^-1`` alike, and the size of the half."""
+    half = take(train, mask)
+    operator = small_ggn(task, half)
+    shift = named.absolute_damping(operator, damping)
+    chunk = n_examples(train)  # so that the blocks are the classes
+    rows = torch.stack(list(pseudo_gradients(task, train, "exact", chunk=chunk)), 1)
+    solved = operator.function(lambda w: named.damped(w, shift), rows.flatten(0, 1))
+    return rows, solved.reshape(rows.shape), n_examples(half)
+
+
+def group_newton(task: Task, train: Examples, queries: Examples, subsets: np.ndarray, damping: float) -> np.ndarray:
+    """What one Newton step on a whole subset changes, [Q, M], larger where the query's loss falls more: from the model
+    of a half, ``g_q^T (C_S + d)^-1 g_S`` with C_S and the mean gradient g_S of the documents of the subset S.
+    """
+    asked, own, found = matrix(task, queries), matrix(task, train), []
+    for subset in subsets:
+        operator = small_ggn(task, take(train, subset))
+        shift = named.absolute_damping(operator, damping)
+        step = operator.function(
+            lambda w, shift=shift: named.damped(w, shift), own[torch.from_numpy(subset)].mean(0)[None]
+        )
+        found.append((asked @ step[0]).numpy())
+    return np.stack(found, 1)
+
+
+def at_halves(task: Task, masks: np.ndarray, models: list[Params], score) -> np.ndarray:
+    """The mean over halves of balanced scores ``score(task of the half)`` [Q, N]: any method, at models of halves."""
+    parts = [
+        half_influence.balance(score(replace(task, params=params)), mask)
+        for mask, params in zip(masks, models, strict=True)
+    ]
+    return np.mean(parts, 0)
+
+
+__all__ = ["DAMPINGS", "at_halves", "group_newton", "leverages", "newton", "rungs"]
