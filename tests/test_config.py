@@ -577,9 +577,10 @@ def test_a_figure_may_be_of_one_testbed(chapters):
 def test_chapters_stand_in_tables_in_the_order_of_their_places():
     paper = config.load("paper")
     rows = list(dict.fromkeys(row["notebook"][:2] for row in paper["rows"]))
-    assert rows == ["04", "10", "11", "22", "21", "20", "23", "12", "13", "14", "15", "40", "41", "42", "43", "44"]
+    assert rows[:12] == ["04", "10", "11", "22", "21", "20", "23", "25", "12", "13", "14", "15"]
+    assert rows[12:] == ["40", "41", "42", "43", "44"]
     claims = list(dict.fromkeys(claim["notebook"][:2] for claim in paper["claims"]))
-    first = ["04", "10", "11", "22", "21", "24", "20", "23", "32", "30", "12", "13"]
+    first = ["04", "10", "11", "22", "21", "24", "20", "23", "25", "32", "30", "12", "13"]
     assert claims == [*first, *rows[-7:], "50", "51", "52", "53"]
 
 

@@ -50,8 +50,20 @@ def regress(scores: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: float
     return Fit(np.stack([w for w, _ in solved]), np.array([a for _, a in solved]), float(ratio), errors)
 
 
-def cross_fitted(scores: np.ndarray, subsets: np.ndarray, y: np.ndarray, folds: int = 8) -> np.ndarray:
-    """What :func:`regress` predicts of every model's y, [Q, m], from a fit without the model's fold.
+def datamodel(subsets: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Weights [Q, N] of a regression that starts from no scores (Ilyas et al. 2022, by ridge): all documents alike
+    beforehand, one penalty for all queries by the error of the left-out model.
+    """
+    subsets = np.asarray(subsets, np.float64)
+    nothing = np.zeros((len(y), subsets.shape[1]))
+    parts = [Query(w0, subsets, row, 1.0) for w0, row in zip(nothing, np.asarray(y, np.float64), strict=True)]
+    errors = np.mean([[part.error(ratio) for ratio in RATIOS[1:]] for part in parts], 0)
+    return np.stack([part.solve(RATIOS[1 + int(errors.argmin())])[0] for part in parts])
+
+
+def cross_fitted(scores: np.ndarray | None, subsets: np.ndarray, y: np.ndarray, folds: int = 8) -> np.ndarray:
+    """What :func:`regress` (without scores: :func:`datamodel`) predicts of every model's y, [Q, m], from a fit without
+    the model's fold.
     ``ValueError`` for fewer models than folds, or fewer than :data:`LEAST` in a fit.
     """
     m = len(subsets)
@@ -60,7 +72,8 @@ def cross_fitted(scores: np.ndarray, subsets: np.ndarray, y: np.ndarray, folds: 
     predicted = np.empty(np.shape(y))
     for fold in range(folds):
         out = np.arange(m) % folds == fold
-        weights = regress(scores, subsets[~out], y[:, ~out]).weights
+        part = subsets[~out], y[:, ~out]
+        weights = datamodel(*part) if scores is None else regress(scores, *part).weights
         shift = y[:, ~out].mean(1) - (weights @ subsets[~out].T).mean(1)
         predicted[:, out] = weights @ subsets[out].T + shift[:, None]
     return predicted
@@ -80,14 +93,15 @@ def queries_of(scores: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: fl
 
 class Query:
     """One query: everything that does not depend on tau. ``values`` [m - 2] are the eigenvalues of K on what X does not
-    span, with mean 1, and ``along`` the coordinates of y there.
+    span, with mean 1, and ``along`` the coordinates of y there. Without scores (w0 = 0) X is the 1 alone.
     """
 
     def __init__(self, w0: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: float):
-        spread = w0**2 + floor * (w0**2).mean()
+        spread = w0**2 + floor * (w0**2).mean() if w0.any() else np.ones(len(w0))
         self.w0, self.subsets, self.y = w0, subsets, y
-        self.fixed = np.stack([np.ones(len(y)), subsets @ w0], 1)
-        apart = np.linalg.qr(self.fixed, mode="complete")[0][:, 2:]  # an orthonormal basis of what X does not span
+        self.fixed = np.stack([np.ones(len(y)), subsets @ w0], 1)[:, : 1 + w0.any()]
+        width = self.fixed.shape[1]
+        apart = np.linalg.qr(self.fixed, mode="complete")[0][:, width:]  # an orthonormal basis of what X does not span
         half = apart.T @ (subsets * np.sqrt(spread))
         values, vectors = np.linalg.eigh(half @ half.T)
         scale = max(values.mean(), np.finfo(float).tiny)
@@ -102,5 +116,5 @@ class Query:
     def solve(self, ratio: float) -> tuple[np.ndarray, float]:
         pi_y = self.basis @ (self.along / (ratio * self.values + 1))
         r = ratio * self.prior * (self.subsets.T @ pi_y)
-        slope = np.linalg.lstsq(self.fixed, self.y - self.subsets @ r - pi_y, rcond=None)[0][1]
+        slope = np.linalg.lstsq(self.fixed, self.y - self.subsets @ r - pi_y, rcond=None)[0][-1] * self.w0.any()
         return slope * self.w0 + r, float(slope)

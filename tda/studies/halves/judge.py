@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tda.evaluation.ceiling import ceiling, with_seeds
-from tda.evaluation.intervals import RowResult, lds_intervals
+from tda.evaluation.ceiling import Ceiling, ceiling, share_of_ceiling, with_seeds
+from tda.evaluation.intervals import Interval, RowResult, lds_intervals
 from tda.task import Examples, Task, n_examples
 from tda.tools import halves
 
@@ -17,19 +17,36 @@ STREAM = 2  # of subsets and seeds: 0 and 1 are those of half-model influence
 
 @dataclass(frozen=True)
 class Judge:
-    """``subsets`` [M, N], ``outputs`` [M, R, Q] losses, and the noise ``ceiling`` of their mean over R seeds."""
+    """``subsets`` [M, N], ``outputs`` [M, R, Q] losses, the noise ``ceiling`` of their mean over R seeds, and its
+    estimate ``bound``, where these losses gave it.
+    """
 
     subsets: np.ndarray
     outputs: np.ndarray
     ceiling: float
+    bound: Ceiling | None = None
 
-    def lds(self, scores: Mapping[str, np.ndarray], clusters: Sequence, level: float, against: Sequence[str] = (),
-            predictions: Mapping[str, np.ndarray] | None = None) -> dict[str, RowResult]:  # fmt: skip
+    def lds(
+        self, scores: Mapping[str, np.ndarray], clusters: Sequence, level: float, against: Sequence[str] = (),
+        predictions: Mapping[str, np.ndarray] | None = None,
+    ) -> dict[str, RowResult]:  # fmt: skip
         """LDS of rows on this judge, with intervals and paired differences to the rows ``against``."""
         return lds_intervals(scores, self.subsets, self.outputs, clusters, level, against, predictions)
 
+    def share(self, result: RowResult, clusters: Sequence, level: float) -> Interval:
+        """An LDS as a share of the ceiling. A ceiling of other models counts as known: its own error is not in the
+        interval.
+        """
+        if self.bound is not None:
+            return share_of_ceiling(result, self.bound, clusters, level)
+        of = result.value
+        return Interval(*(part / self.ceiling for part in (*of, of.se)), of.df)
 
-def new_bank(task: Task, train: Examples, queries: Examples, count: int, seeds: int, seed: int = 0) -> Judge:
+
+def new_bank(
+    task: Task, train: Examples, queries: Examples, count: int, seeds: int, clusters: Sequence, level: float,
+    seed: int = 0,
+) -> Judge:  # fmt: skip
     """``count`` new halves, each trained with ``seeds`` new seeds, and the noise ceiling of their losses."""
     masks = halves.draw(n_examples(train), count, seed, stream=STREAM)
     losses = []
@@ -38,12 +55,25 @@ def new_bank(task: Task, train: Examples, queries: Examples, count: int, seeds: 
         models = halves.trained(task, masks, numbers)
         losses.append(np.exp(halves.log_losses(task, [moments[-1] for moments in models], queries)).T)
     outputs = np.stack(losses, 1).astype(np.float32)
-    return Judge(masks, outputs, ceiling(outputs).value)
+    bound = ceiling(outputs, clusters, level)
+    return Judge(masks, outputs, bound.value, bound)
 
 
-def of_own_models(masks: np.ndarray, log_losses: np.ndarray, ceiling: float, seeds: int) -> Judge:
+def of_own_models(masks: np.ndarray, log_losses: np.ndarray, value: float, seeds: int) -> Judge:
     """The halves ``masks`` [m, N] of a residual as judges of what was not regressed on them, log losses [Q, m].
-    ``ceiling``: that of a bank with ``seeds`` seeds on these queries, converted to one seed.
+    ``value``: the ceiling of a bank with ``seeds`` seeds on these queries, converted to one seed.
     """
-    outputs = np.exp(log_losses).T[:, None].astype(np.float32)
-    return Judge(masks, outputs, with_seeds(ceiling, seeds, 1))
+    return Judge(masks, np.exp(log_losses).T[:, None].astype(np.float32), with_seeds(value, seeds, 1))
+
+
+def compare(
+    scores: Mapping[str, np.ndarray], bank, chosen: np.ndarray, clusters: Sequence, level: float, against: str
+) -> dict[str, RowResult]:
+    """LDS of rows [Q, N] on a shipped bank's ``chosen`` queries, paired with the row ``against``."""
+    return lds_intervals(scores, bank.subsets, bank.outputs[..., chosen], clusters, level, [against])
+
+
+def unit(predictions: np.ndarray) -> np.ndarray:
+    """Predictions [Q, M] with mean 0 and variance 1 in every row."""
+    centred = predictions - predictions.mean(1, keepdims=True)
+    return centred / np.maximum(centred.std(1, keepdims=True), np.finfo(float).tiny)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tda.attribution import half_influence
-from tda.attribution.half_influence import DAMPINGS, Options
+from tda.attribution.half_influence import Options
 from tda.curvature import named
 from tda.curvature.second_derivatives import pseudo_gradients, small_ggn
 from tda.evaluation.lds import lds
@@ -53,18 +53,15 @@ def rungs(
     }
 
 
-def leverages(task: Task, train: Examples, mask: np.ndarray, damping: float) -> np.ndarray:
-    """tr(M_i) of every document [N] at a model of the half ``mask``: ``M_i = A_i (C + d)^-1 A_i^T / n`` with A_i
-    [C, P] its pseudo-gradients, n the size of the half, C its Gauss-Newton matrix. Inside of a fit, the share of the document's
-    own outputs that it decides itself.
-    """
-    rows, solved, size = _solved(task, train, mask, damping)
-    return (rows * solved).sum((1, 2)).numpy() / size
+def leverages_and_newton(
+    task: Task, train: Examples, queries: Examples, mask: np.ndarray, damping: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The leverage of every document at a model of the half ``mask``, and what one Newton step without it (inside of
+    the half) or with it (outside) changes.
 
-
-def newton(task: Task, train: Examples, queries: Examples, mask: np.ndarray, damping: float) -> np.ndarray:
-    """What one Newton step without (inside of the half) or with (outside) a document changes, [Q, N], in the scale of
-    influence: ``g_q^T (C -+ A_i^T A_i / n + d)^-1 g_i``, by Woodbury's identity on the C x C leverage matrix.
+    With A_i [C, P] the pseudo-gradients of document i, n the size of the half, C its Gauss-Newton matrix: tr(M_i) [N],
+    ``M_i = A_i (C + d)^-1 A_i^T / n``, and ``g_q^T (C -+ A_i^T A_i / n + d)^-1 g_i`` [Q, N] in the scale of
+    influence, by Woodbury's identity on M_i.
     """
     rows, solved, size = _solved(task, train, mask, damping)
     asked, own = matrix(task, queries), matrix(task, train)
@@ -72,9 +69,12 @@ def newton(task: Task, train: Examples, queries: Examples, mask: np.ndarray, dam
     residuals = torch.einsum("np,ncp->nc", own, solved)
     sign = torch.where(torch.from_numpy(mask), -1.0, 1.0)[:, None, None]
     leverage = torch.einsum("ncp,nep->nce", rows, solved)
-    step = torch.linalg.solve(size * torch.eye(leverage.shape[1]) + sign * leverage, residuals.unsqueeze(2)).squeeze(2)
-    plain = half_influence.at_model(task, train, queries, mask, "ggn", (damping,), 0, half_influence.CHUNK)[0]
-    return plain - (along_rows * (sign.squeeze(2) * step)).sum(2).numpy()
+    inner = size * torch.eye(leverage.shape[1]) + sign * leverage
+    step = torch.linalg.solve(inner, residuals.unsqueeze(2)).squeeze(2)
+    chunk = half_influence.CHUNK
+    plain = half_influence.at_model(task, train, queries, mask, "ggn", (damping,), 0, chunk)[0]
+    newton = plain - (along_rows * (sign.squeeze(2) * step)).sum(2).numpy()
+    return leverage.diagonal(dim1=1, dim2=2).sum(1).numpy() / size, newton
 
 
 def _solved(task: Task, train: Examples, mask: np.ndarray, damping: float) -> tuple[Tensor, Tensor, int]:
@@ -110,6 +110,3 @@ def at_halves(task: Task, masks: np.ndarray, models: list[Params], score) -> np.
         for mask, params in zip(masks, models, strict=True)
     ]
     return np.mean(parts, 0)
-
-
-__all__ = ["DAMPINGS", "at_halves", "group_newton", "leverages", "newton", "rungs"]
