@@ -65,11 +65,15 @@ def test_the_interval_grows_with_fewer_models_and_holds_groups_and_queries():
     assert few.low < few.value < few.high
 
 
-def test_seed_noise_by_hand():
-    outputs = np.exp(np.array([[[0.0, 1.0], [2.0, 1.0]], [[1.0, 3.0], [1.0, 5.0]], [[0.0, 0.0], [0.0, 0.0]]]))
-    assert np.allclose(seed_noise(outputs), [2 / 3, 2 / 3])
+def test_seed_noise_by_hand_and_without_what_a_seed_does_to_all():
+    rng = np.random.default_rng(0)
+    logs = rng.normal(size=(2000, 3, 2)) * [0.5, 2.0] + 5 * rng.normal(size=(1, 3, 2))
+    assert np.allclose(seed_noise(np.exp(logs)), [0.25, 4.0], rtol=0.1)
+    three = np.log(np.array([[[1.0], [4.0]], [[9.0], [4.0]], [[2.0], [5.0]]]))
+    alike = three - three.mean(0)
+    assert np.allclose(seed_noise(np.exp(three)), 1.5 * alike.var(1, ddof=1).mean(0))
     with pytest.raises(ValueError, match="needs at least 2"):
-        seed_noise(outputs[:, :1])
+        seed_noise(np.exp(logs[:, :1]))
 
 
 def test_refusals():

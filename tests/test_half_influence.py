@@ -82,6 +82,16 @@ def test_models_of_ones_own_have_seeds_that_nobody_else_has():
     assert len(mine) == 6000 and min(mine) >= halves.FIRST_SEED
 
 
+def test_models_that_share_a_seed_lose_what_it_does_to_all():
+    seeds = halves.seeds_from(0, 40, 1, sharing=16)
+    assert len(set(seeds)) == 3 and max(seeds.count(s) for s in set(seeds)) == 14 and seeds[0] == seeds[3]
+    values = np.random.default_rng(0).normal(size=(2, 40))
+    shifted = values + 9.0 * (np.array(seeds) - seeds[0])
+    found = halves.without_seeds(shifted, seeds)
+    assert np.allclose(found, halves.without_seeds(values, seeds))
+    assert np.allclose(found[:, np.array(seeds) == seeds[1]].mean(1), 0)
+
+
 def test_moments_end_with_the_model_that_retraining_gives(task, data):
     masks = halves.draw(48, 2, 0)
     several = halves.trained(task, masks, [5, 6], 3)

@@ -45,11 +45,14 @@ class Additive:
 
 
 def seed_noise(outputs: np.ndarray) -> np.ndarray:
-    """Variance of minus log loss between seeds of the same subset, [Q], of a bank's outputs [M, R, Q] with R >= 2."""
+    """Variance of minus log loss between seeds of the same subset, [Q], of a bank's outputs [M, R, Q] with R >= 2, less
+    what a seed does to all subsets alike.
+    """
     outputs = check_outputs(outputs)
     if outputs.shape[1] < 2:
         raise ValueError("1 seed per subset in the bank; the variance between seeds needs at least 2.")
-    return np.log(np.maximum(outputs.astype(np.float64), ROUNDING)).var(1, ddof=1).mean(0)
+    logs = np.log(np.maximum(outputs.astype(np.float64), ROUNDING))
+    return (logs - logs.mean(0)).var(1, ddof=1).mean(0) * len(logs) / (len(logs) - 1)
 
 
 def additive_share(

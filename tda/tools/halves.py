@@ -11,6 +11,7 @@ from tda.task import Examples, Params, Task
 from tda.tools.cache import remembered
 
 FIRST_SEED = 10**6  # seeds of base models and banks are smaller
+SHARING = 16  # models of a regression that share a seed
 STREAMS = 4  # of subsets and seeds that a method's seed has
 MOST = 4096  # draws that are looked at to say how many would do
 ROUNDING = float(np.finfo(np.float32).eps)  # a smaller loss is none that float32 tells from 0
@@ -87,7 +88,17 @@ def log_losses(task: Task, models: Sequence[Params], queries: Examples) -> np.nd
     return np.log(np.maximum(found, ROUNDING))
 
 
-def seeds_from(seed: int, count: int, stream: int = 0) -> list[int]:
-    """Seeds of own models: other ones for every ``seed`` of a method and every ``stream``."""
+def seeds_from(seed: int, count: int, stream: int = 0, sharing: int = 1) -> list[int]:
+    """Seeds of own models: other ones for every ``seed`` of a method and every ``stream``, each for ``sharing`` models."""
     start = FIRST_SEED * (1 + STREAMS * seed + stream)
-    return list(range(start, start + count))
+    return [start + number % -(-count // sharing) for number in range(count)]
+
+
+def without_seeds(values: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+    """Values [Q, models] less the mean over the models of a seed: what a seed does to all subsets alike is no effect of
+    a document, and a bank, whose subsets share their seeds, does not show it either.
+    """
+    values, seeds = np.array(values, np.float64), np.asarray(seeds)
+    for seed in np.unique(seeds):
+        values[:, seeds == seed] -= values[:, seeds == seed].mean(1, keepdims=True)
+    return values

@@ -50,9 +50,8 @@ def new_bank(
     """``count`` new halves, each trained with ``seeds`` new seeds, and the noise ceiling of their losses."""
     masks = halves.draw(n_examples(train), count, seed, stream=STREAM)
     losses = []
-    for r in range(seeds):
-        numbers = [s + r * count for s in halves.seeds_from(seed, count, STREAM)]
-        models = halves.trained(task, masks, numbers)
+    for number in halves.seeds_from(seed, seeds, STREAM):  # each shared by all subsets, as in a bank
+        models = halves.trained(task, masks, [number] * count)
         losses.append(np.exp(halves.log_losses(task, [moments[-1] for moments in models], queries)).T)
     outputs = np.stack(losses, 1).astype(np.float32)
     bound = ceiling(outputs, clusters, level)
