@@ -89,7 +89,7 @@ def log_losses(task: Task, models: Sequence[Params], queries: Examples) -> np.nd
 
 
 def seeds_from(seed: int, count: int, stream: int = 0, sharing: int = 1) -> list[int]:
-    """Seeds of own models: other ones for every ``seed`` of a method and every ``stream``, each for ``sharing`` models."""
+    """Seeds of own models: other ones for every ``seed`` and ``stream``, each for up to ``sharing`` models."""
     start = FIRST_SEED * (1 + STREAMS * seed + stream)
     return [start + number % -(-count // sharing) for number in range(count)]
 
