@@ -11,7 +11,7 @@ from tda.provenance import Stopwatch, record
 from tda.task import take
 from tda.testbeds import Testbed
 from tda.tools.summed import unit_scale
-from tda.tuning import attribute, options_of, row_of, what_runs
+from tda.tuning import attribute, options_of, row_of, what_runs, with_defaults
 
 
 def run(testbed: Testbed, row_id: str) -> np.ndarray:
@@ -90,11 +90,23 @@ def describe(testbed: Testbed, row_id: str) -> dict:
 
 
 def models_used(testbed: Testbed, row: dict, options: dict) -> int:
-    """How many parameter vectors a row looks at: 0 (text only), 1, or checkpoints x seeds. Compare like with like."""
+    """How many parameter vectors a row looks at: 0 (text only), 1, checkpoints x seeds, or those that it trains itself
+    (:func:`trainings`). Compare like with like.
+    """
     needs = attribution.named(row["method"]).needs
+    if "retrain" in needs:
+        return trainings(row, options) * row["seeds"]
     if "checkpoints" in needs or row["checkpoints"] is not None:
         return (options.get("checkpoints") or testbed.settings["training"]["checkpoints"]) * row["seeds"]
     return int("params" in needs or "features" in needs) * row["seeds"]
+
+
+def trainings(row: dict, options: dict) -> int:
+    """How many models of its own a row trains: 0 for all methods but those that retrain."""
+    if "retrain" not in attribution.named(row["method"]).needs:
+        return 0
+    options = with_defaults(row, options)
+    return options["models"] + options["residual"]
 
 
 def _about(testbed: Testbed, row: dict) -> dict:

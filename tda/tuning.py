@@ -102,7 +102,7 @@ def tune(testbed: Testbed, row: dict, taken: dict | None = None) -> dict:
         for option, values in row["tune"].items():
             for value in values:
                 options = {**given, **best, option: value}
-                same = key_of(_with_defaults(row, options))  # a later option's default was tried along with the first
+                same = key_of(with_defaults(row, options))  # a later option's default was tried along with the first
                 if same not in lds_of:
                     seeded = {"seed": testbed.config["seed"]} | options
                     lds_of[same] = _trial(row, task, testbed.train, queries, seeded, truth, chosen)
@@ -166,7 +166,8 @@ def tune_queries(testbed: Testbed, every: int = 1) -> np.ndarray:
     return np.sort(rng.permutation(held_out)[: -(-len(held_out) // every)])
 
 
-def _with_defaults(row: dict, options: dict) -> dict:
+def with_defaults(row: dict, options: dict) -> dict:
+    """``options`` and, for all others that the row's method has, their defaults."""
     parameters = inspect.signature(attribution.named(row["method"]).function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | options
 

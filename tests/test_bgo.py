@@ -597,4 +597,5 @@ def test_models_used_counts_checkpoints_and_seeds(tiny):
     assert used("bm25") == 0 and used("bgo") == 1 and used("bgo", 3) == 3
     assert used("bgo", summed=0) == 3 and used("bgo", 2, summed=2, checkpoints=2) == 4
     assert used("trak_trajectory") == 3 and used("trak_trajectory", 2, checkpoints=2) == 4
+    assert used("half_influence") == 10 and used("half_influence", models=4, residual=124) == 128
     assert config.load("smoke")["rows"][0]["seeds"] == 1
