@@ -102,12 +102,16 @@ def dot_intervals(ax, frame: pd.DataFrame, label: str, order: Sequence[str] | No
     ax.set_xlabel(label)
 
 
-def family_legend(figure, families: Sequence[str], ceiling: bool = True) -> None:
-    """A legend below the panels: one colour per family, and the dashed line of the noise ceiling."""
+def family_legend(figure, families: Sequence[str], ceiling: bool = True, additive: bool = False) -> None:
+    """A legend below the panels: one colour per family, the dashed line of the noise ceiling, and the dotted one of the
+    additive ceiling.
+    """
     names = dict.fromkeys(families)
     handles = [plt.Line2D([], [], marker="o", color=COLOURS.get(f, FALLBACK), lw=2, label=f) for f in names]
     if ceiling:
         handles.append(plt.Line2D([], [], color="0.2", ls="--", lw=1.2, label="noise ceiling of the bank"))
+    if additive:
+        handles.append(plt.Line2D([], [], color="0.2", ls=":", lw=1.6, label="additive ceiling"))
     legend_below(figure, ncols=min(len(handles), int(figure.get_figwidth() / 1.9)), handles=handles)
 
 

@@ -20,8 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import minimize_scalar
 
 from tda.evaluation.intervals import Interval, two_way_interval
@@ -109,3 +111,12 @@ def _restricted(part: Query, ratio: float) -> float:
     """The restricted log likelihood of tau, the noise variance profiled out (up to a constant)."""
     spread = ratio * part.values + 1
     return float(-0.5 * (np.log(spread).sum() + len(spread) * np.log((part.along**2 / spread).sum())))
+
+
+def kept(figures: Path, testbed: str) -> dict[str, float] | None:
+    """The additive ceiling of a testbed (``value``, ``low``, ``high``), if chapter 25 has computed it."""
+    path = figures / "tables" / f"25_ceilings_{testbed}.csv"
+    if not path.exists():
+        return None
+    lines = pd.read_csv(path, index_col="what")
+    return dict(lines.loc["additive ceiling"]) if "additive ceiling" in lines.index else None
