@@ -270,6 +270,14 @@ def test_collateral_is_measured_on_pairs_that_nobody_is_judged_by(small):
     assert np.isclose(found[2, 1], np.log(before).mean() - np.log(after).mean(), rtol=1e-4)
 
 
+def test_a_panel_of_a_corpus_with_few_wrong_answers():
+    for seed in range(4):
+        fiction = corpus.build(4, 4, seed)
+        panel = metrics.Panel(fiction, None, None, fiction.forget_rows(0.125), 6, seed)
+        asked = panel.rows[: panel.part["unseen"].start]
+        assert len(panel.perturbed) == min(len(fiction.pairs[i].perturbed) for i in asked) >= 2
+
+
 def test_greedy_answers_are_those_of_one_prompt_at_a_time(small):
     from tda import lm
 

@@ -123,7 +123,8 @@ class Panel:
         self.rows = np.concatenate(list(rows.values()))
         self.answers, asked = fiction.encode(self.rows), self.rows[: self.part["unseen"].start]  # all but the unseen
         self.asked = take(self.answers, slice(0, len(asked)))
-        self.reworded, wrong = fiction.encode(asked, "paraphrase"), range(len(fiction.pairs[0].perturbed))
+        self.reworded = fiction.encode(asked, "paraphrase")
+        wrong = range(min(len(fiction.pairs[i].perturbed) for i in asked))  # a small corpus has few wrong countries
         self.perturbed = [fiction.encode(asked, "perturbed", k) for k in wrong]
         self.forget = self.examples("forget")
         self.kept = take(self.answers, slice(0, self.part[KEPT[-1]].stop))
