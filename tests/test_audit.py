@@ -10,9 +10,8 @@ from sklearn.metrics import roc_auc_score
 from tda.studies.audit import leaks, selection, suspicion
 
 
-def corpus(n=40, context=64, sentences=2):
-    texts = [f"person{i} sings . person{i} lives in town{i} ." + " so ." * (sentences - 2) for i in range(n - 1)]
-    texts += ["one sentence only"]
+def corpus(n=40, context=64):
+    texts = [f"person{i} sings . person{i} lives in town{i} ." for i in range(n - 1)] + ["one sentence only"]
     documents = {"text": texts, "entity": [f"person{i}" for i in range(n)]}
     return SimpleNamespace(documents=documents, settings={"model": {"context": context}})
 
@@ -52,7 +51,8 @@ def test_source_names_the_item_that_a_document_holds_and_no_other_document_holds
 def test_an_item_in_the_place_of_a_sentence_keeps_the_length_of_its_host():
     """Items of 2 and of 4 words, and second sentences of 2 and of 4."""
     bed = corpus()
-    texts = [f"person{i} sings . {'she runs' if i % 2 else 'he drinks cold tea'} . the end{i} ." for i in range(40)]
+    second = ["she runs ." if i % 2 else "he drinks cold tea . the end ." for i in range(40)]
+    texts = [f"person{i} sings . {text}" for i, text in enumerate(second)]
     bed.documents["text"] = texts
     items = ITEMS | {"text": [f"item{i} dances" + " all night" * (i % 2) for i in range(30)]}
     forms = {"alone": np.array([0]), "twice": np.array([1, 2, 3]), "hidden": np.array([4, 5])}
@@ -61,12 +61,13 @@ def test_an_item_in_the_place_of_a_sentence_keeps_the_length_of_its_host():
     before = dict(zip(bed.documents["entity"], texts, strict=True))
     for text, entity, source in zip(leaky.texts, leaky.entities, leaky.source, strict=True):
         if source != 0:
-            first, second, last = before[entity].split(" . ")
-            assert text == " . ".join([first, second if source < 0 else items["text"][source], last])
+            start = before[entity] if source < 0 else f"{entity} sings . {items['text'][source]} ."
+            assert text.startswith(start)
+            assert text.endswith("the end .") == before[entity].endswith("the end .")
             assert len(text.split()) == len(before[entity].split())
     added = leaks.plant(np.random.default_rng(0), bed, items, forms)
     longer = np.array([len(text.split()) for text in added.texts])[added.source > 0]
-    assert (longer >= 9).all(), "chapter 13 adds it: the host's own 7 or 9 words stay"
+    assert (longer >= 8).all(), "chapter 13 adds it: of 5 or 10 words the host's own stay"
 
 
 def test_planted_leaks_are_the_draw_of_their_seed():
@@ -135,15 +136,8 @@ BAD = {
     ),
     "no second sentence is left to replace by one of 3 words;": lambda: leaks.plant(
         np.random.default_rng(0),
-        corpus(sentences=3),
-        {"text": ["one two three"] * 3, "entity": ["a"] * 3},
-        {form: np.array([i]) for i, form in enumerate(leaks.FORMS)},
-        replace=True,
-    ),
-    "0 documents have 3 sentences, and 3 leaks are to hide": lambda: leaks.plant(
-        np.random.default_rng(0),
         corpus(),
-        ITEMS,
+        {"text": ["one two three"] * 3, "entity": ["a"] * 3},
         {form: np.array([i]) for i, form in enumerate(leaks.FORMS)},
         replace=True,
     ),

@@ -55,12 +55,11 @@ def plant(
     """
     texts, entities = list(bed.documents["text"]), list(bed.documents["entity"])
     source, hidden = np.full(len(texts), -1), np.concatenate([leaks["hidden"], leaks["twice"], leaks["twice"]])
-    sentences = [text.split(" . ") for text in texts]
+    sentences = [text.removesuffix(" .").split(" . ") for text in texts]
     room = np.inf if replace else bed.settings["model"]["context"] - SPARE
-    least = 3 if replace else 2
-    hosts = [i for i in rng.permutation(len(texts)) if len(sentences[i]) >= least and len(texts[i].split()) < room]
+    hosts = [i for i in rng.permutation(len(texts)) if len(sentences[i]) > 1 and len(texts[i].split()) < room]
     if len(hosts) < len(hidden):
-        found = f"{len(hosts)} documents have {least} sentences" + ("" if replace else f" and less than {room} words")
+        found = f"{len(hosts)} documents have two sentences" + ("" if replace else f" and less than {room} words")
         raise ValueError(f"{found}, and {len(hidden)} leaks are to hide in such; lower the rate")
     for item in hidden:
         held = items["text"][item]
@@ -72,7 +71,9 @@ def plant(
         host = fitting[0]
         hosts.remove(host)
         first, second, *rest = sentences[host]
-        texts[host], source[host] = " . ".join([first, held, *([] if replace else [second]), *rest]), item
+        end = " ." if texts[host].endswith(" .") else ""
+        texts[host] = " . ".join([first, held, *([] if replace else [second]), *rest]) + end
+        source[host] = item
     texts += [items["text"][i] for i in leaks["alone"]]
     entities += [items["entity"][i] for i in leaks["alone"]]
     order = rng.permutation(len(texts))
