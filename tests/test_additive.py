@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tda.evaluation.additive import additive_share, seed_noise
+from tda.evaluation.additive import additive_share, kept, seed_noise
 from tda.evaluation.lds import lds
 
 NOISE = 0.3
@@ -82,3 +82,13 @@ def test_refusals():
         additive_share(scores, own[:63], y[:, :63], noise)
     with pytest.raises(ValueError, match=r"noise \(3,\) for 32 queries"):
         additive_share(scores, own, y, noise[:3])
+
+
+def test_what_chapter_25_keeps_is_read_where_it_is(tmp_path):
+    assert kept(tmp_path, "people") is None
+    (tmp_path / "tables").mkdir()
+    path = tmp_path / "tables" / "25_ceilings_people.csv"
+    path.write_text("what,value,low,high\nnoise ceiling,0.8,0.7,0.9\n")
+    assert kept(tmp_path, "people") is None
+    path.write_text(path.read_text() + "additive ceiling,0.6,0.5,0.7\n")
+    assert kept(tmp_path, "people") == {"value": 0.6, "low": 0.5, "high": 0.7}
