@@ -47,6 +47,13 @@ def test_seeds_are_no_interactions():
     assert abs(told - known) < 0.02 and untold < known - 0.03
 
 
+def test_shared_seeds_take_nothing_from_the_share():
+    scores, own, y, noise, known = world(160, 0.5)
+    seeds = np.arange(160) % 10
+    found = additive_share(scores, own, y + 20.0 * seeds, noise, seeds=seeds).share
+    assert abs(found.value - known) < 0.03
+
+
 def test_pairs_of_complements_mislead_it():
     """Both halves of a pair show the same interactions of two documents: no noise that is independent of each other."""
     scores, own, y, noise, known = world(160, 1.0, paired=True)
