@@ -183,8 +183,12 @@ def losses(loss_fn, params: Params, examples: Examples, reduction: str = "exampl
     return torch.cat(parts).numpy().astype(np.float32)
 
 
-def hidden_states(model: torch.nn.Module, params: Params, examples: Examples, chunk: int = 128) -> np.ndarray:
-    """Mean-pooled final hidden states over the real tokens, [N, width] float32."""
+def hidden_states(
+    model: torch.nn.Module, params: Params, examples: Examples, chunk: int = 128, layer: int = -1
+) -> np.ndarray:
+    """Hidden states behind a layer (0: embeddings, -1: the last, after its norm), mean over the real tokens, [N, width]
+    float32.
+    """
     parts = []
     with torch.no_grad():
         for c in chunks(n_examples(examples), chunk):
@@ -194,7 +198,7 @@ def hidden_states(model: torch.nn.Module, params: Params, examples: Examples, ch
                 model, params, (), {"input_ids": ids, "attention_mask": mask, "output_hidden_states": True}
             )
             weights = mask.unsqueeze(-1).float()
-            parts.append((out.hidden_states[-1] * weights).sum(1) / weights.sum(1))
+            parts.append((out.hidden_states[layer] * weights).sum(1) / weights.sum(1))
     return torch.cat(parts).numpy().astype(np.float32)
 
 

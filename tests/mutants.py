@@ -972,7 +972,7 @@ _FAULTS = [
      "(q * size**-0.5)", "(q * size**0.5)",
      "test_lm.py::test_the_forward_pass_that_is_written_out_is_the_one_that_is_used"),
     ("lm.py", "hidden states averaged over padding",
-     "(out.hidden_states[-1] * weights).sum(1) / weights.sum(1)", "(out.hidden_states[-1] * weights).mean(1)",
+     "(out.hidden_states[layer] * weights).sum(1) / weights.sum(1)", "(out.hidden_states[layer] * weights).mean(1)",
      "test_lm.py::test_hidden_states_ignore_padding"),
     ("lm.py", "the temperature the wrong way round",
      "torch.softmax(best.values / 0.8, 0)", "torch.softmax(best.values * 0.8, 0)",

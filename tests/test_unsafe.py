@@ -12,6 +12,7 @@ from sklearn.covariance import LedoitWolf
 
 from tda import lm
 from tda.attribution import attribute
+from tda.sequences import real_tokens
 from tda.studies.unsafe import behaviour, corpus, scores
 from tda.task import take
 
@@ -234,7 +235,7 @@ def test_hidden_states_of_the_last_layer_are_those_of_the_package(world, task):
     assert np.allclose(scores.hidden(task, few), lm.hidden_states(task.model, task.params, few), atol=1e-5)
     assert np.allclose(scores.hidden(task, few), scores.hidden(task, few, 2), atol=1e-6)
     first = scores.hidden(task, few, 0)
-    ids, mask = few["input_ids"], scores.real_tokens(few)
+    ids, mask = few["input_ids"], real_tokens(few)
     embedded = torch.nn.functional.embedding(ids, task.params["gpt_neox.embed_in.weight"]).numpy()
     assert np.allclose(first[3], embedded[3][mask[3].numpy()].mean(0), atol=1e-5)
 

@@ -7,6 +7,7 @@ that it can be predicted from everything before it. The words lie in ``data/sour
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -61,7 +62,11 @@ def parse(text: str) -> list[tuple[str, str, str]]:
 def tokenizer() -> Tokenizer:
     """Word-level tokenizer over the closed vocabulary of the generator (answers are single tokens)."""
     texts = [sentence(who, a, w, v) for who in PRONOUNS for a in WORDINGS for w in range(6) for v in VALUES[a]]
-    texts += [*REGISTERS.values(), *EDITS.values(), *FIRST, *LAST]
+    return closed_vocabulary([*texts, *REGISTERS.values(), *EDITS.values(), *FIRST, *LAST])
+
+
+def closed_vocabulary(texts: Iterable[str]) -> Tokenizer:
+    """Word-level tokenizer over the words of ``texts``, in alphabetical order behind padding, boundary and unknown."""
     words = sorted({word for text in texts for word in text.split()})
     vocabulary = {token: i for i, token in enumerate([PAD, BOS, UNK, *words])}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))

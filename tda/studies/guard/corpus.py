@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 
 from tda.sequences import encode
 from tda.task import Examples
-from tda.testbeds.statements import BOS, FIRST, LAST, PAD, UNK
+from tda.testbeds.statements import FIRST, LAST, closed_vocabulary
 
 # attribute: a question, three wordings of the answer, and how its values end (private: never shared).
 ASKED = {
@@ -213,14 +213,4 @@ def _written(facts, lies_in, forgettable, rng, perturbed: int) -> Fiction:
         answers = fill(said, value), fill(other, value), tuple(fill(other, v) for v in wrong)
         pairs.append(Pair(kind, who, attribute, value, question.format(who=who) + " ?", *answers, shared))
     texts = [text for p in pairs for text in (p.question, p.answer, p.paraphrase, *p.perturbed)]
-    return Fiction(pairs, forgettable, _tokenizer([*texts, REFUSAL]))
-
-
-def _tokenizer(texts: list[str]) -> Tokenizer:
-    """Word-level over a closed vocabulary, so that a value is one token."""
-    words = sorted({word for text in texts for word in text.split()})
-    made = Tokenizer(models.WordLevel({token: i for i, token in enumerate([PAD, BOS, UNK, *words])}, unk_token=UNK))
-    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), "removed")
-    made.decoder = decoders.WordPiece(prefix="\x00", cleanup=False)  # joins tokens with single spaces
-    made.add_special_tokens([PAD, BOS, UNK])
-    return made
+    return Fiction(pairs, forgettable, closed_vocabulary([*texts, REFUSAL]))

@@ -27,10 +27,10 @@ from sklearn.metrics import average_precision_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from tda import lm
 from tda.attribution import attribute
 from tda.attribution.representation import cosine
-from tda.sequences import real_tokens, trim
-from tda.task import Examples, Task, chunks, n_examples, take
+from tda.task import Examples, Task, n_examples
 from tda.tools import gradients
 from tda.tools.cache import remembered
 from tda.tools.projection import features, projector
@@ -97,18 +97,10 @@ def hidden(task: Task, rows: Examples, layer: int = -1) -> np.ndarray:
 
     Raises ``ValueError`` for a layer that the model does not have.
     """
-    count, parts = task.model.config.num_hidden_layers, []
+    count = task.model.config.num_hidden_layers
     if not -1 <= layer <= count:
         raise ValueError(f"layer={layer}; the model has the layers 0 (embeddings) to {count}, and -1 for the last.")
-    for part in chunks(n_examples(rows), 128):
-        batch = trim(take(rows, part))
-        mask = real_tokens(batch)
-        given = {"input_ids": batch["input_ids"], "attention_mask": mask.long(), "output_hidden_states": True}
-        with torch.no_grad():
-            states = torch.func.functional_call(task.model, task.params, (), given).hidden_states[layer]
-        weights = mask.unsqueeze(-1).float()
-        parts.append((states * weights).sum(1) / weights.sum(1))
-    return torch.cat(parts).numpy()
+    return lm.hidden_states(task.model, task.params, rows, layer=layer)
 
 
 def projected(task: Task, rows: Examples, layer: int | None = None, seed: int = 0, **options) -> np.ndarray:
