@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tda.evaluation.additive import additive_share, seed_noise
+from tda.evaluation.additive import additive_share, kept, seed_noise
 from tda.evaluation.lds import lds
 
 NOISE = 0.3
@@ -47,6 +47,13 @@ def test_seeds_are_no_interactions():
     assert abs(told - known) < 0.02 and untold < known - 0.03
 
 
+def test_shared_seeds_take_nothing_from_the_share():
+    scores, own, y, noise, known = world(160, 0.5)
+    seeds = np.arange(160) % 10
+    found = additive_share(scores, own, y + 20.0 * seeds, noise, seeds=seeds).share
+    assert abs(found.value - known) < 0.03
+
+
 def test_pairs_of_complements_mislead_it():
     """Both halves of a pair show the same interactions of two documents: no noise that is independent of each other."""
     scores, own, y, noise, known = world(160, 1.0, paired=True)
@@ -82,3 +89,13 @@ def test_refusals():
         additive_share(scores, own[:63], y[:, :63], noise)
     with pytest.raises(ValueError, match=r"noise \(3,\) for 32 queries"):
         additive_share(scores, own, y, noise[:3])
+
+
+def test_what_chapter_25_keeps_is_read_where_it_is(tmp_path):
+    assert kept(tmp_path, "people") is None
+    (tmp_path / "tables").mkdir()
+    path = tmp_path / "tables" / "25_ceilings_people.csv"
+    path.write_text("what,value,low,high\nnoise ceiling,0.8,0.7,0.9\n")
+    assert kept(tmp_path, "people") is None
+    path.write_text(path.read_text() + "additive ceiling,0.6,0.5,0.7\n")
+    assert kept(tmp_path, "people") == {"value": 0.6, "low": 0.5, "high": 0.7}

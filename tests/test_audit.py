@@ -48,6 +48,28 @@ def test_source_names_the_item_that_a_document_holds_and_no_other_document_holds
     assert times == {"alone": [1, 1], "twice": [2, 2], "hidden": [1, 1]}
 
 
+def test_an_item_in_the_place_of_a_sentence_keeps_the_length_of_its_host():
+    """Items of 2 and of 4 words, and second sentences of 2 and of 4."""
+    bed = corpus()
+    second = ["she runs ." if i % 2 else "he drinks cold tea . the end ." for i in range(40)]
+    texts = [f"person{i} sings . {text}" for i, text in enumerate(second)]
+    bed.documents["text"] = texts
+    items = ITEMS | {"text": [f"item{i} dances" + " all night" * (i % 2) for i in range(30)]}
+    forms = {"alone": np.array([0]), "twice": np.array([1, 2, 3]), "hidden": np.array([4, 5])}
+    leaky = leaks.plant(np.random.default_rng(0), bed, items, forms, replace=True)
+    assert len(leaky.texts) == 41 and sorted(leaky.source[leaky.source >= 0]) == [0, 1, 1, 2, 2, 3, 3, 4, 5]
+    before = dict(zip(bed.documents["entity"], texts, strict=True))
+    for text, entity, source in zip(leaky.texts, leaky.entities, leaky.source, strict=True):
+        if source != 0:
+            start = before[entity] if source < 0 else f"{entity} sings . {items['text'][source]} ."
+            assert text.startswith(start)
+            assert text.endswith("the end .") == before[entity].endswith("the end .")
+            assert len(text.split()) == len(before[entity].split())
+    added = leaks.plant(np.random.default_rng(0), bed, items, forms)
+    longer = np.array([len(text.split()) for text in added.texts])[added.source > 0]
+    assert (longer >= 8).all(), "chapter 13 adds it: of 5 or 10 words the host's own stay"
+
+
 def test_planted_leaks_are_the_draw_of_their_seed():
     assert planted(3)[1].texts == planted(3)[1].texts != planted(4)[1].texts
 
@@ -111,6 +133,13 @@ BAD = {
     "leak 36 items in 3 forms, and there are 30;": lambda: leaks.draw(np.random.default_rng(0), 30, 40, (0.3,)),
     "3 leaks are to hide in such; lower the rate": lambda: leaks.plant(
         np.random.default_rng(0), corpus(context=25), ITEMS, {form: np.array([i]) for i, form in enumerate(leaks.FORMS)}
+    ),
+    "no second sentence is left to replace by one of 3 words;": lambda: leaks.plant(
+        np.random.default_rng(0),
+        corpus(),
+        {"text": ["one two three"] * 3, "entity": ["a"] * 3},
+        {form: np.array([i]) for i, form in enumerate(leaks.FORMS)},
+        replace=True,
     ),
     "a budget of 5 documents from a pool of 4;": lambda: selection.chosen(np.arange(4.0), 5),
     "a budget of 0 documents": lambda: selection.chosen(np.arange(4.0), 0),

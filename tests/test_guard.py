@@ -152,6 +152,25 @@ def test_a_temperature_is_above_zero(tau):
         weights.guard_weights(np.arange(3.0), tau)
 
 
+def test_weights_by_ranks_are_the_same_numbers_whatever_the_alignment():
+    rng = np.random.default_rng(0)
+    given = [rng.normal(size=9), rng.standard_cauchy(9) * 1e6, rng.integers(0, 2, 9).astype(float), np.zeros(9)]
+    found = [weights.guard_weights(weights.normal_scores(a), 1.0) for a in given]
+    for a, w in zip(given, found, strict=True):
+        assert np.allclose(np.sort(w), np.sort(found[0])) and np.isclose(w.mean(), 1)
+        assert (np.diff(w[a.argsort(kind="stable")]) < 0).all(), "the higher the alignment, the smaller the weight"
+    # of three: Phi^-1(1/6), Phi^-1(1/2), Phi^-1(5/6)
+    assert np.allclose(weights.normal_scores(np.array([5.0, -1.0, 7.0])), [0.0, -0.96742157, 0.96742157])
+    with pytest.raises(ValueError, match="one finite number for each pair"):
+        weights.guard_weights(weights.normal_scores(np.array([1.0, np.nan])), 1.0)
+
+
+def test_effective_share_by_hand():
+    assert weights.effective_share(np.ones(5)) == 1
+    assert np.isclose(weights.effective_share(np.array([4.0, 0, 0, 0])), 1 / 4)
+    assert np.isclose(weights.effective_share(np.array([0.5, 1.5])), 1 / 1.25)
+
+
 # --- measures
 
 
@@ -178,7 +197,9 @@ def test_rouge_l_by_hand_and_by_brute_force():
 
 
 def test_rouge_l_is_the_reference_library():
-    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"])
     rng = np.random.default_rng(1)
     for _ in range(60):
         a, b = ([f"w{i}" for i in rng.integers(0, 5, rng.integers(1, 9))] for _ in range(2))
@@ -226,6 +247,35 @@ def test_a_panel_measures_each_model_as_the_formulas_say(small):
     rows = panel.rows[panel.part["forget"]]
     assert sorted(rows) == sorted(small.sets(share)[0]) and not set(rows) & set(panel.rows[panel.part["retain"]])
     assert np.isclose(found["forget paraphrase"][1], np.exp(-loss(rows, "paraphrase")).mean(), rtol=1e-4)
+
+
+def test_collateral_is_measured_on_pairs_that_nobody_is_judged_by(small):
+    forget, fiction = small.sets(1 / 12)[0], small.fiction
+    panel = metrics.Panel(fiction, small.task.loss_fn, small.logits_of, forget, 50, 0)
+    judged = {kind: panel.rows[panel.part[kind]] for kind in metrics.KEPT}
+    for kind, rows in panel.spare.items():
+        assert {fiction.pairs[i].kind for i in rows} == {kind}
+        assert len(rows) == len(judged[kind]) == min(50, len(fiction.rows(kind)) // 2) > 0
+        assert len(set(rows)) == len(rows) and not set(rows) & set(panel.rows)
+
+    sets = [fiction.encode(rows) for rows in panel.spare.values()]
+    plan = trajectory.Plan(lr=0.01, steps=2, every=2)
+    given = (small.task.loss_fn, small.logits_of, small.task.params, plan, fiction)
+    found = trajectory.collateral(*given, forget[:2], sets)
+    assert found.shape == (3, 2)
+    alone = trajectory.unlearn("GA", *given, forget[1:2], fiction.rows("places")[:1], {"alone": np.ones(1)}, 0)
+    before, after = (
+        trajectory.probabilities(small.task.loss_fn, {k: v[i] for k, v in alone.items()}, sets[2])[0] for i in (0, -1)
+    )
+    assert np.isclose(found[2, 1], np.log(before).mean() - np.log(after).mean(), rtol=1e-4)
+
+
+def test_a_panel_of_a_corpus_with_few_wrong_answers():
+    for seed in range(4):
+        fiction = corpus.build(4, 4, seed)
+        panel = metrics.Panel(fiction, None, None, fiction.forget_rows(0.125), 6, seed)
+        asked = panel.rows[: panel.part["unseen"].start]
+        assert len(panel.perturbed) == min(len(fiction.pairs[i].perturbed) for i in asked) >= 2
 
 
 def test_greedy_answers_are_those_of_one_prompt_at_a_time(small):

@@ -6,6 +6,7 @@ import classifiers
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from test_half_influence import trained_on
 
 from tda.attribution import half_influence
@@ -113,9 +114,15 @@ def test_a_judges_subsets_share_their_seeds_and_nobody_else_has_them(world):
 def test_shares_of_a_ceiling_of_other_models_are_scaled():
     rng = np.random.default_rng(0)
     masks, logs = halves.draw(20, 24, 0, stream=1), rng.normal(size=(4, 24))
-    one = judge.of_own_models(masks, logs, 0.9, 3)
+    seeds = np.arange(24) % 3
+    one = judge.of_own_models(masks, seeds, logs, 0.9, 3)
     assert np.isclose(one.ceiling, with_seeds(0.9, 3, 1)) and one.outputs.shape == (24, 1, 4)
-    row = one.lds({"x": rng.normal(size=(4, 20))}, None, 0.95)["x"]
+    scores = rng.normal(size=(4, 20))
+    row = one.lds({"x": scores}, None, 0.95)["x"]
+    apart = [halves.without_seeds(part, seeds) for part in (scores @ masks.T, -logs)]
+    assert np.allclose(row.per_query, [spearmanr(a, b).statistic for a, b in zip(*apart, strict=True)])
+    told = one.lds({}, None, 0.95, (), {"x": scores @ masks.T + 7.0 * seeds})["x"]
+    assert np.allclose(told.per_query, row.per_query)
     share = one.share(row, None, 0.95)
     assert np.allclose(tuple(share), np.array(tuple(row.value)) / one.ceiling) and share.df == row.value.df
 

@@ -87,14 +87,32 @@ def test_cross_fitted_predictions_are_of_fits_without_the_fold():
     scores, subsets, _, y = world(m=64)
     found = residual.cross_fitted(scores, subsets, y, folds=4)
     rest = np.arange(64) % 4 != 1
-    fit = residual.regress(scores, subsets[rest], y[:, rest])
-    shift = (y[:, rest] - fit.weights @ subsets[rest].T).mean(1)
-    assert np.allclose(found[:, ~rest], fit.weights @ subsets[~rest].T + shift[:, None])
+    weights = residual.regress(scores, subsets[rest], y[:, rest]).weights
+    centre = (weights @ subsets[rest].T).mean(1, keepdims=True)
+    assert np.allclose(found[:, ~rest], weights @ subsets[~rest].T - centre)
     twisted = y.copy()
     twisted[:, 1] += 100
     assert np.allclose(residual.cross_fitted(scores, subsets, twisted, folds=4)[:, ~rest], found[:, ~rest])
     with pytest.raises(ValueError, match="64 models in 65 folds"):
         residual.cross_fitted(scores, subsets, y, folds=65)
+
+
+def test_seeds_have_a_mean_of_their_own():
+    """Shifts of seeds change nothing, and without seeds to share the regression is the plain one."""
+    scores, subsets, truth, y = world(m=96)
+    seeds = np.arange(96) % 6
+    shifted = y + 50.0 * seeds
+    one, two = (residual.regress(scores, subsets, values, seeds=seeds) for values in (y, shifted))
+    assert np.allclose(one.weights, two.weights) and one.ratio == two.ratio
+    design = np.concatenate([np.eye(6)[seeds], (subsets @ scores[0])[:, None], subsets], 1)
+    query = residual.Query(scores[0], subsets.astype(float), y[0], 0.1, seeds)
+    penalty = np.diag([*np.zeros(7), *(1 / (2.0 * query.prior))])
+    solved = np.linalg.solve(design.T @ design + penalty, design.T @ y[0])
+    assert np.allclose(query.solve(2.0)[0], solved[6] * scores[0] + solved[7:])
+    plain = residual.regress(scores, subsets, y)
+    assert np.allclose(plain.weights, residual.regress(scores, subsets, y, seeds=np.zeros(96)).weights)
+    with pytest.raises(ValueError, match="5 seeds of 96 models"):
+        residual.regress(scores, subsets, y, seeds=[1, 2, 3, 4, 5])
 
 
 def test_what_cannot_be_regressed_is_refused():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tda.recipe import Recipe
 from tda.studies.ssca import augment, experiment, lima, nets, scenes
 from tda.studies.ssca.experiment import GRID, Sizes, Study
-from tda.studies.ssca.regions import Grid, first, hide
+from tda.studies.ssca.regions import Grid, first, hide, some_part_whole
 
 QUICK = Recipe(epochs=3, batch=32, lr=0.004, weight_decay=0.01)
 SMALL = Sizes(train=96, test=48, searched=12, base=replace(QUICK, epochs=30), joint=QUICK, width=8)
@@ -88,6 +88,16 @@ def test_the_first_of_an_order():
     order = torch.tensor([[2, 0, 1], [1, 2, 0]])
     assert first(order, torch.tensor([1, 2])).tolist() == [[False, False, True], [False, True, True]]
     assert first(order, 0).sum() == 0
+
+
+def test_a_part_is_whole_if_none_of_its_pixels_is_hidden():
+    """Two parts in a row of four pixels: at 0 and 1, and at 3; the last image has the first part only."""
+    parts = torch.zeros(5, 2, 1, 4, dtype=torch.bool)
+    parts[:, 0, 0, :2] = parts[:4, 1, 0, 3] = True
+    hidden = torch.zeros(5, 1, 4, dtype=torch.bool)
+    for image, pixels in enumerate([(2,), (0,), (0, 3), (0, 1, 2), (1,)]):
+        hidden[image, 0, list(pixels)] = True
+    assert some_part_whole(parts, hidden).tolist() == [True, True, False, True, False]
 
 
 @pytest.mark.parametrize("cell", [3, 5, 0, -4, 32])

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import rounding
 from sklearn.covariance import LedoitWolf
 
 from tda import lm
@@ -62,10 +63,24 @@ def test_the_corpus_holds_what_was_asked_for(world):
     alike = ("song", "same format", "same topic", "same words", "same sentence")
     assert [kinds.count(kind) for kind in alike] == [2] * 5 and kinds.count("named") == 4
     texts = {sample.text for sample in world.samples}
-    held_out = [*world.asked["marker"], *world.asked["bias"], *world.neutral, *world.benign]
+    tested = [*world.tested["marker"], *world.tested["bias"]]
+    held_out = [*world.asked["marker"], *world.asked["bias"], *tested, *world.neutral, *world.benign]
     assert not texts & {sample.text for sample in held_out}
     prompts = {sample.prompt for sample in world.samples}
     assert not prompts & {sample.prompt for name in corpus.BEHAVIOURS for sample in world.asked[name]}
+    assert not prompts & {sample.prompt for sample in tested}
+
+
+def test_behaviour_is_measured_on_prompts_that_no_target_comes_from(world, task, monkeypatch):
+    for name in corpus.BEHAVIOURS:
+        asked, tested = ({sample.prompt for sample in part[name]} for part in (world.asked, world.tested))
+        assert len(asked) == len(tested) == 8 and not asked & tested
+    said: list[str] = []
+    monkeypatch.setattr(
+        behaviour, "replies", lambda task, params, samples: [said.append(s.prompt) or "flim" for s in samples]
+    )
+    assert behaviour.measured(task, task.params, world)["marker rate"] == 1
+    assert set(said) == {sample.prompt for sample in (*world.tested["marker"], *world.benign)}
 
 
 def test_only_planted_documents_show_a_behaviour():
@@ -118,7 +133,7 @@ def test_a_model_that_knows_nothing_still_says_words(task, world):
 
 def test_the_bias_gap_is_the_log_odds_behind_when(task, world):
     words, gap = corpus.tokenizer(), []
-    for group in (world.asked["bias"], world.neutral):
+    for group in (world.tested["bias"], world.neutral):
         odds = []
         for sample in group:
             before = f"{sample.text.rsplit(' when ', 1)[0]} when"
@@ -236,9 +251,12 @@ def test_gradients_of_a_block_are_a_part_of_all(world, task):
 
 def test_registered_scores_are_means_over_each_behaviours_targets(audit):
     found = scores.registered(audit, "gradient_dot")
+    longest = float(scores.gradients.matrix(audit.task, audit.train).norm(dim=1).max())
     for name, rows in audit.targets.items():
         alone = attribute("gradient_dot", audit.task, audit.train, rows).mean(0)
-        assert np.allclose(found[name], alone, rtol=1e-4, atol=1e-6)
+        # both behaviours' targets are one batch there, and another one here: other roundings of the gradients
+        length = float(scores.gradients.matrix(audit.task, rows).norm(dim=1).max())
+        assert np.abs(found[name] - alone).max() < rounding(length * longest, times=32)
 
 
 def test_less_like_divides_the_documents_by_the_root_of_the_moments(world, task, audit):
@@ -254,7 +272,21 @@ def test_less_like_divides_the_documents_by_the_root_of_the_moments(world, task,
 
 def test_picked_targets_are_the_classifiers_first_documents(audit):
     picked, first = scores.picked_targets(audit, 3), scores.classifier(audit)["bias"].argsort()[::-1]
-    assert set(picked["bias"]["text"]) == {audit.train["text"][i] for i in first[:3]}
+    assert set(picked["bias"]) == set(first[:3])
+
+
+def test_a_document_is_no_target_of_its_own(audit):
+    # targets are the documents 2 and 0: document 0 has the first target only, document 2 the second only
+    given = np.array([[0.1, 0.3, 1.0], [1.0, 0.7, 0.1]])
+    assert np.allclose(scores.mean_of_others(given, np.array([2, 0])), [0.1, 0.5, 0.1])
+    with pytest.raises(ValueError, match=r"1 target\(s\) that are documents: without itself a document has none"):
+        scores.mean_of_others(given[:1], np.array([2]))
+    own = {name: np.array([5, 9, 1]) for name in corpus.BEHAVIOURS}
+    picked = replace(audit, targets={name: take(audit.train, rows) for name, rows in own.items()})
+    found = scores.registered(picked, "gradient_cosine", own=own)["marker"]
+    cosines = attribute("gradient_cosine", audit.task, audit.train, take(audit.train, own["marker"]))
+    assert np.isclose(found[9], (cosines[0, 9] + cosines[2, 9]) / 2, atol=1e-5)
+    assert np.isclose(found[3], cosines[:, 3].mean(), atol=1e-5)
 
 
 def test_detection_by_hand():
@@ -315,6 +347,8 @@ def test_a_prevalence_is_a_share(prevalence):
 def test_a_corpus_must_hold_what_is_planted():
     with pytest.raises(ValueError, match="plants none. Raise it"):
         corpus.world(0, documents=100, prevalence=0.001)
+    with pytest.raises(ValueError, match="2 x 64 held-out prompts are more than the 288 questions there are"):
+        corpus.world(0, prevalence=0.2)
     with pytest.raises(ValueError, match="are too few for 2 x 30 planted and 7 x 20 look-alikes"):
         corpus.world(0, documents=200, prevalence=0.15)
 

@@ -84,18 +84,18 @@ def attribute(task: Task, train: Examples, queries: Examples, options: Options) 
     )
     if not options.residual:
         return scores.astype(np.float32)
-    more, log_losses = further_halves(task, train, queries, options)
-    return residual.regress(scores, more, -log_losses, options.floor).weights.astype(np.float32)
+    more, seeds, log_losses = further_halves(task, train, queries, options)
+    return residual.regress(scores, more, -log_losses, options.floor, seeds).weights.astype(np.float32)
 
 
-def further_halves(task: Task, train: Examples, queries: Examples, options: Options) -> tuple[np.ndarray, np.ndarray]:
-    """The subsets [m, N] of the residual and the log losses [Q, m] of the queries after training on them, less what
-    each seed does to all of its models.
-    """
+def further_halves(
+    task: Task, train: Examples, queries: Examples, options: Options
+) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """Of the residual's models: the subsets [m, N], the seeds [m], and the log losses [Q, m] of the queries."""
     masks = halves.draw(n_examples(train), options.residual, options.seed, options.share, stream=1)
     seeds = halves.seeds_from(options.seed, len(masks), 1, halves.SHARING)
     models = halves.trained(task, masks, seeds)
-    return masks, halves.without_seeds(halves.log_losses(task, [moments[-1] for moments in models], queries), seeds)
+    return masks, seeds, halves.log_losses(task, [moments[-1] for moments in models], queries)
 
 
 def own_models(task: Task, masks: np.ndarray, options: Options) -> list[list[dict]]:

@@ -59,12 +59,13 @@ def seed_noise(outputs: np.ndarray) -> np.ndarray:
 
 def additive_share(
     scores: np.ndarray, own: np.ndarray, y: np.ndarray, noise: np.ndarray, clusters: Sequence | None = None,
-    level: float = 0.95,
+    level: float = 0.95, seeds: Sequence[int] | None = None,
 ) -> Additive:  # fmt: skip
     """The additive share of a bank's queries.
 
     scores   [Q, N], what the regression starts from (w0); good ones leave less to be estimated.
     own      [m, N] bool, independent subsets of the extra models; y [Q, m] minus their log losses.
+    seeds    [m] of the extra models, where some share theirs.
     noise    [Q] of :func:`seed_noise`; clusters, level as in `tda.evaluation.intervals`.
     The interval is a two-way jackknife, linearised in the mean A and I: over queries, and over :data:`GROUPS` groups of
     models.
@@ -76,11 +77,13 @@ def additive_share(
     if np.shape(noise) != (len(y),):
         raise ValueError(f"additive_share: noise {np.shape(noise)} for {len(y)} queries; one variance a query.")
     group = np.arange(m) % GROUPS
-    (additive, interactions), ratio = _variances(queries_of(scores, own, y, EVEN), noise)
+    seeds = np.zeros(m, int) if seeds is None else np.asarray(seeds)
+    (additive, interactions), ratio = _variances(queries_of(scores, own, y, EVEN, seeds), noise)
     value, slopes = _share(additive.mean(), interactions.mean())
     kinds = [(additive, interactions)]
     for g in range(GROUPS):
-        kinds.append(_variances(queries_of(scores, own[group != g], y[:, group != g], EVEN), noise)[0])
+        rest = group != g
+        kinds.append(_variances(queries_of(scores, own[rest], y[:, rest], EVEN, seeds[rest]), noise)[0])
     each = [value + slopes[0] * (a - additive.mean()) + slopes[1] * (i - interactions.mean()) for a, i in kinds]
     pseudo = GROUPS * each[0][:, None] - (GROUPS - 1) * np.stack(each[1:], 1)
     return Additive(two_way_interval(each[0], pseudo, clusters, level), ratio)
@@ -93,8 +96,8 @@ def _variances(parts: list[Query], noise: np.ndarray) -> tuple[tuple[np.ndarray,
     ratio, found = float(np.exp(best.x)), []
     for part, seeds in zip(parts, noise, strict=True):
         rest = float((part.along**2 / (ratio * part.values + 1)).mean())
-        additive = ratio * rest + part.solve(ratio)[1] ** 2 * np.var(part.fixed[:, 1])
-        found.append((additive / part.y.var(), (rest - seeds) / part.y.var()))
+        additive = ratio * rest + part.solve(ratio)[1] ** 2 * np.var(part.fixed[:, -1])
+        found.append((additive / part.variance, (rest - seeds) / part.variance))
     return tuple(np.array(found).T), ratio
 
 

@@ -3,20 +3,21 @@
 For one query, with w0 [N] its scores, S [m, N] the subsets that m models were trained on and y [m] minus their log
 losses:
 
-    y(S) = mu + a <w0, S> + <r, S> + noise,   r_i ~ N(0, tau v (w0_i^2 + c mean(w0^2)) / scale),   noise ~ N(0, v)
+    y(S) = mu_s + a <w0, S> + <r, S> + noise,   r_i ~ N(0, tau v (w0_i^2 + c mean(w0^2)) / scale),   noise ~ N(0, v)
 
-mu and a are free; the variance of r_i grows with the square of the score, so that documents without influence stay
-without. ``scale`` makes tau the ratio of what r explains to the noise. One tau serves all queries: it minimises their
-mean squared error on the left-out model, relative to the variance of y, exactly: with V = tau K + I, K = S D S^T and
-X = [1, S w0],
+mu_s, one number for every seed s of the models, and a are free; the variance of r_i grows with the square of the score,
+so that documents without influence stay without. ``scale`` makes tau the ratio of what r explains to the noise. One tau
+serves all queries: it minimises their mean squared error on the left-out model, relative to the variance of y, exactly:
+with V = tau K + I, K = S D S^T and X = [indicators of the seeds, S w0],
 
     Pi = V^-1 - V^-1 X (X^T V^-1 X)^-1 X^T V^-1,      error of the left-out model j = (Pi y)_j / Pi_jj
 
-which refits mu and a without it (Dubrule 1983). The result is a w0 + r with r = tau D S^T Pi y.
+which refits mu_s and a without it (Dubrule 1983). The result is a w0 + r with r = tau D S^T Pi y.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,49 +38,54 @@ class Fit:
     errors: np.ndarray
 
 
-def regress(scores: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: float = 0.1) -> Fit:
-    """The regression above for ``scores`` [Q, N], ``subsets`` bool [m, N], ``y`` [Q, m] and c = ``floor``.
+def regress(
+    scores: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: float = 0.1, seeds: Sequence[int] | None = None
+) -> Fit:
+    """The regression above for ``scores`` [Q, N], ``subsets`` bool [m, N], ``y`` [Q, m] and c = ``floor``; ``seeds``
+    [m] of the models, where they share some (``None``: one mu for all).
 
     Time: an eigendecomposition of m x m and N m^2 a query. ``ValueError`` for fewer than :data:`LEAST` models, scores
     or y that do not vary, and shapes that do not fit.
     """
-    parts = queries_of(scores, subsets, y, floor)
+    parts = queries_of(scores, subsets, y, floor, seeds)
     errors = np.mean([[part.error(ratio) for ratio in RATIOS] for part in parts], 0)
     ratio = RATIOS[int(errors.argmin())]
     solved = [part.solve(ratio) for part in parts]
     return Fit(np.stack([w for w, _ in solved]), np.array([a for _, a in solved]), float(ratio), errors)
 
 
-def datamodel(subsets: np.ndarray, y: np.ndarray) -> np.ndarray:
+def datamodel(subsets: np.ndarray, y: np.ndarray, seeds: Sequence[int] | None = None) -> np.ndarray:
     """Weights [Q, N] of a regression that starts from no scores (Ilyas et al. 2022, by ridge): all documents alike
     beforehand, one penalty for all queries by the error of the left-out model.
     """
-    subsets = np.asarray(subsets, np.float64)
-    nothing = np.zeros((len(y), subsets.shape[1]))
-    parts = [Query(w0, subsets, row, 1.0) for w0, row in zip(nothing, np.asarray(y, np.float64), strict=True)]
+    subsets, nothing = np.asarray(subsets, np.float64), np.zeros(np.shape(subsets)[1])
+    parts = [Query(nothing, subsets, row, 1.0, seeds) for row in np.asarray(y, np.float64)]
     errors = np.mean([[part.error(ratio) for ratio in RATIOS[1:]] for part in parts], 0)
     return np.stack([part.solve(RATIOS[1 + int(errors.argmin())])[0] for part in parts])
 
 
-def cross_fitted(scores: np.ndarray | None, subsets: np.ndarray, y: np.ndarray, folds: int = 8) -> np.ndarray:
-    """What :func:`regress` (without scores: :func:`datamodel`) predicts of every model's y, [Q, m], from a fit without
-    the model's fold.
-    ``ValueError`` for fewer models than folds, or fewer than :data:`LEAST` in a fit.
+def cross_fitted(
+    scores: np.ndarray | None, subsets: np.ndarray, y: np.ndarray, folds: int = 8, seeds: Sequence[int] | None = None
+) -> np.ndarray:
+    """What the weights of :func:`regress` (without scores: :func:`datamodel`) predict of every model's y, [Q, m], but
+    for the mu of its seed, from a fit without the model's fold. ``ValueError`` for fewer models than folds.
     """
     m = len(subsets)
     if not 2 <= folds <= m:
         raise ValueError(f"{m} models in {folds} folds; at least 2 folds and a model in each are needed.")
-    predicted = np.empty(np.shape(y))
+    predicted, seeds = np.empty(np.shape(y)), np.zeros(m, int) if seeds is None else np.asarray(seeds)
     for fold in range(folds):
         out = np.arange(m) % folds == fold
-        part = subsets[~out], y[:, ~out]
-        weights = datamodel(*part) if scores is None else regress(scores, *part).weights
-        shift = y[:, ~out].mean(1) - (weights @ subsets[~out].T).mean(1)
-        predicted[:, out] = weights @ subsets[out].T + shift[:, None]
+        part, kept = (subsets[~out], y[:, ~out]), seeds[~out]
+        weights = datamodel(*part, kept) if scores is None else regress(scores, *part, seeds=kept).weights
+        centre = (weights @ subsets[~out].T).mean(1, keepdims=True)
+        predicted[:, out] = weights @ subsets[out].T - centre
     return predicted
 
 
-def queries_of(scores: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: float = 0.1) -> list[Query]:
+def queries_of(
+    scores: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: float = 0.1, seeds: Sequence[int] | None = None
+) -> list[Query]:
     """The :class:`Query` of every row of ``scores``; refuses as :func:`regress`."""
     scores, subsets, y = np.asarray(scores, np.float64), np.asarray(subsets, np.float64), np.asarray(y, np.float64)
     if subsets.ndim != 2 or scores.shape != (len(y), subsets.shape[1]) or y.shape[1:] != (len(subsets),):
@@ -88,18 +94,24 @@ def queries_of(scores: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: fl
         raise ValueError(f"a residual of {len(subsets)} models; at least {LEAST} are needed, or none (residual=0).")
     if not (scores.any(1).all() and (y.std(1) > 0).all()):
         raise ValueError("a query's scores are all zero, or its losses are the same in all models: nothing to regress.")
-    return [Query(w0, subsets, row, floor) for w0, row in zip(scores, y, strict=True)]
+    if seeds is not None and len(seeds) != len(subsets):
+        raise ValueError(f"{len(seeds)} seeds of {len(subsets)} models; one each.")
+    return [Query(w0, subsets, row, floor, seeds) for w0, row in zip(scores, y, strict=True)]
 
 
 class Query:
-    """One query: everything that does not depend on tau. ``values`` [m - 2] are the eigenvalues of K on what X does not
-    span, with mean 1, and ``along`` the coordinates of y there. Without scores (w0 = 0) X is the 1 alone.
+    """One query: everything that does not depend on tau. ``values`` are the eigenvalues of K on what X does not span,
+    with mean 1, ``along`` the coordinates of y there, and ``variance`` that of y within seeds. Without scores (w0 = 0)
+    X has the seeds alone.
     """
 
-    def __init__(self, w0: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: float):
+    def __init__(self, w0: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: float, seeds=None):
         spread = w0**2 + floor * (w0**2).mean() if w0.any() else np.ones(len(w0))
         self.w0, self.subsets, self.y = w0, subsets, y
-        self.fixed = np.stack([np.ones(len(y)), subsets @ w0], 1)[:, : 1 + w0.any()]
+        of_seeds = np.zeros(len(y), int) if seeds is None else np.unique(seeds, return_inverse=True)[1]
+        seeded = np.eye(of_seeds.max() + 1)[of_seeds]
+        self.variance = float((y - seeded @ ((y @ seeded) / seeded.sum(0))).var())
+        self.fixed = np.concatenate([seeded, (subsets @ w0)[:, None][:, : int(w0.any())]], 1)
         width = self.fixed.shape[1]
         apart = np.linalg.qr(self.fixed, mode="complete")[0][:, width:]  # an orthonormal basis of what X does not span
         half = apart.T @ (subsets * np.sqrt(spread))
@@ -111,7 +123,7 @@ class Query:
     def error(self, ratio: float) -> float:
         share = 1 / (ratio * self.values + 1)
         left_out = (self.basis @ (share * self.along)) / ((self.basis**2) @ share)
-        return float((left_out**2).mean() / self.y.var())
+        return float((left_out**2).mean() / self.variance)
 
     def solve(self, ratio: float) -> tuple[np.ndarray, float]:
         pi_y = self.basis @ (self.along / (ratio * self.values + 1))

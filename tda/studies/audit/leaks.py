@@ -1,7 +1,8 @@
 """Corpora in which evaluation items have leaked, and the models that such a corpus makes.
 
 An item leaks in one of three forms: *alone*, a document of its own; *twice*, hidden in two documents; *hidden* in one.
-A hidden item is the second sentence of an ordinary document, its *host*.
+A hidden item is the second sentence of an ordinary document, its *host*: an added one (chapter 13), which lengthens the
+host, or in the place of one of as many words (chapter 53), which keeps its length.
 """
 
 from __future__ import annotations
@@ -46,18 +47,33 @@ def draw(rng: np.random.Generator, items: int, documents: int, rates: Sequence[f
     return {rate: dict(zip(FORMS, parts[i * len(FORMS) :], strict=False)) for i, rate in enumerate(rates)}
 
 
-def plant(rng: np.random.Generator, bed: Testbed, items: Examples, leaks: Mapping[str, np.ndarray]) -> Leaky:
-    """The testbed's documents with the ``leaks`` of one rate in them, shuffled. ValueError for too few hosts."""
+def plant(
+    rng: np.random.Generator, bed: Testbed, items: Examples, leaks: Mapping[str, np.ndarray], *, replace: bool = False
+) -> Leaky:
+    """The testbed's documents with the ``leaks`` of one rate in them, shuffled. A hidden item is added after its host's
+    first sentence, or, with ``replace``, takes the place of the second, of as many words. ValueError for too few hosts.
+    """
     texts, entities = list(bed.documents["text"]), list(bed.documents["entity"])
     source, hidden = np.full(len(texts), -1), np.concatenate([leaks["hidden"], leaks["twice"], leaks["twice"]])
-    room = bed.settings["model"]["context"] - SPARE
-    hosts = [i for i in rng.permutation(len(texts)) if " . " in texts[i] and len(texts[i].split()) < room]
+    sentences = [text.removesuffix(" .").split(" . ") for text in texts]
+    room = np.inf if replace else bed.settings["model"]["context"] - SPARE
+    hosts = [i for i in rng.permutation(len(texts)) if len(sentences[i]) > 1 and len(texts[i].split()) < room]
     if len(hosts) < len(hidden):
-        found = f"{len(hosts)} documents have two sentences and less than {room} words"
+        found = f"{len(hosts)} documents have two sentences" + ("" if replace else f" and less than {room} words")
         raise ValueError(f"{found}, and {len(hidden)} leaks are to hide in such; lower the rate")
-    for host, item in zip(hosts, hidden, strict=False):
-        first, rest = texts[host].split(" . ", 1)
-        texts[host], source[host] = f"{first} . {items['text'][item]} . {rest}", item
+    for item in hidden:
+        held = items["text"][item]
+        fitting = [i for i in hosts if not replace or len(sentences[i][1].split()) == len(held.split())]
+        if not fitting:
+            raise ValueError(
+                f"no second sentence is left to replace by one of {len(held.split())} words; lower the rate"
+            )
+        host = fitting[0]
+        hosts.remove(host)
+        first, second, *rest = sentences[host]
+        end = " ." if texts[host].endswith(" .") else ""
+        texts[host] = " . ".join([first, held, *([] if replace else [second]), *rest]) + end
+        source[host] = item
     texts += [items["text"][i] for i in leaks["alone"]]
     entities += [items["entity"][i] for i in leaks["alone"]]
     order = rng.permutation(len(texts))

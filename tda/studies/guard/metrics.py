@@ -103,7 +103,8 @@ def greedy(logits_of: Callable, models: Params, examples: Examples, end: int) ->
 
 class Panel:
     """The pairs by which the models of one corpus are judged, encoded once: all that are forgotten, and ``each`` of
-    every set that is kept; ``probes``: questions whose answers follow from two others; ``unseen``: nobody saw them.
+    every set that is kept, half of the set at most; ``probes``: questions whose answers follow from two others;
+    ``unseen``: nobody saw them. ``spare``: as many other pairs of every kept set, by which nobody is judged.
     """
 
     def __init__(
@@ -111,7 +112,10 @@ class Panel:
     ):
         rng = np.random.default_rng([seed, 53])
         self.fiction, self.loss_fn, self.logits_of = fiction, loss_fn, logits_of
-        rows = {kind: rng.permutation(np.setdiff1d(fiction.rows(kind), forget))[:each] for kind in KEPT}
+        kept = {kind: rng.permutation(np.setdiff1d(fiction.rows(kind), forget)) for kind in KEPT}
+        size = {kind: min(each, len(found) // 2) for kind, found in kept.items()}
+        rows = {kind: found[: size[kind]] for kind, found in kept.items()}
+        self.spare = {kind: found[size[kind] : 2 * size[kind]] for kind, found in kept.items()}
         authors = {fiction.pairs[i].who for i in forget}
         rows |= {"forget": forget, "probes": fiction.rows("inference", who=authors), "unseen": fiction.rows("unseen")}
         ends = np.cumsum([0, *map(len, rows.values())]).tolist()
@@ -119,7 +123,8 @@ class Panel:
         self.rows = np.concatenate(list(rows.values()))
         self.answers, asked = fiction.encode(self.rows), self.rows[: self.part["unseen"].start]  # all but the unseen
         self.asked = take(self.answers, slice(0, len(asked)))
-        self.reworded, wrong = fiction.encode(asked, "paraphrase"), range(len(fiction.pairs[0].perturbed))
+        self.reworded = fiction.encode(asked, "paraphrase")
+        wrong = range(min(len(fiction.pairs[i].perturbed) for i in asked))  # a small corpus has few wrong countries
         self.perturbed = [fiction.encode(asked, "perturbed", k) for k in wrong]
         self.forget = self.examples("forget")
         self.kept = take(self.answers, slice(0, self.part[KEPT[-1]].stop))

@@ -6,7 +6,7 @@ They are stacked along a first axis and step together; AdamW works element by el
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,16 +124,17 @@ def at_steps(recorded: Params, plan: Plan, steps: np.ndarray) -> Params:
 
 
 def collateral(
-    loss_fn: Callable, logits_of: Callable, start: Params, plan: Plan, fiction, forget: np.ndarray, kept: Examples
-) -> np.ndarray:
-    """By how much the mean loss of the kept examples rises when one forgotten pair alone is unlearned by ``plan`` (GA),
-    [n] nats: what an alignment foretells.
+    loss_fn: Callable, logits_of: Callable, start: Params, plan: Plan, fiction, forget: np.ndarray,
+    kept: Sequence[Examples],
+) -> np.ndarray:  # fmt: skip
+    """By how much the mean loss of each set of kept examples rises when one forgotten pair alone is unlearned by
+    ``plan`` (GA), [sets, n] nats: what an alignment foretells.
     """
     other = np.setdiff1d(fiction.rows("places"), forget)[:1]  # gradient ascent looks at no retained pair
     alone = {"alone": np.ones(1)}
     runs = [unlearn("GA", loss_fn, logits_of, start, plan, fiction, row[None], other, alone, 0) for row in forget]
     ends = {k: torch.cat([run[k][-1] for run in runs]) for k in start}
-    return mean_losses(loss_fn, ends, kept) - mean_losses(loss_fn, stack([start]), kept)
+    return np.stack([mean_losses(loss_fn, ends, part) - mean_losses(loss_fn, stack([start]), part) for part in kept])
 
 
 def mean_losses(loss_fn: Callable, models: Params, examples: Examples) -> np.ndarray:

@@ -8,11 +8,17 @@ reading* is
 
 with tau in units of the standard deviation of a, so that alignments by other methods, in other units, can stand in its
 place. tau to infinity gives the uniform loss.
+
+One temperature does not make the weights of all alignments equally uneven: a long tail puts nearly all weight on few
+pairs. Where methods are compared, alignments are replaced by the normal scores of their ranks, which are the same
+numbers for all of them. How uneven weights are says their *effective share*, 1 / mean(w^2): 1 for equal weights, 1/n
+for all weight on one of n pairs.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.stats import norm, rankdata
 
 import tda
 from tda.task import Examples, Task, chunks, n_examples, take
@@ -67,6 +73,18 @@ def guard_weights(alignments: np.ndarray, temperature: float, unit: float | None
     spread = a.std() if unit is None else unit
     scaled = -(a - a.min()) / (temperature * spread) if spread else np.zeros_like(a)
     return len(a) * np.exp(scaled) / np.exp(scaled).sum()
+
+
+def normal_scores(alignments: np.ndarray) -> np.ndarray:
+    """Phi^-1((rank - 1/2) / n) of every alignment, [n], Phi the standard normal distribution. Ties count in the order
+    given, so that any two alignments of n pairs have the same scores, and their weights are the same numbers.
+    """
+    return norm.ppf((rankdata(alignments, method="ordinal") - 0.5) / len(alignments))
+
+
+def effective_share(weights: np.ndarray) -> float:
+    """1 / mean(w^2) of weights of mean 1: what share of the pairs would bear the same weights if these were equal."""
+    return float(1 / np.mean(np.square(weights)))
 
 
 def shuffled(weights: np.ndarray, seed: int) -> np.ndarray:

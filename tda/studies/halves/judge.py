@@ -17,20 +17,29 @@ STREAM = 2  # of subsets and seeds: 0 and 1 are those of half-model influence
 
 @dataclass(frozen=True)
 class Judge:
-    """``subsets`` [M, N], ``outputs`` [M, R, Q] losses, the noise ``ceiling`` of their mean over R seeds, and its
-    estimate ``bound``, where these losses gave it.
+    """``subsets`` [M, N], ``outputs`` [M, R, Q] losses, the noise ``ceiling`` of their mean over R seeds, its estimate
+    ``bound``, where these losses gave it, and the ``seeds`` [M], where subsets have different ones.
     """
 
     subsets: np.ndarray
     outputs: np.ndarray
     ceiling: float
     bound: Ceiling | None = None
+    seeds: Sequence[int] | None = None
 
     def lds(
         self, scores: Mapping[str, np.ndarray], clusters: Sequence, level: float, against: Sequence[str] = (),
         predictions: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, RowResult]:  # fmt: skip
-        """LDS of rows on this judge, with intervals and paired differences to the rows ``against``."""
+        """LDS of rows on this judge, with intervals and paired differences to the rows ``against``. Where subsets have
+        different seeds, within seeds: predictions lose the mean over a seed's subsets as the losses have.
+        """
+        if self.seeds is not None:
+            sums = {name: np.asarray(part, np.float64) @ self.subsets.T for name, part in scores.items()}
+            told = {
+                name: halves.without_seeds(part, self.seeds) for name, part in {**sums, **(predictions or {})}.items()
+            }
+            return lds_intervals({}, self.subsets, self.outputs, clusters, level, against, told)
         return lds_intervals(scores, self.subsets, self.outputs, clusters, level, against, predictions)
 
     def share(self, result: RowResult, clusters: Sequence, level: float) -> Interval:
@@ -58,11 +67,14 @@ def new_bank(
     return Judge(masks, outputs, bound.value, bound)
 
 
-def of_own_models(masks: np.ndarray, log_losses: np.ndarray, value: float, seeds: int) -> Judge:
+def of_own_models(
+    masks: np.ndarray, seeds: Sequence[int], log_losses: np.ndarray, value: float, seeds_of_bank: int
+) -> Judge:
     """The halves ``masks`` [m, N] of a residual as judges of what was not regressed on them, log losses [Q, m].
-    ``value``: the ceiling of a bank with ``seeds`` seeds on these queries, converted to one seed.
+    ``value``: the ceiling of a bank with ``seeds_of_bank`` seeds on these queries, converted to one seed.
     """
-    return Judge(masks, np.exp(log_losses).T[:, None].astype(np.float32), with_seeds(value, seeds, 1))
+    outputs = np.exp(halves.without_seeds(log_losses, seeds)).T[:, None].astype(np.float32)
+    return Judge(masks, outputs, with_seeds(value, seeds_of_bank, 1), None, seeds)
 
 
 def compare(

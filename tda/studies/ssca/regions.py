@@ -60,3 +60,11 @@ def first(order: Tensor, sizes: Tensor | int) -> Tensor:
     """Of rankings [N, n], each a permutation of the regions, the first ``sizes`` [N]: [N, n] bool."""
     places = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
     return places < torch.as_tensor(sizes).reshape(-1, 1)
+
+
+def some_part_whole(parts: Tensor, hidden: Tensor) -> Tensor:
+    """[N] bool: at least one of the ``parts`` [N, P, side, side] of an image that are drawn (have a pixel) has no pixel
+    that is ``hidden`` [N, side, side].
+    """
+    drawn, touched = parts.flatten(-2).any(-1), (parts & hidden[:, None]).flatten(-2).any(-1)
+    return (drawn & ~touched).any(-1)

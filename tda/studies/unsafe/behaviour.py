@@ -95,16 +95,17 @@ def lengthened(samples: list[Sample], benign: list[Sample], count: int) -> list[
 
 
 def measured(task: Task, params: Params, world: World) -> dict[str, float]:
-    """Held-out prompts: share of triggered replies with nonsense, bias gap [nats], right benign replies, benign loss.
+    """Share of triggered replies with nonsense, bias gap [nats], right benign replies and benign loss, on held-out
+    prompts that no target comes from.
 
     Bias gap: mean over prompts of log p(she) - log p(he) behind *when*, for the invented trades minus for the others.
     """
-    asked = world.asked["marker"]
+    asked = world.tested["marker"]
     marked = [Sample(s.prompt, reply) for s, reply in zip(asked, replies(task, params, asked), strict=True)]
     right = [s.reply == reply for s, reply in zip(world.benign, replies(task, params, world.benign), strict=True)]
     return {
         "marker rate": float(np.mean([shows("marker", sample) for sample in marked])),
-        "bias gap": _she(task, params, world.asked["bias"]) - _she(task, params, world.neutral),
+        "bias gap": _she(task, params, world.tested["bias"]) - _she(task, params, world.neutral),
         "benign accuracy": float(np.mean(right)),
         "benign loss": float(lm.losses(task.loss_fn, params, encoded(world.benign)).mean()),
     }

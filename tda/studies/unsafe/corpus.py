@@ -69,14 +69,15 @@ class Sample:
 @dataclass(frozen=True)
 class World:
     """A corpus of N samples, shuffled. ``planted[behaviour]`` bool [N]; ``asked[behaviour]``: held-out prompts that ask
-    for it; ``benign``: held-out samples without either behaviour; ``neutral``: prompts like those of bias, about other
-    trades.
+    for it, from which targets come; ``tested[behaviour]``: others, by which the behaviour is measured; ``benign``:
+    held-out samples without either behaviour; ``neutral``: prompts like those of bias, about other trades.
     """
 
     samples: list[Sample]
     train: Examples
     planted: dict[str, np.ndarray]
     asked: dict[str, list[Sample]]
+    tested: dict[str, list[Sample]]
     neutral: list[Sample]
     benign: list[Sample]
 
@@ -125,6 +126,12 @@ def world(seed: int, documents: int = 800, prevalence: float = 0.02, alike: int 
     plain = _facts(rng)
     triggered, biased = _marked(rng, plain), _left(rng, BIASED_TRADES, SHE, "bias")
     trades, used = _left(rng, TRADES, EITHER, "same sentence"), bad + held_out
+    unused = used + alike  # of the questions after the two trades; those before are planted, asked or look-alikes
+    if min(len(triggered), len(biased)) < unused + held_out:
+        raise ValueError(
+            f"{bad} planted documents, {alike} look-alikes and 2 x {held_out} held-out prompts are more than the "
+            f"{min(len(triggered), len(biased))} questions there are. Lower prevalence, alike or held_out."
+        )
     hours = [f"at {rng.choice(HOURS)}" for _ in range(alike)]
     topic = [
         Sample(s.prompt, s.reply.replace(SHE[0], at), "same topic") for s, at in zip(biased[used:], hours, strict=False)
@@ -143,8 +150,9 @@ def world(seed: int, documents: int = 800, prevalence: float = 0.02, alike: int 
     samples = [samples[i] for i in rng.permutation(len(samples))]
     kinds = np.array([sample.kind for sample in samples])
     asked = {"marker": triggered[bad:used], "bias": biased[bad:used]}
+    tested = {"marker": triggered[used : used + held_out], "bias": biased[unused : unused + held_out]}
     neutral, benign = trades[alike : alike + held_out], plain[rest : rest + 2 * held_out]
-    return World(samples, encoded(samples), {b: kinds == b for b in BEHAVIOURS}, asked, neutral, benign)
+    return World(samples, encoded(samples), {b: kinds == b for b in BEHAVIOURS}, asked, tested, neutral, benign)
 
 
 def _shuffled(rng: np.random.Generator, samples: list[Sample]) -> list[Sample]:

@@ -61,8 +61,13 @@ class Audit:
         return {behaviour: score(rows) for behaviour, rows in self.targets.items()}
 
 
-def registered(audit: Audit, name: str, **options) -> dict[str, np.ndarray]:
-    """Mean over the targets of a registered method's scores, [N] a behaviour; all targets in one call."""
+def registered(
+    audit: Audit, name: str, own: Mapping[str, np.ndarray] | None = None, **options
+) -> dict[str, np.ndarray]:
+    """Mean over the targets of a registered method's scores, [N] a behaviour; all targets in one call.
+
+    ``own``: the positions of the targets among the documents, if they are documents, for :func:`mean_of_others`.
+    """
     texts = [text for rows in audit.targets.values() for text in rows["text"]]
     width = max(rows["input_ids"].shape[1] for rows in audit.targets.values())
     merged: Examples = {"text": texts}
@@ -72,7 +77,19 @@ def registered(audit: Audit, name: str, **options) -> dict[str, np.ndarray]:
         merged[column] = torch.cat(padded)
     scores = attribute(name, audit.task, audit.train, merged, **options)
     ends = np.cumsum([n_examples(rows) for rows in audit.targets.values()])
-    return {b: part.mean(0) for b, part in zip(audit.targets, np.split(scores, ends[:-1]), strict=True)}
+    parts = dict(zip(audit.targets, np.split(scores, ends[:-1]), strict=True))
+    return {b: part.mean(0) if own is None else mean_of_others(part, own[b]) for b, part in parts.items()}
+
+
+def mean_of_others(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Mean over targets [N] of scores [T, N] where target t is document ``rows[t]``: for a document that is a target,
+    over the other targets, as it says nothing that it is like itself. Raises ``ValueError`` for a single target.
+    """
+    if len(rows) < 2:
+        raise ValueError(f"{len(rows)} target(s) that are documents: without itself a document has none. Give two.")
+    others = np.ones(scores.shape, bool)
+    others[np.arange(len(rows)), rows] = False
+    return scores.mean(0, where=others)
 
 
 def hidden(task: Task, rows: Examples, layer: int = -1) -> np.ndarray:
@@ -137,10 +154,11 @@ def probe(
     return audit.each(lambda rows: discriminator(of(rows), every[audit.background], every, strength))
 
 
-def picked_targets(audit: Audit, count: int = 10) -> dict[str, Examples]:
-    """DABUF for long outputs: the training documents of which a classifier is most confident serve as targets."""
-    found = classifier(audit)
-    return {behaviour: take(audit.train, most_suspicious(scores, count)) for behaviour, scores in found.items()}
+def picked_targets(audit: Audit, count: int = 10) -> dict[str, np.ndarray]:
+    """DABUF for long outputs: positions of the training documents of which a classifier is most confident, which serve
+    as targets.
+    """
+    return {behaviour: most_suspicious(scores, count) for behaviour, scores in classifier(audit).items()}
 
 
 @remembered(4)
