@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from tda.output_loss import IGNORE
 from tda.saved import longest_context
-from tda.task import Examples, n_examples, tensors
+from tda.task import Examples, chunks, n_examples, tensors
 
 PAD_ID, BOUNDARY_ID = 0, 1  # where the tokenizers made here put padding and the document boundary
 
@@ -134,6 +135,14 @@ def is_sequence(batch: Examples) -> bool:
     """Whether these are sequences with a label for every token; a classifier of texts has one label an example."""
     ids, labels = batch.get("input_ids"), batch.get("labels")
     return isinstance(ids, Tensor) and isinstance(labels, Tensor) and labels.shape == ids.shape
+
+
+def alike(examples: Examples, size: int) -> Iterator[np.ndarray]:
+    """Positions of all examples in chunks of at most ``size``, short texts together: what is padded is computed, too.
+    Examples without tokens keep their order.
+    """
+    order = real_tokens(examples).sum(1).argsort(stable=True).numpy()
+    return (order[part] for part in chunks(len(order), size))
 
 
 def trim(batch: Examples) -> Examples:

@@ -17,10 +17,11 @@ from tda.attribution import attribute, bgo, logra, representation, stride
 from tda.attribution.registry import method
 from tda.curvature import empirical
 from tda.evaluation import retrieval
+from tda.sequences import real_tokens
 from tda.task import Task, n_examples, take, tensors
 from tda.testbeds.digits import pixels
 from tda.tools import projection
-from tda.tools.gradients import blocks, flatten, matrix, unflatten
+from tda.tools.gradients import blocks, flatten, matrix, swept, unflatten
 from tda.training import Recipe, train_recorded
 
 # name -> why it cannot run on the tasks of this file; its own file repeats these tests on a recorded SGD run
@@ -460,9 +461,15 @@ def test_flatten_and_unflatten_are_inverse(task):
 
 
 def test_blocks_are_bounded_and_cover(task, tiny):
-    seen = [(part, block.shape) for part, block in blocks(task, tiny.train, 30)]
-    assert [s.start for s, _ in seen] == [0, 30, 60] and max(shape[0] for _, shape in seen) == 30
-    assert sum(shape[0] for _, shape in seen) == n_examples(tiny.train)
+    """Every document once, at most 30 together, short ones first; and what is swept is in the documents' order."""
+    seen, few = list(blocks(task, tiny.train, 30)), take(tiny.train, slice(0, 7))
+    parts = [part for part, _ in seen]
+    assert [len(part) for part in parts] == [len(block) for _, block in seen] and max(map(len, parts)) == 30
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(n_examples(tiny.train)))
+    lengths = real_tokens(tiny.train).sum(1).numpy()
+    assert all(lengths[one].max() <= lengths[two].min() for one, two in zip(parts, parts[1:], strict=False))
+    swept_norms = swept(task, few, lambda block: block.norm(dim=1), 3).numpy()
+    assert np.allclose(swept_norms, explicit_gradients(task, few).norm(dim=1).numpy(), rtol=1e-4)
 
 
 def test_repeated_parameters_of_another_order_give_the_same_scores(task, tiny, few):

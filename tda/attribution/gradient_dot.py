@@ -10,7 +10,7 @@ import torch
 from tda.attribution.registry import method
 from tda.curvature.layers import dot_products
 from tda.task import Examples, Task
-from tda.tools.gradients import CHUNK, blocks, matrix
+from tda.tools.gradients import CHUNK, matrix, swept
 from tda.tools.options import Count, Whole
 
 
@@ -30,8 +30,8 @@ def attribute_cosine(
 ) -> np.ndarray:
     """The dot product of unit gradients, in [-1, 1], [Q, N]: long documents and outliers lose their advantage."""
     unit_queries = torch.nn.functional.normalize(matrix(task, queries, chunk), dim=1)
-    parts = [unit_queries @ torch.nn.functional.normalize(block, dim=1).T for _, block in blocks(task, train, chunk)]
-    return torch.cat(parts, dim=1).numpy()
+    cosines = lambda block: torch.nn.functional.normalize(block, dim=1) @ unit_queries.T  # noqa: E731
+    return swept(task, train, cosines, chunk).T.numpy()
 
 
 @method("tracincp", family="gradient", paper="Pruthi et al. 2020", needs=("params", "checkpoints"), signed=True)

@@ -35,7 +35,7 @@ from tda.curvature.second_derivatives import small_ggn
 from tda.task import Examples, Task, n_examples, take
 from tda.tools import halves, residual
 from tda.tools.cache import remembered
-from tda.tools.gradients import CHUNK, blocks, matrix
+from tda.tools.gradients import CHUNK, matrix, swept
 from tda.tools.options import Count, Flag, NotNegative, Positive, Share, Whole, one_of, option, whole
 
 CURVATURES = ("ggn", "ekfac", "empirical_fisher")
@@ -148,7 +148,7 @@ def at_model(
         shift = named.absolute_damping(operator, damping)
         solved.append(operator.function(lambda w, shift=shift: named.damped(w, shift), asked))
     solutions = torch.cat(solved)
-    scores = torch.cat([solutions @ block.T for _, block in blocks(task, train, chunk)], dim=1)
+    scores = swept(task, train, lambda block: block @ solutions.T, chunk).T
     return scores.reshape(len(dampings), len(asked), -1).numpy()
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from tda.attribution.registry import method
@@ -22,7 +21,7 @@ from tda.curvature.second_derivatives import parameter_groups
 from tda.task import Examples, Task, n_examples
 from tda.tools.cache import remembered
 from tda.tools.door import entered
-from tda.tools.gradients import CHUNK, blocks, matrix
+from tda.tools.gradients import CHUNK, blocks, matrix, swept
 from tda.tools.options import Count, NotNegative, Positive, Whole, one_of, option, read
 
 ITERATIVE = {  # and the options that each reads
@@ -94,7 +93,7 @@ def attribute(task: Task, train: Examples, queries: Examples, options: Options) 
     indefinite system (see ``indefinite``), a divergence, and a matrix that would not fit.
     """
     solution = solve(task, train, query_gradients(task, queries, options.chunk), options)
-    return torch.cat([solution @ block.T for _, block in blocks(task, train, options.chunk)], dim=1).numpy()
+    return swept(task, train, lambda block: block @ solution.T, options.chunk).T.numpy()
 
 
 def self_influence(task: Task, train: Examples, examples: Examples | None = None, **options) -> np.ndarray:

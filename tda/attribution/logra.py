@@ -22,7 +22,8 @@ from torch import Tensor
 from tda import output_loss
 from tda.attribution.registry import method
 from tda.curvature.layers import Layer, say_share, trackable, watching
-from tda.task import Examples, Task, chunks, n_examples, take
+from tda.sequences import alike
+from tda.task import Examples, Task, n_examples, take
 from tda.tools.cache import remembered
 from tda.tools.door import entered
 from tda.tools.gradients import CHUNK, batch_of
@@ -90,12 +91,15 @@ def _projected(task: Task, train: Examples, examples: Examples, options: Options
 def _features(task: Task, examples: Examples, pca_of: Examples | None, rank: int, seed: int, chunk: int) -> Layers:
     parts: dict[str, list[Tensor]] = {}
     basis = _random_sides(task, rank, seed) if pca_of is None else _principal_sides(task, pca_of, rank, chunk)
-    for part in chunks(n_examples(examples), chunk):
+    order = []
+    for part in alike(examples, chunk):
+        order.append(part)
         for name, (inputs, gradients) in _captured(task, batch_of(take(examples, part))).items():
             left, right = basis[name]
             projected = torch.einsum("bto,bti->boi", gradients @ left, inputs @ right)
             parts.setdefault(name, []).append(projected.flatten(1))
-    return {name: _finite(task, name, torch.cat(rows)) for name, rows in parts.items()}
+    back = torch.from_numpy(np.argsort(np.concatenate(order)))
+    return {name: _finite(task, name, torch.cat(rows)[back]) for name, rows in parts.items()}
 
 
 def _finite(task: Task, layer: str, value: Tensor) -> Tensor:
@@ -125,7 +129,7 @@ def _random_sides(task: Task, rank: int, seed: int) -> dict[str, tuple[Tensor, T
 def _principal_sides(task: Task, train: Examples, rank: int, chunk: int) -> dict[str, tuple[Tensor, Tensor]]:
     """The leading eigenvectors of sum b b^T and of sum a a^T over the positions of the training documents."""
     squares: dict[str, list[Tensor]] = {}
-    for part in chunks(n_examples(train), chunk):
+    for part in alike(train, chunk):
         for name, (inputs, gradients) in _captured(task, batch_of(take(train, part))).items():
             totals = squares.setdefault(name, [0.0, 0.0])
             for side, rows in enumerate((gradients.flatten(0, 1), inputs.flatten(0, 1))):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tda.task import Examples, Task, n_examples
 from tda.tools.cache import remembered
-from tda.tools.gradients import CHUNK, blocks, dot_products, matrix
+from tda.tools.gradients import CHUNK, blocks, dot_products, matrix, swept
 
 KINDS = ("none", "diagonal", "full")
 
@@ -99,6 +99,6 @@ def linear_scores(
         return dot_products(task, train, queries, chunk).numpy()
     if kind == "diagonal":
         scaled = inverse(kind, task, train, damping, chunk)(matrix(task, queries, chunk))
-        return torch.cat([scaled @ block.T for _, block in blocks(task, train, chunk)], dim=1).numpy()
+        return swept(task, train, lambda block: block @ scaled.T, chunk).T.numpy()
     products, (factor, _) = cross(task, train, queries, chunk), _damped(gram(task, train, chunk), damping)
     return (len(factor) * torch.cholesky_solve(products.T, factor).T).numpy()

@@ -22,7 +22,8 @@ from torch import Tensor
 from tda.curvature.layers import Captured, passes, say_share, tracked, untracked
 from tda.curvature.operators import Blocks, Diagonal, Kronecker, Spectral, finite
 from tda.curvature.second_derivatives import label_noise, pseudo_gradients
-from tda.task import Examples, Task, chunks, n_examples, take
+from tda.sequences import alike
+from tda.task import Examples, Task, n_examples, take
 from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK, batch_of
 from tda.tools.memory_limit import require
@@ -34,7 +35,7 @@ UNTRACKED = ("drop", "diagonal", "refuse")
 def _sweep(task, train, layers, fisher, seed, chunk) -> Iterator[tuple[Captured, Tensor | None, bool]]:
     """``(captured, real, first pass of its chunk)`` over all chunks and vectors u."""
     noise = label_noise(task, train, seed)
-    for part in chunks(n_examples(train), chunk):
+    for part in alike(train, chunk):
         for number, (found, real) in enumerate(passes(task, batch_of(take(train, part)), layers, fisher, noise[part])):
             yield found, real, number == 0
 

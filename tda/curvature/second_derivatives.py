@@ -20,6 +20,7 @@ from torch.func import grad, jvp, vjp, vmap
 
 from tda import output_loss
 from tda.curvature.operators import DENSE_ADVICE, Blocks, Dense, Dual, Operator
+from tda.sequences import alike
 from tda.task import Examples, Params, Task, chunks, n_examples, take, tensors
 from tda.tools.gradients import CHUNK, batch_of, flatten, over_examples, unflatten
 from tda.tools.memory_limit import require
@@ -56,7 +57,7 @@ def pseudo_gradients(
     task: Task, train: Examples, fisher: str, seed: int = 0, chunk: int = CHUNK, names: tuple[str, ...] = ()
 ) -> Iterator[Tensor]:
     """Blocks of pseudo-gradients [b, P], whose summed ``rows^T rows`` over N is the Fisher of that kind; ``names``:
-    only these parameters (all by default).
+    only these parameters (all by default). Texts of like length come together.
     """
     noise, loss = label_noise(task, train, seed), output_loss.of(task)
     moving = {k: task.params[k] for k in names or task.params}
@@ -66,7 +67,7 @@ def pseudo_gradients(
         return (outputs[0] * u).sum()
 
     per_example = over_examples(grad(pull), in_dims=(None, 0, 0))
-    for part in chunks(n_examples(train), chunk):
+    for part in alike(train, chunk):
         batch = batch_of(take(train, part))
         with torch.no_grad():
             outputs, targets = task.outputs_fn(task.params, batch)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from tda.sequences import trim
-from tda.task import Examples, Params, Task, chunks, n_examples, say_once, take, tensors
+from tda.sequences import alike, trim
+from tda.task import Examples, Params, Task, n_examples, say_once, take, tensors
 
 CHUNK = 32  # examples whose gradients are held at once: chunk x parameters x 4 bytes, and as much for activations
 
@@ -67,19 +68,31 @@ def _row(arguments: tuple, in_dims: tuple[int | None, ...], i: int) -> list:
     return [value if dim is None else row(value) for value, dim in zip(arguments, in_dims, strict=True)]
 
 
-def blocks(task: Task, examples: Examples, chunk: int = CHUNK) -> Iterator[tuple[slice, Tensor]]:
-    """``(slice, gradients [b, P])`` over all examples, at most ``chunk`` at a time; of each example's own mean loss."""
+def blocks(task: Task, examples: Examples, chunk: int = CHUNK) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """``(positions [b], gradients [b, P])`` over all examples, at most ``chunk`` at a time and texts of like length
+    together (:func:`tda.sequences.alike`); of each example's own mean loss.
+    """
     per_example = over_examples(example_gradient(task), in_dims=(None, 0))
-    for part in chunks(n_examples(examples), chunk):
+    for part in alike(examples, chunk):
         yield part, flatten(per_example(task.params, batch_of(take(examples, part)))).detach()
 
 
 def matrix(task: Task, examples: Examples, chunk: int = CHUNK) -> Tensor:
     """All gradients [n, P] at once: n x P x 4 bytes. For queries; stream documents with :func:`blocks`."""
-    return torch.cat([block for _, block in blocks(task, examples, chunk)])
+    return swept(task, examples, lambda block: block, chunk)
 
 
 def dot_products(task: Task, train: Examples, queries: Examples, chunk: int = CHUNK) -> Tensor:
     """``<grad l_q, grad l_i>`` for all pairs, [Q, N]. Holds the Q query gradients and one block of documents."""
     query_gradients = matrix(task, queries, chunk)
-    return torch.cat([query_gradients @ block.T for _, block in blocks(task, train, chunk)], dim=1)
+    return swept(task, train, lambda block: block @ query_gradients.T, chunk).T
+
+
+def swept(task: Task, examples: Examples, function: Callable[[Tensor], Tensor], chunk: int = CHUNK) -> Tensor:
+    """``function`` of the gradients of every example, rows [b, ...] -> [b, ...], in the order of the examples."""
+    found = None
+    for part, block in blocks(task, examples, chunk):
+        rows = function(block)
+        found = rows.new_empty(n_examples(examples), *rows.shape[1:]) if found is None else found
+        found[torch.from_numpy(part)] = rows
+    return found

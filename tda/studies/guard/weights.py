@@ -18,12 +18,11 @@ for all weight on one of n pairs.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from scipy.stats import norm, rankdata
 
 import tda
 from tda.task import Examples, Task, chunks, n_examples, take
-from tda.tools.gradients import batch_of, blocks, flatten
+from tda.tools.gradients import batch_of, flatten, swept
 
 
 def check_rows(forget: np.ndarray, retain: np.ndarray) -> None:
@@ -54,7 +53,7 @@ def alignment(task: Task, forget: Examples, retain: Examples, chunk: int = 128) 
     for part in chunks(n_examples(retain), chunk):
         (task.loss_fn(leaves, batch_of(take(retain, part)), "sum") / n_examples(retain)).backward()
     kept = flatten({name: value.grad.unsqueeze(0) for name, value in leaves.items()})[0]
-    return torch.cat([block @ kept for _, block in blocks(task, forget, chunk)]).numpy()
+    return swept(task, forget, lambda block: block @ kept, chunk).numpy()
 
 
 def alignment_by(method: str, task: Task, forget: Examples, retain: Examples, **options) -> np.ndarray:

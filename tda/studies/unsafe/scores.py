@@ -112,7 +112,7 @@ def projected(task: Task, rows: Examples, layer: int | None = None, seed: int = 
         raise ValueError(f"layer={layer}; the model has the blocks 1 to {count}, and None for all parameters.")
     chosen = torch.cat([torch.full((p.numel(),), f"layers.{layer - 1}." in k) for k, p in task.params.items()])
     project = projector("sparse", int(chosen.sum()), DIMENSION, seed)
-    return np.concatenate([project(block[:, chosen]).numpy() for _, block in gradients.blocks(task, rows)])
+    return gradients.swept(task, rows, lambda block: project(block[:, chosen])).numpy()
 
 
 def discriminator(positive, negative, every, strength: float = 1.0) -> np.ndarray:
