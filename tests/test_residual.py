@@ -25,9 +25,10 @@ def kriged(w0, subsets, y, ratio, floor=0.1):
     return spread / scale, fixed, kernel / scale
 
 
+@pytest.mark.parametrize("n", [16, 90])  # fewer documents than models, and more
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 30.0])
-def test_the_error_of_a_left_out_model_is_that_of_a_refit_without_it(ratio):
-    scores, subsets, _, y = world()
+def test_the_error_of_a_left_out_model_is_that_of_a_refit_without_it(ratio, n):
+    scores, subsets, _, y = world(n=n)
     prior, fixed, kernel = kriged(scores[0], subsets.astype(float), y[0], ratio)
     errors = []
     for j in range(len(subsets)):
@@ -40,8 +41,9 @@ def test_the_error_of_a_left_out_model_is_that_of_a_refit_without_it(ratio):
     assert np.isclose(found, np.mean(np.square(errors)) / y[0].var())
 
 
-def test_the_weights_minimise_the_penalised_squares():
-    scores, subsets, _, y = world()
+@pytest.mark.parametrize("n", [16, 90])
+def test_the_weights_minimise_the_penalised_squares(n):
+    scores, subsets, _, y = world(n=n)
     ratio, inputs = 3.0, subsets.astype(float)
     prior, fixed, _ = kriged(scores[0], inputs, y[0], ratio)
     design = np.concatenate([fixed, inputs], 1)

@@ -31,7 +31,7 @@ from scipy.optimize import nnls
 
 from tda.attribution.registry import method
 from tda.curvature import named
-from tda.curvature.second_derivatives import small_ggn
+from tda.curvature.second_derivatives import SmallGGN
 from tda.task import Examples, Task, n_examples, take
 from tda.tools import halves, residual
 from tda.tools.cache import remembered
@@ -139,14 +139,17 @@ def at_model(
     """``g_q^T (C + d)^-1 g_i`` for all documents, C the curvature of those in ``mask``: [dampings, Q, N] float32."""
     half = take(train, mask)
     if curvature == "ggn":
-        operator = small_ggn(task, half, chunk)
+        operator = SmallGGN(task, half, chunk)
     else:
         operator = named.operator(curvature, task, half, rest="diagonal", seed=seed, chunk=chunk)
     asked = matrix(task, queries, chunk)
     solved = []
     for damping in dampings:
         shift = named.absolute_damping(operator, damping)
-        solved.append(operator.function(lambda w, shift=shift: named.damped(w, shift), asked))
+        if curvature == "ggn":
+            solved.append(operator.solve(asked, shift))
+        else:
+            solved.append(operator.function(lambda w, shift=shift: named.damped(w, shift), asked))
     solutions = torch.cat(solved)
     scores = swept(task, train, lambda block: block @ solutions.T, chunk).T
     return scores.reshape(len(dampings), len(asked), -1).numpy()

@@ -95,7 +95,7 @@ def _variances(parts: list[Query], noise: np.ndarray) -> tuple[tuple[np.ndarray,
     best = minimize_scalar(against, bounds=LOG_RATIOS, method="bounded", options={"xatol": 1e-3})
     ratio, found = float(np.exp(best.x)), []
     for part, seeds in zip(parts, noise, strict=True):
-        rest = float((part.along**2 / (ratio * part.values + 1)).mean())
+        rest = part.unexplained(ratio) / part.degrees
         additive = ratio * rest + part.solve(ratio)[1] ** 2 * np.var(part.fixed[:, -1])
         found.append((additive / part.variance, (rest - seeds) / part.variance))
     return tuple(np.array(found).T), ratio
@@ -112,8 +112,7 @@ def _share(additive: float, interactions: float) -> tuple[float, tuple[float, fl
 
 def _restricted(part: Query, ratio: float) -> float:
     """The restricted log likelihood of tau, the noise variance profiled out (up to a constant)."""
-    spread = ratio * part.values + 1
-    return float(-0.5 * (np.log(spread).sum() + len(spread) * np.log((part.along**2 / spread).sum())))
+    return float(-0.5 * (np.log(ratio * part.values + 1).sum() + part.degrees * np.log(part.unexplained(ratio))))
 
 
 def kept(figures: Path, testbed: str) -> dict[str, float] | None:

@@ -62,7 +62,7 @@ def draw_covering(n: int, count: int, seed: int, share: float = 0.5) -> np.ndarr
     return masks
 
 
-@remembered(4)
+@remembered(8)
 def trained(task: Task, masks: np.ndarray, seeds: Sequence[int], moments: int = 1) -> list[list[Params]]:
     """The parameters of one model a mask, at ``moments`` evenly spaced moments of its run (1: the end). Remembered, and
     charged to all who ask. ``ValueError`` for a task that does not say how it is trained again.

@@ -100,9 +100,10 @@ def queries_of(
 
 
 class Query:
-    """One query: everything that does not depend on tau. ``values`` are the eigenvalues of K on what X does not span,
-    with mean 1, ``along`` the coordinates of y there, and ``variance`` that of y within seeds. Without scores (w0 = 0)
-    X has the seeds alone.
+    """One query: everything that does not depend on tau. ``left`` is what X leaves of y, ``free`` [m] the diagonal of
+    that projection, of rank ``degrees``; ``values`` are the largest eigenvalues of K on what X leaves (all others are
+    zero), in units in which their sum is ``degrees``, ``basis`` their vectors, ``along`` the coordinates of y, and
+    ``variance`` that of y within seeds. Without scores (w0 = 0) X has the seeds alone.
     """
 
     def __init__(self, w0: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: float, seeds=None):
@@ -112,21 +113,36 @@ class Query:
         seeded = np.eye(of_seeds.max() + 1)[of_seeds]
         self.variance = float((y - seeded @ ((y @ seeded) / seeded.sum(0))).var())
         self.fixed = np.concatenate([seeded, (subsets @ w0)[:, None][:, : int(w0.any())]], 1)
-        width = self.fixed.shape[1]
-        apart = np.linalg.qr(self.fixed, mode="complete")[0][:, width:]  # an orthonormal basis of what X does not span
-        half = apart.T @ (subsets * np.sqrt(spread))
-        values, vectors = np.linalg.eigh(half @ half.T)
-        scale = max(values.mean(), np.finfo(float).tiny)
-        self.prior, self.values, self.basis = spread / scale, np.maximum(values, 0) / scale, apart @ vectors
-        self.along = self.basis.T @ y
+        span = np.linalg.qr(self.fixed)[0]
+        self.left, self.free = y - span @ (span.T @ y), 1 - (span**2).sum(1)
+        half = subsets * np.sqrt(spread)
+        values, self.basis = _squared_singular(half - span @ (span.T @ half))
+        self.degrees = len(y) - span.shape[1]
+        scale = max(values.sum() / self.degrees, np.finfo(float).tiny)
+        self.prior, self.values, self.along = spread / scale, values / scale, self.basis.T @ self.left
 
     def error(self, ratio: float) -> float:
-        share = 1 / (ratio * self.values + 1)
-        left_out = (self.basis @ (share * self.along)) / ((self.basis**2) @ share)
+        taken = ratio * self.values / (ratio * self.values + 1)
+        left_out = (self.left - self.basis @ (taken * self.along)) / (self.free - self.basis**2 @ taken)
         return float((left_out**2).mean() / self.variance)
 
+    def unexplained(self, ratio: float) -> float:
+        """``y^T Pi y``, the squares that are left, each in units of its variance."""
+        return float(self.left @ self.left - self.along**2 @ (ratio * self.values / (ratio * self.values + 1)))
+
     def solve(self, ratio: float) -> tuple[np.ndarray, float]:
-        pi_y = self.basis @ (self.along / (ratio * self.values + 1))
+        pi_y = self.left - self.basis @ (ratio * self.values / (ratio * self.values + 1) * self.along)
         r = ratio * self.prior * (self.subsets.T @ pi_y)
         slope = np.linalg.lstsq(self.fixed, self.y - self.subsets @ r - pi_y, rcond=None)[0][-1] * self.w0.any()
         return slope * self.w0 + r, float(slope)
+
+
+def _squared_singular(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Squared singular values of ``x`` [m, n] that are not rounding, and its left singular vectors, through the smaller
+    of x x^T and x^T x.
+    """
+    m, n = x.shape
+    values, vectors = np.linalg.eigh(x @ x.T if m <= n else x.T @ x)
+    real = values > max(values[-1], 0.0) * max(m, n) * np.finfo(float).eps
+    values, vectors = values[real], vectors[:, real]
+    return values, vectors if m <= n else x @ vectors / np.sqrt(values)

@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tda.attribution import half_influence
 from tda.attribution.half_influence import Options
 from tda.curvature import named
-from tda.curvature.second_derivatives import pseudo_gradients, small_ggn
+from tda.curvature.second_derivatives import SmallGGN, pseudo_gradients
 from tda.evaluation.lds import lds
 from tda.task import Examples, Params, Task, n_examples, take
 from tda.tools import halves
@@ -54,16 +53,20 @@ def rungs(
 
 
 def leverages_and_newton(
-    task: Task, train: Examples, queries: Examples, mask: np.ndarray, damping: float
+    task: Task, train: Examples, queries: Examples, mask: np.ndarray, damping: float, plain: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The leverage of every document at a model of the half ``mask``, and what one Newton step without it (inside of
-    the half) or with it (outside) changes.
+    the half) or with it (outside) changes; ``plain`` [Q, N] is its influence with the same damping.
 
     With A_i [C, P] the pseudo-gradients of document i, n the size of the half, C its Gauss-Newton matrix: tr(M_i) [N],
     ``M_i = A_i (C + d)^-1 A_i^T / n``, and ``g_q^T (C -+ A_i^T A_i / n + d)^-1 g_i`` [Q, N] in the scale of
     influence, by Woodbury's identity on M_i.
     """
-    rows, solved, size = _solved(task, train, mask, damping)
+    half = take(train, mask)
+    operator, size = SmallGGN(task, half), n_examples(half)
+    chunk = n_examples(train)  # so that the blocks are the classes
+    rows = torch.stack(list(pseudo_gradients(task, train, "exact", chunk=chunk)), 1)  # A, [N, C, P]
+    solved = operator.solve(rows.flatten(0, 1), named.absolute_damping(operator, damping)).reshape(rows.shape)
     asked, own = matrix(task, queries), matrix(task, train)
     along_rows = torch.einsum("qp,ncp->qnc", asked, solved)
     residuals = torch.einsum("np,ncp->nc", own, solved)
@@ -71,21 +74,8 @@ def leverages_and_newton(
     leverage = torch.einsum("ncp,nep->nce", rows, solved)
     inner = size * torch.eye(leverage.shape[1]) + sign * leverage
     step = torch.linalg.solve(inner, residuals.unsqueeze(2)).squeeze(2)
-    chunk = half_influence.CHUNK
-    plain = half_influence.at_model(task, train, queries, mask, "ggn", (damping,), 0, chunk)[0]
     newton = plain - (along_rows * (sign.squeeze(2) * step)).sum(2).numpy()
     return leverage.diagonal(dim1=1, dim2=2).sum(1).numpy() / size, newton
-
-
-def _solved(task: Task, train: Examples, mask: np.ndarray, damping: float) -> tuple[Tensor, Tensor, int]:
-    """Pseudo-gradients A [N, C, P], ``A (C + d)^-1`` alike, and the size of the half."""
-    half = take(train, mask)
-    operator = small_ggn(task, half)
-    shift = named.absolute_damping(operator, damping)
-    chunk = n_examples(train)  # so that the blocks are the classes
-    rows = torch.stack(list(pseudo_gradients(task, train, "exact", chunk=chunk)), 1)
-    solved = operator.function(lambda w: named.damped(w, shift), rows.flatten(0, 1))
-    return rows, solved.reshape(rows.shape), n_examples(half)
 
 
 def group_newton(task: Task, train: Examples, queries: Examples, subsets: np.ndarray, damping: float) -> np.ndarray:
@@ -94,12 +84,10 @@ def group_newton(task: Task, train: Examples, queries: Examples, subsets: np.nda
     """
     asked, own, found = matrix(task, queries), matrix(task, train), []
     for subset in subsets:
-        operator = small_ggn(task, take(train, subset))
-        shift = named.absolute_damping(operator, damping)
-        step = operator.function(
-            lambda w, shift=shift: named.damped(w, shift), own[torch.from_numpy(subset)].mean(0)[None]
-        )
-        found.append((asked @ step[0]).numpy())
+        operator = SmallGGN(task, take(train, subset))
+        slope = own[torch.from_numpy(subset)].mean(0)
+        step = operator.solve(slope[None], named.absolute_damping(operator, damping))[0]
+        found.append((asked @ step).numpy())
     return np.stack(found, 1)
 
 
