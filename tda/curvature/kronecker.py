@@ -28,7 +28,7 @@ from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK, batch_of
 from tda.tools.memory_limit import require
 
-KEPT = 8  # results kept in memory: the checkpoints of a run, for the next damping
+KEPT = 32  # results kept in memory, for the next damping and the next queries: of checkpoints, or of models of halves
 UNTRACKED = ("drop", "diagonal", "refuse")
 
 

@@ -89,9 +89,11 @@ def log_losses(task: Task, models: Sequence[Params], queries: Examples) -> np.nd
 
 
 def seeds_from(seed: int, count: int, stream: int = 0, sharing: int = 1) -> list[int]:
-    """Seeds of own models: other ones for every ``seed`` and ``stream``, each for up to ``sharing`` models."""
+    """Seeds of own models: other ones for every ``seed`` and ``stream``, each for ``sharing`` models in a row, so that
+    the first of many models share theirs as well, and more models leave those of the first as they are.
+    """
     start = FIRST_SEED * (1 + STREAMS * seed + stream)
-    return [start + number % -(-count // sharing) for number in range(count)]
+    return [start + number // sharing for number in range(count)]
 
 
 def without_seeds(values: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
