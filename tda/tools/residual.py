@@ -98,8 +98,8 @@ def queries_of(
         raise ValueError(f"{len(seeds)} seeds of {len(subsets)} models; one each.")
     if seeds is not None and 2 * len(np.unique(seeds)) > len(subsets):
         raise ValueError(
-            f"{len(np.unique(seeds))} seeds for {len(subsets)} models: each has a mean of its own, and too little is left "
-            f"to regress. Let at least two models share each seed, as halves.seeds_from(..., sharing=2) does."
+            f"{len(np.unique(seeds))} seeds for {len(subsets)} models: each has a mean of its own, and too little is "
+            f"left to regress. Let at least two models share each seed, as halves.seeds_from(..., sharing=2) does."
         )
     return [Query(w0, subsets, row, floor, seeds) for w0, row in zip(scores, y, strict=True)]
 
