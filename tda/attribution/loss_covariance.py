@@ -20,6 +20,7 @@ import torch
 from tda.attribution.registry import method
 from tda.lm import losses
 from tda.task import Examples, Params, Task, n_examples, take
+from tda.tools.cache import remembered
 from tda.tools.gradients import batch_of
 from tda.tools.options import Count, Flag, Positive, Share, Whole, whole
 
@@ -34,17 +35,24 @@ def attribute(
     """Covariances over ``models`` perturbed models, [Q, N], in nats squared (``normalise``: correlations).
 
     Each takes ``steps`` Adam steps of ``rate`` on batches of ``batch`` out of a random ``share`` of the documents.
-    Rank at most ``models`` - 1. Memory: a model with its moments, and (N + Q) x ``models`` losses.
+    Rank at most ``models`` - 1. Memory: the models, kept for the next queries, and (N + Q) x ``models`` losses.
     """
-    read = []
-    for member in range(models):
-        params = perturbed(task, train, np.random.default_rng([seed, 43, member]), share, steps, batch, rate)
-        read.append([losses(task.loss_fn, params, part, chunk=chunk) for part in (queries, train)])
+    members = perturbed_models(task, train, seed, models, share, steps, batch, rate)
+    read = [[losses(task.loss_fn, params, part, chunk=chunk) for part in (queries, train)] for params in members]
     of_queries, of_train = (np.stack(part).astype(np.float64) for part in zip(*read, strict=True))
     of_queries, of_train = (part - part.mean(0) for part in (of_queries, of_train))
     if normalise:
         of_queries, of_train = (p / np.maximum(p.std(0), 1e-12) for p in (of_queries, of_train))
     return of_queries.T @ of_train / (models - (not normalise))
+
+
+@remembered()
+def perturbed_models(
+    task: Task, train: Examples, seed: int, models: int, share: float, steps: int, batch: int, rate: float
+) -> list[Params]:
+    """The set-up, to which no query is known."""
+    draws = [np.random.default_rng([seed, 43, member]) for member in range(models)]
+    return [perturbed(task, train, rng, share, steps, batch, rate) for rng in draws]
 
 
 def perturbed(
