@@ -11,7 +11,7 @@ from test_half_influence import trained_on
 
 from tda.attribution import half_influence
 from tda.curvature.second_derivatives import dense_ggn, pseudo_gradients
-from tda.evaluation.ceiling import with_seeds
+from tda.evaluation.ceiling import ceiling, with_seeds
 from tda.evaluation.lds import lds
 from tda.studies.halves import judge, rungs
 from tda.task import take
@@ -112,20 +112,26 @@ def test_a_judges_subsets_share_their_seeds_and_nobody_else_has_them(world):
     assert np.allclose(found.outputs[:, 0], direct)
 
 
-def test_shares_of_a_ceiling_of_other_models_are_scaled():
+def test_shares_of_a_ceiling_of_other_models_are_scaled_and_err_with_it():
     rng = np.random.default_rng(0)
     masks, logs = halves.draw(20, 24, 0, stream=1), rng.normal(size=(4, 24))
-    seeds = np.arange(24) % 3
-    one = judge.of_own_models(masks, seeds, logs, 0.9, 3)
-    assert np.isclose(one.ceiling, with_seeds(0.9, 3, 1)) and one.outputs.shape == (24, 1, 4)
+    seeds = np.arange(24) // 8
+    bank = ceiling(rng.normal(size=(30, 1, 4)) + rng.normal(size=(30, 3, 4)))
+    one = judge.of_own_models(masks, seeds, logs, bank)
+    assert np.isclose(one.ceiling, with_seeds(bank.value, 3, 1)) and one.outputs.shape == (24, 1, 4)
+    slope = (with_seeds(bank.value + 1e-5, 3, 1) - with_seeds(bank.value - 1e-5, 3, 1)) / 2e-5
+    assert np.isclose(one.error, slope * bank.slope * bank.agreement.se, rtol=1e-4) and one.error > 0
     scores = rng.normal(size=(4, 20))
     row = one.lds({"x": scores}, None, 0.95)["x"]
     apart = [halves.without_seeds(part, seeds) for part in (scores @ masks.T, -logs)]
     assert np.allclose(row.per_query, [spearmanr(a, b).statistic for a, b in zip(*apart, strict=True)])
     told = one.lds({}, None, 0.95, (), {"x": scores @ masks.T + 7.0 * seeds})["x"]
     assert np.allclose(told.per_query, row.per_query)
-    share = one.share(row, None, 0.95)
-    assert np.allclose(tuple(share), np.array(tuple(row.value)) / one.ceiling) and share.df == row.value.df
+    known, share = replace(one, error=0.0).share(row, None, 0.95), one.share(row, None, 0.95)
+    assert np.allclose(tuple(known), np.array(tuple(row.value)) / one.ceiling) and share.df == row.value.df
+    relative = np.hypot(row.value.se / row.value.value, one.error / one.ceiling)
+    assert np.isclose(share.se, abs(share.value) * relative) and share.value == known.value
+    assert np.isclose((share.high - share.value) / share.se, (row.value.high - row.value.value) / row.value.se)
 
 
 def test_unit_predictions():

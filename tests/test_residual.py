@@ -99,6 +99,18 @@ def test_cross_fitted_predictions_are_of_fits_without_the_fold():
         residual.cross_fitted(scores, subsets, y, folds=65)
 
 
+def test_a_fold_holds_whole_seeds_where_there_are_enough():
+    """Twisting the y of the models of one seed changes no prediction of that seed, and those of others."""
+    scores, subsets, _, y = world(m=96)
+    seeds = np.arange(96) // 16
+    twisted, of_third = y.copy(), seeds == 3
+    twisted[:, of_third] += np.random.default_rng(5).normal(size=(3, 16))
+    found, other = (residual.cross_fitted(scores, subsets, values, 6, seeds) for values in (y, twisted))
+    assert np.allclose(found[:, of_third], other[:, of_third]) and not np.allclose(found, other)
+    few = [residual.cross_fitted(scores, subsets, values, 8, seeds) for values in (y, twisted)]
+    assert not np.allclose(few[0][:, of_third], few[1][:, of_third]), "six seeds in eight folds: folds across seeds"
+
+
 def test_seeds_have_a_mean_of_their_own():
     """Shifts of seeds change nothing, and without seeds to share the regression is the plain one."""
     scores, subsets, truth, y = world(m=96)

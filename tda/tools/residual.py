@@ -65,19 +65,23 @@ def datamodel(subsets: np.ndarray, y: np.ndarray, seeds: Sequence[int] | None = 
 
 
 def cross_fitted(
-    scores: np.ndarray | None, subsets: np.ndarray, y: np.ndarray, folds: int = 8, seeds: Sequence[int] | None = None
-) -> np.ndarray:
+    scores: np.ndarray | None, subsets: np.ndarray, y: np.ndarray, folds: int = 8, seeds: Sequence[int] | None = None,
+    floor: float = 0.1,
+) -> np.ndarray:  # fmt: skip
     """What the weights of :func:`regress` (without scores: :func:`datamodel`) predict of every model's y, [Q, m], but
-    for the mu of its seed, from a fit without the model's fold. ``ValueError`` for fewer models than folds.
+    for the mu of its seed, from a fit without the model's fold. A fold holds all models of its seeds, if there are
+    enough seeds. ``ValueError`` for fewer models than folds.
     """
     m = len(subsets)
     if not 2 <= folds <= m:
         raise ValueError(f"{m} models in {folds} folds; at least 2 folds and a model in each are needed.")
     predicted, seeds = np.empty(np.shape(y)), np.zeros(m, int) if seeds is None else np.asarray(seeds)
+    number = np.unique(seeds, return_inverse=True)[1]
+    of_model = (number if number.max() + 1 >= folds else np.arange(m)) % folds
     for fold in range(folds):
-        out = np.arange(m) % folds == fold
+        out = of_model == fold
         part, kept = (subsets[~out], y[:, ~out]), seeds[~out]
-        weights = datamodel(*part, kept) if scores is None else regress(scores, *part, seeds=kept).weights
+        weights = datamodel(*part, kept) if scores is None else regress(scores, *part, floor, kept).weights
         centre = (weights @ subsets[~out].T).mean(1, keepdims=True)
         predicted[:, out] = weights @ subsets[out].T - centre
     return predicted

@@ -18,13 +18,15 @@ STREAM = 2  # of subsets and seeds: 0 and 1 are those of half-model influence
 @dataclass(frozen=True)
 class Judge:
     """``subsets`` [M, N], ``outputs`` [M, R, Q] losses, the noise ``ceiling`` of their mean over R seeds, its estimate
-    ``bound``, where these losses gave it, and the ``seeds`` [M], where subsets have different ones.
+    ``bound``, where these losses gave it, or its standard ``error``, where other models did, and the ``seeds`` [M],
+    where subsets have different ones.
     """
 
     subsets: np.ndarray
     outputs: np.ndarray
     ceiling: float
     bound: Ceiling | None = None
+    error: float = 0.0
     seeds: Sequence[int] | None = None
 
     def lds(
@@ -43,13 +45,15 @@ class Judge:
         return lds_intervals(scores, self.subsets, self.outputs, clusters, level, against, predictions)
 
     def share(self, result: RowResult, clusters: Sequence, level: float) -> Interval:
-        """An LDS as a share of the ceiling. A ceiling of other models counts as known: its own error is not in the
-        interval.
+        """An LDS as a share of the ceiling. One of other models errs apart from the LDS: by the delta method,
+        ``(se / share)^2 = (se of the LDS / LDS)^2 + (error / ceiling)^2``.
         """
         if self.bound is not None:
             return share_of_ceiling(result, self.bound, clusters, level)
         of = result.value
-        return Interval(*(part / self.ceiling for part in (*of, of.se)), of.df)
+        value, se = of.value / self.ceiling, np.hypot(of.se, of.value * self.error / self.ceiling) / self.ceiling
+        low, high = ((side - of.value) / of.se * se for side in (of.low, of.high))
+        return Interval(value, value + low, value + high, se, of.df)
 
 
 def new_bank(
@@ -67,14 +71,14 @@ def new_bank(
     return Judge(masks, outputs, bound.value, bound)
 
 
-def of_own_models(
-    masks: np.ndarray, seeds: Sequence[int], log_losses: np.ndarray, value: float, seeds_of_bank: int
-) -> Judge:
+def of_own_models(masks: np.ndarray, seeds: Sequence[int], log_losses: np.ndarray, bank: Ceiling) -> Judge:
     """The halves ``masks`` [m, N] of a residual as judges of what was not regressed on them, log losses [Q, m].
-    ``value``: the ceiling of a bank with ``seeds_of_bank`` seeds on these queries, converted to one seed.
+    ``bank``: the ceiling of a bank on these queries, converted to one seed with its error.
     """
     outputs = np.exp(halves.without_seeds(log_losses, seeds)).T[:, None].astype(np.float32)
-    return Judge(masks, outputs, with_seeds(value, seeds_of_bank, 1), None, seeds)
+    value = with_seeds(bank.value, bank.n_seeds, 1)
+    slope = value / bank.value / (1 - bank.value**2 + bank.value**2 / bank.n_seeds)  # of with_seeds by its value
+    return Judge(masks, outputs, value, error=slope * bank.slope * bank.agreement.se, seeds=seeds)
 
 
 def compare(
