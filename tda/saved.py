@@ -100,8 +100,9 @@ def _opened(source: str, patterns: tuple[str, ...], needed: str) -> str:
     from transformers import PreTrainedConfig
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+    a_folder = source.startswith((".", "~", "/"))  # as it is given: a Path of "./name" has lost its dot
     source = _place(source)
-    local = Path(source).is_absolute() or source.startswith(".") or Path(source).exists()
+    local = a_folder or Path(source).is_absolute() or Path(source).exists()
     if local and not any(file for pattern in patterns for file in Path(source).glob(pattern)):
         raise ValueError(f"model.from={source!r} holds no {needed}")
     with _reading(source, "its config"):

@@ -284,8 +284,9 @@ def test_folder_without_weights_is_refused(tmp_path):
 
 
 def test_relative_folder_that_is_missing_is_refused(tmp_path, monkeypatch):
+    """At once, by what it lacks: nobody asks the hub for a name that is a path."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="no_such_folder/model"):
+    with pytest.raises(ValueError, match="no_such_folder/model' holds no weights"):
         lm.new_model({**SETTINGS, "from": "./no_such_folder/model"}, VOCABULARY, seed=0)
 
 
