@@ -182,7 +182,7 @@ def gradients(
         for piece, block in blocks(source, columns, chunk):
             if unit:
                 share = torch.nn.functional.normalize(block, dim=1) / times
-                found.index_add_(0, torch.arange(piece.start, piece.start + len(block)) // times, share)
+                found.index_add_(0, torch.from_numpy(piece) // times, share)
             else:
                 found[piece] = block
         if not found.isfinite().all():
