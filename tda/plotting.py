@@ -31,7 +31,8 @@ FALLBACK = "#000000"
 NAMES = {
     "abu": "AbU", "airrep": "AirRep", "bgo": "BGO", "bm25": "BM25", "cg": "CG", "concept trak": "Concept-TRAK",
     "d trak": "D-TRAK", "das": "DAS", "datainf": "DataInf", "diffusion trak": "TRAK", "ekfac": "EK-FAC",
-    "ewc": "EWC", "ggn": "GGN",
+    "ewc": "EWC", "ggn": "GGN", "half influence residual": "half-model influence, residual",
+    "half influence": "half-model influence",
     "hessian": "Hessian", "journey trak": "Journey-TRAK", "kfac": "K-FAC", "lissa": "LiSSA", "logra": "LoGra",
     "minilm": "MiniLM", "mucs": "MUCS", "nda": "NDA", "nystrom": "Nyström", "pca": "PCA", "pcg": "PCG",
     "source": "SOURCE", "stride": "STRIDE", "tfidf": "TF-IDF", "tracincp": "TracInCP", "trackstar": "TrackStar",
