@@ -73,9 +73,9 @@ class Options:
 def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
     """Half-model influence [Q, N], in units of a unit-scaled score or, with a residual, of nats of log loss.
 
-    The k + m models and the factors of EK-FAC are kept for the next queries. Gradients of documents are formed again: k
-    x moments x N x P numbers are too many. Memory: (k x moments + m) models, the dampings x Q x P x 4 bytes of
-    solutions and, of every model, dampings x Q x N scores. Raises ``ValueError`` for fewer than two halves, a
+    The k + m models and the factors of EK-FAC are kept for the next queries. Gradients of documents are formed again (k
+    x moments x N x P numbers are too many), and so is GGN. Memory: (k x moments + m) models, the dampings x Q x P x 4
+    bytes of solutions and, of every model, dampings x Q x N scores. Raises ``ValueError`` for fewer than two halves, a
     document in every subset or in none, losses that no damping predicts, and what ``retrain_many`` refuses.
     """
     masks = halves.draw_covering(n_examples(train), options.models, options.seed, options.share)
