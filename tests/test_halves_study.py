@@ -92,6 +92,8 @@ def test_rungs_of_models_of_everything_and_of_halves(world):
     assert np.allclose(found["4 models of everything"], parts.mean(0)[int(np.argmax(reached))])
     same = half_influence.attribute(task, train, queries, models=4, curvature="ggn")
     assert np.allclose(found["dampings combined"], same, atol=1e-5)
+    two = rungs.rungs(task, train, queries, replace(options, models=2), (subsets, outputs), tune)
+    assert list(two) == ["one model", "2 models of everything", "2 models of halves", "inside and outside balanced"]
 
 
 def test_a_judges_subsets_share_their_seeds_and_nobody_else_has_them(world):

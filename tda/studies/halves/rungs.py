@@ -24,7 +24,7 @@ def rungs(
     """Scores [Q, N] of every rung below the residual, each over the same number of models.
 
     ``judge``: subsets and outputs of the bank on whose ``tune`` queries ([Q] bool) one damping is chosen for each of
-    the first four rungs; the fifth combines dampings on the models' own losses instead.
+    the first four rungs; the fifth combines dampings on the models' own losses instead, and needs more than two.
     """
     count = n_examples(train)
     everything, masks = (
@@ -41,15 +41,16 @@ def rungs(
         return scores[int(np.argmax(reached))]
 
     k = options.models
-    return {
+    found = {
         "one model": at_best_damping(whole[0]),
         f"{k} models of everything": at_best_damping(whole.mean(0)),
         f"{k} models of halves": at_best_damping(plain.mean(0)),
         "inside and outside balanced": at_best_damping(parts.mean(0)),
-        "dampings combined": half_influence.combine(
-            parts, masks, half_influence.own_losses(task, queries, masks, options)
-        ),
     }
+    if k > 2:  # of two halves, one would have to tell the loss of the other, which has seen none of its documents
+        own = half_influence.own_losses(task, queries, masks, options)
+        found["dampings combined"] = half_influence.combine(parts, masks, own)
+    return found
 
 
 def leverages_and_newton(
