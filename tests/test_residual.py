@@ -129,6 +129,8 @@ def test_seeds_have_a_mean_of_their_own():
         residual.regress(scores, subsets, y, seeds=[1, 2, 3, 4, 5])
     with pytest.raises(ValueError, match="49 seeds for 96 models: each has a mean of its own"):
         residual.regress(scores, subsets, y, seeds=np.minimum(np.arange(96), 48))
+    with pytest.raises(ValueError, match="96 seeds for 96 models"):
+        residual.datamodel(subsets, y, np.arange(96))
 
 
 def test_what_cannot_be_regressed_is_refused():

@@ -139,18 +139,14 @@ def at_model(
 ) -> np.ndarray:  # fmt: skip
     """``g_q^T (C + d)^-1 g_i`` for all documents, C the curvature of those in ``mask``: [dampings, Q, N] float32."""
     half = take(train, mask)
+    asked = matrix(task, queries, chunk)
     if curvature == "ggn":
         operator = SmallGGN(task, half, chunk)
+        solve = operator.solve
     else:
         operator = named.operator(curvature, task, half, rest="diagonal", seed=seed, chunk=chunk)
-    asked = matrix(task, queries, chunk)
-    solved = []
-    for damping in dampings:
-        shift = named.absolute_damping(operator, damping)
-        if curvature == "ggn":
-            solved.append(operator.solve(asked, shift))
-        else:
-            solved.append(operator.function(lambda w, shift=shift: named.damped(w, shift), asked))
+        solve = lambda v, shift: operator.function(lambda w: named.damped(w, shift), v)  # noqa: E731
+    solved = [solve(asked, named.absolute_damping(operator, damping)) for damping in dampings]
     solutions = torch.cat(solved)
     scores = swept(task, train, lambda block: block @ solutions.T, chunk).T
     return scores.reshape(len(dampings), len(asked), -1).numpy()

@@ -98,13 +98,6 @@ def queries_of(
         raise ValueError(f"a residual of {len(subsets)} models; at least {LEAST} are needed, or none (residual=0).")
     if not (scores.any(1).all() and (y.std(1) > 0).all()):
         raise ValueError("a query's scores are all zero, or its losses are the same in all models: nothing to regress.")
-    if seeds is not None and len(seeds) != len(subsets):
-        raise ValueError(f"{len(seeds)} seeds of {len(subsets)} models; one each.")
-    if seeds is not None and 2 * len(np.unique(seeds)) > len(subsets):
-        raise ValueError(
-            f"{len(np.unique(seeds))} seeds for {len(subsets)} models: each has a mean of its own, and too little is "
-            f"left to regress. Let at least two models share each seed, as halves.seeds_from(..., sharing=2) does."
-        )
     return [Query(w0, subsets, row, floor, seeds) for w0, row in zip(scores, y, strict=True)]
 
 
@@ -116,6 +109,13 @@ class Query:
     """
 
     def __init__(self, w0: np.ndarray, subsets: np.ndarray, y: np.ndarray, floor: float, seeds=None):
+        if seeds is not None and len(seeds) != len(subsets):
+            raise ValueError(f"{len(seeds)} seeds of {len(subsets)} models; one each.")
+        if seeds is not None and 2 * len(np.unique(seeds)) > len(subsets):
+            raise ValueError(
+                f"{len(np.unique(seeds))} seeds for {len(subsets)} models: each has a mean of its own, and too little "
+                f"is left to regress. Let two models or more share each seed: halves.seeds_from(..., sharing=2)."
+            )
         spread = w0**2 + floor * (w0**2).mean() if w0.any() else np.ones(len(w0))
         self.w0, self.subsets, self.y = w0, subsets, y
         of_seeds = np.zeros(len(y), int) if seeds is None else np.unique(seeds, return_inverse=True)[1]
@@ -130,17 +130,23 @@ class Query:
         scale = max(values.sum() / self.degrees, np.finfo(float).tiny)
         self.prior, self.values, self.along = spread / scale, values / scale, self.basis.T @ self.left
 
+    def taken(self, ratio: float) -> np.ndarray:
+        """The share of every coordinate that r takes: ``tau values / (tau values + 1)``."""
+        return ratio * self.values / (ratio * self.values + 1)
+
+    def pi_y(self, ratio: float) -> np.ndarray:
+        return self.left - self.basis @ (self.taken(ratio) * self.along)
+
     def error(self, ratio: float) -> float:
-        taken = ratio * self.values / (ratio * self.values + 1)
-        left_out = (self.left - self.basis @ (taken * self.along)) / (self.free - self.basis**2 @ taken)
+        left_out = self.pi_y(ratio) / (self.free - self.basis**2 @ self.taken(ratio))
         return float((left_out**2).mean() / self.variance)
 
     def unexplained(self, ratio: float) -> float:
         """``y^T Pi y``, the squares that are left, each in units of its variance."""
-        return float(self.left @ self.left - self.along**2 @ (ratio * self.values / (ratio * self.values + 1)))
+        return float(self.left @ self.left - self.along**2 @ self.taken(ratio))
 
     def solve(self, ratio: float) -> tuple[np.ndarray, float]:
-        pi_y = self.left - self.basis @ (ratio * self.values / (ratio * self.values + 1) * self.along)
+        pi_y = self.pi_y(ratio)
         r = ratio * self.prior * (self.subsets.T @ pi_y)
         slope = np.linalg.lstsq(self.fixed, self.y - self.subsets @ r - pi_y, rcond=None)[0][-1] * self.w0.any()
         return slope * self.w0 + r, float(slope)
