@@ -11,6 +11,7 @@ from scipy.optimize import nnls
 from tda import designs, models
 from tda.attribution import attribute
 from tda.attribution import half_influence as method
+from tda.curvature import kronecker
 from tda.curvature.second_derivatives import SmallGGN, dense_ggn
 from tda.evaluation.lds import lds
 from tda.recipe import Recipe
@@ -228,16 +229,25 @@ def test_halves_are_trained_once_for_all_queries(task, data):
     assert not {mask.tobytes() for mask in calls[0]} & {mask.tobytes() for mask in calls[1]}, "m further halves"
 
 
-def test_new_queries_find_the_factors_of_every_half(task, data, monkeypatch):
-    from tda.curvature import kronecker
-
-    sweeps, sweep = [], kronecker._sweep
-    monkeypatch.setattr(kronecker, "_sweep", lambda *given: sweeps.append(1) or sweep(*given))
+@pytest.mark.parametrize("curvature", ["ekfac", "ggn"])
+def test_new_queries_find_the_curvature_of_every_half(task, data, monkeypatch, curvature):
+    module, name = (kronecker, "_sweep") if curvature == "ekfac" else (method, "SmallGGN")
+    calls, original = [], getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *given: calls.append(1) or original(*given))
     counts = []
     for part in (slice(0, 3), slice(3, 8)):
-        attribute("half_influence", task, data[0], take(data[1], part), seed=6, models=12, curvature="ekfac")
-        counts.append(len(sweeps))
+        attribute("half_influence", task, data[0], take(data[1], part), seed=6, models=12, curvature=curvature)
+        counts.append(len(calls))
     assert counts[0] >= 12 and counts[1] == counts[0]
+
+
+def test_the_matrices_of_a_larger_network_are_not_kept(task, data, monkeypatch):
+    monkeypatch.setattr(method, "KEPT", 1)
+    method.small_ggn.forget()
+    first = attribute("half_influence", task, *data, seed=6, **GGN)
+    method.at_model.forget()
+    monkeypatch.setattr(method, "KEPT", 10**6)
+    assert np.array_equal(first, attribute("half_influence", task, *data, seed=6, **GGN))
 
 
 def test_a_task_that_only_retrains_to_the_end_is_enough(task, data):

@@ -40,6 +40,7 @@ from tda.tools.options import Count, Flag, NotNegative, Positive, Share, Whole, 
 
 CURVATURES = ("ggn", "ekfac", "empirical_fisher")
 DAMPINGS = (0.01, 0.1, 1.0, 10.0)  # relative; what is combined
+KEPT = 2000  # parameters of a network whose Gauss-Newton matrices are kept; larger ones are made anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +74,11 @@ class Options:
 def attribute(task: Task, train: Examples, queries: Examples, options: Options) -> np.ndarray:
     """Half-model influence [Q, N], in units of a unit-scaled score or, with a residual, of nats of log loss.
 
-    The k + m models and the factors of EK-FAC are kept for the next queries. Gradients of documents are formed again (k
-    x moments x N x P numbers are too many), and so is GGN. Memory: (k x moments + m) models, the dampings x Q x P x 4
-    bytes of solutions and, of every model, dampings x Q x N scores. Raises ``ValueError`` for fewer than two halves, a
-    document in every subset or in none, losses that no damping predicts, and what ``retrain_many`` refuses.
+    For the next queries, the k + m models are kept, and of 32 models (or moments) the factors of EK-FAC or, up to
+    ``KEPT`` parameters, GGN. Gradients of documents are formed again (k x moments x N x P numbers are too many).
+    Memory: (k x moments + m) models, the dampings x Q x P x 4 bytes of solutions, what is kept of curvatures and, of
+    every model, dampings x Q x N scores. Raises ``ValueError`` for fewer than two halves, a document in every subset or
+    in none, losses that no damping predicts, and what ``retrain_many`` refuses.
     """
     masks = halves.draw_covering(n_examples(train), options.models, options.seed, options.share)
     parts = contributions(task, train, queries, masks, options)
@@ -141,7 +143,8 @@ def at_model(
     half = take(train, mask)
     asked = matrix(task, queries, chunk)
     if curvature == "ggn":
-        operator = SmallGGN(task, half, chunk)
+        made = small_ggn if sum(p.numel() for p in task.params.values()) <= KEPT else small_ggn.__wrapped__
+        operator = made(task, half, chunk)
         solve = operator.solve
     else:
         operator = named.operator(curvature, task, half, rest="diagonal", seed=seed, chunk=chunk)
@@ -150,6 +153,12 @@ def at_model(
     solutions = torch.cat(solved)
     scores = swept(task, train, lambda block: block @ solutions.T, chunk).T
     return scores.reshape(len(dampings), len(asked), -1).numpy()
+
+
+@remembered(32)
+def small_ggn(task: Task, half: Examples, chunk: int) -> SmallGGN:
+    """The Gauss-Newton matrix of a half, kept for the next queries: at most 2 x ``KEPT``^2 x 8 bytes, 64 MB."""
+    return SmallGGN(task, half, chunk)
 
 
 def balance(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from tda.attribution import half_influence
 from tda.attribution.half_influence import Options
 from tda.curvature import named
 from tda.curvature.second_derivatives import SmallGGN, pseudo_gradients
+from tda.curvature.solvers import cg, last
 from tda.evaluation.lds import lds
 from tda.task import Examples, Params, Task, n_examples, take
 from tda.tools import halves
@@ -81,15 +83,20 @@ def leverages_and_newton(
 
 def group_newton(task: Task, train: Examples, queries: Examples, subsets: np.ndarray, damping: float) -> np.ndarray:
     """What one Newton step on a whole subset changes, [Q, M], larger where the query's loss falls more: from the model
-    of a half, ``g_q^T (C_S + d)^-1 g_S`` with C_S and the mean gradient g_S of the documents of the subset S.
+    of a half, ``g_q^T (C_S + d)^-1 g_S`` with C_S and the mean gradient g_S of the documents of the subset S. Conjugate
+    gradients for all subsets side by side, on the pseudo-gradients of all documents.
     """
-    asked, own, found = matrix(task, queries), matrix(task, train), []
-    for subset in subsets:
-        operator = SmallGGN(task, take(train, subset))
-        slope = own[torch.from_numpy(subset)].mean(0)
-        step = operator.solve(slope[None], named.absolute_damping(operator, damping))[0]
-        found.append((asked @ step).numpy())
-    return np.stack(found, 1)
+    count, members = n_examples(train), torch.from_numpy(subsets).float()
+    classes = list(pseudo_gradients(task, train, "exact", chunk=count))
+    rows, weights = torch.cat(classes), (members / members.sum(1, keepdim=True)).repeat(1, len(classes))
+    shifts = damping * weights @ rows.square().mean(1)  # in units of the mean eigenvalue of C_S
+
+    def product(v: torch.Tensor) -> torch.Tensor:
+        return ((v @ rows.T) * weights) @ rows + shifts[:, None] * v
+
+    slopes = weights[:, :count] @ matrix(task, train)
+    steps = last(cg(SimpleNamespace(matvec=product), slopes, damping=0.0, iterations=1000)).solution()
+    return (matrix(task, queries) @ steps.T).numpy()
 
 
 def at_halves(task: Task, masks: np.ndarray, models: list[Params], score) -> np.ndarray:
