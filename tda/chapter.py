@@ -49,7 +49,9 @@ class Saving:
         plt.show()
 
     def save_table(self, frame: pd.DataFrame, what: str) -> None:
-        """Write a table as ``tables/<what>[_<testbed>].csv``."""
+        """Write a table as ``tables/<what>[_<testbed>].csv``. Raises ``ValueError`` for a name that findings have."""
+        if what in (f"{self.name[:2]}_{part}" for part in ("findings", "cost")):
+            raise ValueError(f"{what} is a table that save_findings writes, and would be lost; give another name.")
         write_table(self.path(f"tables/{self._named(what)}.csv"), frame)
 
     def save_page(self, what: str, title: str, parts: Sequence[str]) -> None:

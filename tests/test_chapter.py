@@ -128,6 +128,9 @@ def test_files_stand_under_the_chapters_name_and_only_where_they_are_declared(ch
             ValueError, match=r"is not declared: workflow/config/chapters/10_bgo\.yaml lists .*10_premise"
         ):
             attempt()
+    for name in ("10_findings", "10_cost"):
+        with pytest.raises(ValueError, match=f"{name} is a table that save_findings writes"):
+            chapter.save_table(pd.DataFrame({"a": [1]}), name)
     assert sorted(p.name for p in (tmp_path / "figures").glob("*.png")) == ["10_premise_people.png"]
 
 

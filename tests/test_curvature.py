@@ -445,6 +445,9 @@ def test_functions_agree_with_the_matrix(nets, name, curvature):
         wanted = v @ vectors @ torch.diag(f(values)) @ vectors.T
         close(operator.function(f, v)[:, covered], wanted[:, covered], rtol=1e-7)
         assert (operator.function(f, v)[:, ~covered] == 0).all()
+    twice, thrice = operator.functions([lambda w: 2 * w, lambda w: 3 * w], v)
+    close(twice / 2, operator.matvec(v))
+    close(thrice / 3, operator.matvec(v))
     spectrum = operator.spectrum()
     assert (spectrum.diff() <= 0).all()
     close(spectrum.sum(), whole.trace(), rtol=1e-7)

@@ -31,8 +31,8 @@ class Dense:
     def __init__(self, written):
         self.values, self.vectors = torch.linalg.eigh(written)
 
-    def function(self, f, v):
-        return v @ self.vectors * f(self.values) @ self.vectors.T
+    def functions(self, several, v):
+        return [v @ self.vectors * f(self.values) @ self.vectors.T for f in several]
 
 
 def squared(params, batch, reduction="mean"):

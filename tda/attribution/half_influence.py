@@ -24,6 +24,7 @@ al. 2022).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -118,11 +119,15 @@ def own_losses(task: Task, queries: Examples, masks: np.ndarray, options: Option
     return halves.log_losses(task, [moments[-1] for moments in own_models(task, masks, options)], queries)
 
 
-def contributions(task: Task, train: Examples, queries: Examples, masks: np.ndarray, options: Options) -> np.ndarray:
-    """The (balanced) scores of every half, [k, dampings, Q, N] float32; the mean over its moments."""
+def contributions(
+    task: Task, train: Examples, queries: Examples, masks: np.ndarray, options: Options, first: int | None = None
+) -> np.ndarray:
+    """The (balanced) scores of every half, [k, dampings, Q, N] float32; the mean over its moments. ``first``: only of
+    so many halves, though all are trained.
+    """
     dampings = (options.damping,) if options.damping else DAMPINGS
     found = []
-    for mask, moments in zip(masks, own_models(task, masks, options), strict=True):
+    for mask, moments in zip(masks[:first], own_models(task, masks, options)[:first], strict=True):
         if options.moment:
             moments = moments[max(0, options.moment - options.around - 1) : options.moment + options.around]
         scores = []
@@ -145,12 +150,14 @@ def at_model(
     if curvature == "ggn":
         made = small_ggn if sum(p.numel() for p in task.params.values()) <= KEPT else small_ggn.__wrapped__
         operator = made(task, half, chunk)
-        solve = operator.solve
     else:
         operator = named.operator(curvature, task, half, rest="diagonal", seed=seed, chunk=chunk)
-        solve = lambda v, shift: operator.function(lambda w: named.damped(w, shift), v)  # noqa: E731
-    solved = [solve(asked, named.absolute_damping(operator, damping)) for damping in dampings]
-    solutions = torch.cat(solved)
+    shifts = [named.absolute_damping(operator, damping) for damping in dampings]
+    solutions = torch.cat(
+        [operator.solve(asked, shift) for shift in shifts]
+        if curvature == "ggn"
+        else operator.functions([partial(named.damped, damping=shift) for shift in shifts], asked)
+    )
     scores = swept(task, train, lambda block: block @ solutions.T, chunk).T
     return scores.reshape(len(dampings), len(asked), -1).numpy()
 

@@ -6,7 +6,7 @@ operator knows C = Q diag(w) Q^T and applies any function of its eigenvalues, su
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -55,7 +55,12 @@ class Spectral(Operator):
 
     def function(self, f: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
         """``v f(C)`` for every row of ``v`` [B, P]; ``f`` maps the tensor of eigenvalues to one of the same shape."""
-        return self.lift(self.project(v) * f(self.eigenvalues).to(v.dtype))
+        return self.functions([f], v)[0]
+
+    def functions(self, several: Sequence[Callable[[Tensor], Tensor]], v: Tensor) -> list[Tensor]:
+        """:meth:`function` for several f, from one projection: half of the work of each but the first."""
+        along = self.project(v)
+        return [self.lift(along * f(self.eigenvalues).to(v.dtype)) for f in several]
 
     def matvec(self, v: Tensor) -> Tensor:
         return self.function(lambda w: w, v)
@@ -183,7 +188,7 @@ class Blocks(Spectral):
 
 class Dual(Spectral):
     """``G^T G / N`` through its Gram matrix ``G G^T`` [N, N]: at most N eigenvalues, and zero on all that G does not
-    span. ``rows`` G [N, P]. ``function`` gives the complement f(0); ``scale`` is tr / N.
+    span. ``rows`` G [N, P]. ``functions`` give the complement f(0); ``scale`` is tr / N.
     """
 
     def __init__(self, rows: Tensor, gram: Tensor):
@@ -195,12 +200,16 @@ class Dual(Spectral):
         if not self.kept.any():
             raise ValueError("the empirical Fisher is zero: every training gradient vanishes. Attribute earlier.")
 
-    def function(self, f: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+    def functions(self, several: Sequence[Callable[[Tensor], Tensor]], v: Tensor) -> list[Tensor]:
         values, weights = self.eigenvalues[self.kept], self.weights[:, self.kept]
-        rest = f(values.new_zeros(1))
         along = (v.to(self.dtype) @ self.rows.T).double() @ weights
-        inner = along * ((f(values) - rest) / values) @ weights.T / len(self.rows)
-        return rest.to(v.dtype) * v + (inner.to(self.dtype) @ self.rows).to(v.dtype)
+
+        def lifted(f: Callable[[Tensor], Tensor]) -> Tensor:
+            rest = f(values.new_zeros(1))
+            inner = along * ((f(values) - rest) / values) @ weights.T / len(self.rows)
+            return rest.to(v.dtype) * v + (inner.to(self.dtype) @ self.rows).to(v.dtype)
+
+        return [lifted(f) for f in several]
 
 
 def finite(value: Tensor, what: str) -> Tensor:

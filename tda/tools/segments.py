@@ -108,8 +108,8 @@ def _exponential(operator, rates: np.ndarray, p: Tensor, u: Tensor, momentum: fl
     def passed(w: Tensor) -> Tensor:
         return _bounded(torch.exp(-total * (w.double() + weight_decay)))
 
-    after = operator.function(passed, p)  # first, as it may be refused
-    return operator.function(injected, p), after, u
+    after, direction = operator.functions([passed, injected], p)  # the first may be refused
+    return direction, after, u
 
 
 def _recursion(operator, rates: np.ndarray, p: Tensor, u: Tensor, momentum: float, weight_decay: float):
@@ -119,7 +119,8 @@ def _recursion(operator, rates: np.ndarray, p: Tensor, u: Tensor, momentum: floa
         return response[row, column]
 
     entering = (p, u) if momentum else (p,)
-    return [sum(operator.function(partial(factor, row, c), v) for c, v in enumerate(entering)) for row in range(3)]
+    parts = [operator.functions([partial(factor, row, c) for row in range(3)], v) for c, v in enumerate(entering)]
+    return [sum(of_row) for of_row in zip(*parts, strict=True)]
 
 
 def _bounded(factor: Tensor) -> Tensor:

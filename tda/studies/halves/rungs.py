@@ -20,38 +20,35 @@ from tda.tools.gradients import matrix
 
 
 def rungs(
-    task: Task, train: Examples, queries: Examples, options: Options, judge: tuple[np.ndarray, np.ndarray],
+    task: Task, train: Examples, queries: Examples, options: Options, few: int, judge: tuple[np.ndarray, np.ndarray],
     tune: np.ndarray,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """Scores [Q, N] of every rung below the residual, each over the same number of models.
+    """Scores [Q, N] of every rung below the residual, each over ``few`` models, which are the first of those of
+    ``options`` where they are of halves.
 
     ``judge``: subsets and outputs of the bank on whose ``tune`` queries ([Q] bool) one damping is chosen for each of
     the first four rungs; the fifth combines dampings on the models' own losses instead, and needs more than two.
     """
     count = n_examples(train)
-    everything, masks = (
-        np.ones((options.models, count), bool),
-        halves.draw_covering(count, options.models, options.seed),
-    )
-    whole = half_influence.contributions(task, train, queries, everything, options)
-    plain = half_influence.contributions(task, train, queries, masks, replace(options, balanced=False))
-    parts = half_influence.contributions(task, train, queries, masks, options)
+    masks = halves.draw_covering(count, options.models, options.seed, options.share)
+    whole = half_influence.contributions(task, train, queries, np.ones((few, count), bool), options)
+    plain = half_influence.contributions(task, train, queries, masks, replace(options, balanced=False), few)
+    parts = half_influence.contributions(task, train, queries, masks, options, few)
     on_tune = judge[0], judge[1][..., tune]
 
     def at_best_damping(scores: np.ndarray) -> np.ndarray:
         reached = [float(lds(one[tune], *on_tune).mean()) for one in scores]
         return scores[int(np.argmax(reached))]
 
-    k = options.models
     found = {
         "one model": at_best_damping(whole[0]),
-        f"{k} models of everything": at_best_damping(whole.mean(0)),
-        f"{k} models of halves": at_best_damping(plain.mean(0)),
+        f"{few} models of everything": at_best_damping(whole.mean(0)),
+        f"{few} models of halves": at_best_damping(plain.mean(0)),
         "inside and outside balanced": at_best_damping(parts.mean(0)),
     }
-    if k > 2:  # of two halves, one would have to tell the loss of the other, which has seen none of its documents
-        own = half_influence.own_losses(task, queries, masks, options)
-        found["dampings combined"] = half_influence.combine(parts, masks, own)
+    if few > 2:  # of two halves, one would have to tell the loss of the other, which has seen none of its documents
+        own = half_influence.own_losses(task, queries, masks, options)[:, :few]
+        found["dampings combined"] = half_influence.combine(parts, masks[:few], own)
     return found
 
 
