@@ -84,17 +84,19 @@ def test_rungs_of_models_of_everything_and_of_halves(world):
     subsets = halves.draw(30, 8, 9, stream=3)
     outputs = np.random.default_rng(0).random((8, 2, 5))
     tune = np.array([True, True, True, False, False])
-    found = rungs.rungs(task, train, queries, options, 4, (subsets, outputs), tune)
-    assert list(found)[1:4] == ["4 models of everything", "4 models of halves", "inside and outside balanced"]
     everything = np.ones((4, 30), bool)
-    parts = half_influence.contributions(task, train, queries, everything, options)
+    of_everything = half_influence.own_models(task, everything, options)
+    found = rungs.rungs(task, train, queries, options, of_everything, (subsets, outputs), tune)
+    assert list(found)[1:4] == ["4 models of everything", "4 models of halves", "inside and outside balanced"]
+    parts = half_influence.contributions(task, train, queries, everything, of_everything, options)
     reached = [lds(one[tune], subsets, outputs[..., tune]).mean() for one in parts.mean(0)]
     assert np.allclose(found["4 models of everything"], parts.mean(0)[int(np.argmax(reached))])
     same = half_influence.attribute(task, train, queries, models=4, curvature="ggn")
     assert np.allclose(found["dampings combined"], same, atol=1e-5)
-    two = rungs.rungs(task, train, queries, options, 2, (subsets, outputs), tune)
+    two = rungs.rungs(task, train, queries, options, of_everything[:2], (subsets, outputs), tune)
     halved = halves.draw_covering(30, 4, 0)
-    first = half_influence.contributions(task, train, queries, halved, options)[:2].mean(0)
+    own = half_influence.own_models(task, halved, options)
+    first = half_influence.contributions(task, train, queries, halved, own, options)[:2].mean(0)
     assert any(np.array_equal(two["inside and outside balanced"], one) for one in first)
     assert list(two) == ["one model", "2 models of everything", "2 models of halves", "inside and outside balanced"]
 

@@ -23,6 +23,7 @@ al. 2022).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -33,7 +34,7 @@ from scipy.optimize import nnls
 from tda.attribution.registry import method
 from tda.curvature import named
 from tda.curvature.second_derivatives import SmallGGN
-from tda.task import Examples, Task, n_examples, take
+from tda.task import Examples, Params, Task, n_examples, take
 from tda.tools import halves, residual
 from tda.tools.cache import remembered
 from tda.tools.gradients import CHUNK, matrix, swept
@@ -82,7 +83,7 @@ def attribute(task: Task, train: Examples, queries: Examples, options: Options) 
     in none, losses that no damping predicts, and what ``retrain_many`` refuses.
     """
     masks = halves.draw_covering(n_examples(train), options.models, options.seed, options.share)
-    parts = contributions(task, train, queries, masks, options)
+    parts = contributions(task, train, queries, masks, own_models(task, masks, options), options)
     scores = (
         combine(parts, masks, own_losses(task, queries, masks, options)) if len(parts[0]) > 1 else parts.mean((0, 1))
     )
@@ -102,7 +103,7 @@ def further_halves(
     return masks, seeds, halves.log_losses(task, [moments[-1] for moments in models], queries)
 
 
-def own_models(task: Task, masks: np.ndarray, options: Options) -> list[list[dict]]:
+def own_models(task: Task, masks: np.ndarray, options: Options) -> list[list[Params]]:
     """Of every half, the parameters at its recorded moments, or at the end alone."""
     recorded = 1
     if options.moment:
@@ -120,16 +121,15 @@ def own_losses(task: Task, queries: Examples, masks: np.ndarray, options: Option
 
 
 def contributions(
-    task: Task, train: Examples, queries: Examples, masks: np.ndarray, options: Options, first: int | None = None
+    task: Task, train: Examples, queries: Examples, masks: np.ndarray, models: Sequence[list[Params]], options: Options
 ) -> np.ndarray:
-    """The (balanced) scores of every half, [k, dampings, Q, N] float32; the mean over its moments. ``first``: only of
-    so many halves, though all are trained.
+    """The (balanced) scores at ``models``, each the moments of a run on the half in ``masks``, [k, dampings, Q, N]
+    float32; the mean over the chosen moments.
     """
     dampings = (options.damping,) if options.damping else DAMPINGS
-    found = []
-    for mask, moments in zip(masks[:first], own_models(task, masks, options)[:first], strict=True):
-        if options.moment:
-            moments = moments[max(0, options.moment - options.around - 1) : options.moment + options.around]
+    last, found = options.moment + options.around, []
+    for mask, moments in zip(masks, models, strict=True):
+        moments = moments[max(0, options.moment - options.around - 1) : last] if options.moment else moments[-1:]
         scores = []
         for params in moments:
             here = replace(task, params=params)

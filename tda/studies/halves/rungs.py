@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -20,20 +21,21 @@ from tda.tools.gradients import matrix
 
 
 def rungs(
-    task: Task, train: Examples, queries: Examples, options: Options, few: int, judge: tuple[np.ndarray, np.ndarray],
-    tune: np.ndarray,
+    task: Task, train: Examples, queries: Examples, options: Options, of_everything: Sequence[list[Params]],
+    judge: tuple[np.ndarray, np.ndarray], tune: np.ndarray,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """Scores [Q, N] of every rung below the residual, each over ``few`` models, which are the first of those of
-    ``options`` where they are of halves.
+    """Scores [Q, N] of every rung below the residual, each over as many models: those ``of_everything``, given by the
+    moments of their runs, and the first of the halves of ``options``.
 
     ``judge``: subsets and outputs of the bank on whose ``tune`` queries ([Q] bool) one damping is chosen for each of
     the first four rungs; the fifth combines dampings on the models' own losses instead, and needs more than two.
     """
-    count = n_examples(train)
-    masks = halves.draw_covering(count, options.models, options.seed, options.share)
-    whole = half_influence.contributions(task, train, queries, np.ones((few, count), bool), options)
-    plain = half_influence.contributions(task, train, queries, masks, replace(options, balanced=False), few)
-    parts = half_influence.contributions(task, train, queries, masks, options, few)
+    few, given = len(of_everything), (task, train, queries)
+    masks = halves.draw_covering(n_examples(train), options.models, options.seed, options.share)
+    own, whole_masks = half_influence.own_models(task, masks, options)[:few], np.ones((few, masks.shape[1]), bool)
+    whole = half_influence.contributions(*given, whole_masks, of_everything, options)
+    plain = half_influence.contributions(*given, masks[:few], own, replace(options, balanced=False))
+    parts = half_influence.contributions(*given, masks[:few], own, options)
     on_tune = judge[0], judge[1][..., tune]
 
     def at_best_damping(scores: np.ndarray) -> np.ndarray:
@@ -47,8 +49,8 @@ def rungs(
         "inside and outside balanced": at_best_damping(parts.mean(0)),
     }
     if few > 2:  # of two halves, one would have to tell the loss of the other, which has seen none of its documents
-        own = half_influence.own_losses(task, queries, masks, options)[:, :few]
-        found["dampings combined"] = half_influence.combine(parts, masks[:few], own)
+        log_losses = half_influence.own_losses(task, queries, masks, options)[:, :few]
+        found["dampings combined"] = half_influence.combine(parts, masks[:few], log_losses)
     return found
 
 
