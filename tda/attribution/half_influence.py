@@ -153,12 +153,11 @@ def at_model(
     else:
         operator = named.operator(curvature, task, half, rest="diagonal", seed=seed, chunk=chunk)
     shifts = [named.absolute_damping(operator, damping) for damping in dampings]
-    solutions = torch.cat(
-        [operator.solve(asked, shift) for shift in shifts]
-        if curvature == "ggn"
-        else operator.functions([partial(named.damped, damping=shift) for shift in shifts], asked)
-    )
-    scores = swept(task, train, lambda block: block @ solutions.T, chunk).T
+    if curvature == "ggn":
+        solutions = [operator.solve(asked, shift) for shift in shifts]
+    else:
+        solutions = operator.functions([partial(named.damped, damping=shift) for shift in shifts], asked)
+    scores = swept(task, train, lambda block: torch.cat([block @ one.T for one in solutions], 1), chunk).T
     return scores.reshape(len(dampings), len(asked), -1).numpy()
 
 
