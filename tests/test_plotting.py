@@ -1,6 +1,7 @@
 """What is drawn is what was given: text is escaped in a page and no formula in a figure, numbers keep their places."""
 
 import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -119,3 +120,13 @@ def test_proponents_are_orange_and_opponents_blue():
 def test_methods_are_called_by_their_names(row_id, name):
     """Whole words only: "source" in "resource" stays."""
     assert plotting.named(row_id) == name
+
+
+def test_nothing_is_cut_off_in_the_committed_figures():
+    """What runs out of a figure has ink in its outermost rows or columns of pixels."""
+    cut = []
+    for path in sorted((Path(__file__).parents[1] / "figures").glob("*.png")):
+        pixels = plt.imread(path)[..., :3]
+        if min(edge.min() for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])) < 0.9:
+            cut.append(path.name)
+    assert not cut, "shorten their titles and labels, or break the lines"
