@@ -50,7 +50,7 @@ class Saving:
 
     def save_table(self, frame: pd.DataFrame, what: str) -> None:
         """Write a table as ``tables/<what>[_<testbed>].csv``. Raises ``ValueError`` for a name that findings have."""
-        if what in (f"{self.name[:2]}_{part}" for part in ("findings", "cost")):
+        if what in (f"{self.name[:2]}_{part}" for part in evidence.TABLES):
             raise ValueError(f"{what} is a table that save_findings writes, and would be lost; give another name.")
         write_table(self.path(f"tables/{self._named(what)}.csv"), frame)
 

@@ -28,6 +28,7 @@ from tda.evaluation.rates import Rate, least
 from tda.testbeds import Testbed
 
 SECONDS = "finding_cost_"  # how names of findings on seconds start
+TABLES = ("findings", "cost")  # of findings, behind the chapter's number: of those on seconds the second
 COUNTS = ("successes", "trials", "lost")  # of a rate, from which its limits at another level follow
 COLUMNS = ("finding", "value", "low", "high", "df", *COUNTS)
 
@@ -159,7 +160,7 @@ def _findings(notebook: str, config: dict, testbed: Testbed | None, seconds: boo
     a cost table, which is not repeated to the byte.
     """
     suffix = f"_{testbed.name}" if testbed else ""
-    path = figures_dir(config) / "tables" / f"{notebook[:2]}_{'cost' if seconds else 'findings'}{suffix}.csv"
+    path = figures_dir(config) / "tables" / f"{notebook[:2]}_{TABLES[seconds]}{suffix}.csv"
     name, key = (testbed.name, models.model_key(testbed)) if testbed else (None, None)
     made = {"notebook": notebook, "profile": config["profile"], "seed": config["seed"]}
     return path, {"kind": "findings", "testbed": name, "key": key, **made}

@@ -242,12 +242,16 @@ def test_new_queries_find_the_curvature_of_every_half(task, data, monkeypatch, c
 
 
 def test_the_matrices_of_a_larger_network_are_not_kept(task, data, monkeypatch):
+    made, original = [], method.SmallGGN
+    monkeypatch.setattr(method, "SmallGGN", lambda *given: made.append(1) or original(*given))
     monkeypatch.setattr(method, "KEPT", 1)
     method.small_ggn.forget()
+    method.at_model.forget()
     first = attribute("half_influence", task, *data, seed=6, **GGN)
     method.at_model.forget()
     monkeypatch.setattr(method, "KEPT", 10**6)
     assert np.array_equal(first, attribute("half_influence", task, *data, seed=6, **GGN))
+    assert len(made) == 2 * GGN["models"], "the second call found nothing that the first had kept"
 
 
 def test_a_task_that_only_retrains_to_the_end_is_enough(task, data):
